@@ -1,0 +1,91 @@
+"""Offline data in memory: flat arrays and episode offsets, the one form that every reader returns."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Hold whole episodes back to back.
+
+    Episode i occupies rows offsets[i] to offsets[i + 1]. All arrays are float32 but for the flags and offsets.
+    """
+
+    observations: np.ndarray  # [N, S]
+    actions: np.ndarray  # [N, A]
+    rewards: np.ndarray  # [N]
+    terminals: np.ndarray  # bool [N]; True on the last row of an episode that ended by itself, not by a time limit
+    offsets: np.ndarray  # int64 [E + 1]
+    source: str  # dataset id or path
+    task: str | None = None  # Gymnasium id, where the source says or implies it
+    num_dropped_rows: int = 0  # rows of an unfinished episode at the end of the source
+    attributes: dict[str, Any] = field(default_factory=dict)  # provenance found in the source
+
+    @property
+    def num_transitions(self) -> int:
+        """Number of rows."""
+        return len(self.rewards)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, int64 [E]."""
+        return np.diff(self.offsets)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of each episode, float64 [E]."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
+
+    def timesteps(self) -> np.ndarray:
+        """Return each row's step within its episode, int64 [N]."""
+        return np.arange(self.num_transitions) - np.repeat(self.offsets[:-1], self.lengths)
+
+    def returns_to_go(self, *, delayed: bool = False) -> np.ndarray:
+        """Return the sum of rewards from each row to its episode's end, float32 [N].
+
+        With `delayed`, all reward counts as given on the last step, so every row sees its episode's return.
+        """
+        totals = np.repeat(self.returns, self.lengths)
+        if delayed:
+            return totals.astype(np.float32)
+        before = np.cumsum(self.rewards.astype(np.float64)) - self.rewards  # reward earlier in the file
+        return (totals - (before - np.repeat(before[self.offsets[:-1]], self.lengths))).astype(np.float32)
+
+    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and std of the observations, float32 [S] each; a constant column gets std 1.
+
+        A constant column tells the model nothing, and dividing by its rounding noise would turn the first deviation
+        at evaluation into a huge input.
+        """
+        observations = self.observations.astype(np.float64)
+        mean, std = observations.mean(axis=0), observations.std(axis=0)
+        constant = std < 1e-5 * np.maximum(1, np.abs(mean))
+        return mean.astype(np.float32), np.where(constant, 1, std + 1e-6).astype(np.float32)
+
+    def best(self, fraction: float) -> "Trajectories":
+        """Keep the episodes of highest return while their rows are at most `fraction` of all rows, at least one."""
+        order = np.argsort(self.returns, kind="stable")[::-1]
+        kept = np.cumsum(self.lengths[order]) <= fraction * self.num_transitions
+        kept[0] = True
+        return self.select(np.sort(order[kept]))
+
+    def select(self, episodes: np.ndarray) -> "Trajectories":
+        """Return the given episodes, in that order."""
+        if len(episodes) == self.num_episodes and np.array_equal(episodes, np.arange(self.num_episodes)):
+            return self
+        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in episodes])
+        return replace(
+            self,
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            terminals=self.terminals[rows],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[episodes])]).astype(np.int64),
+        )

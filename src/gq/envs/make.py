@@ -1,0 +1,14 @@
+"""Environments as gq runs them: quiet, without Gymnasium's checking wrapper."""
+
+from typing import Any
+
+import gymnasium
+import mujoco
+
+
+def make(task: str, **options: Any) -> gymnasium.Env:
+    """Return a Gymnasium environment; options go to its constructor (render_mode, width, camera_name, ...)."""
+    # MuJoCo warns about HalfCheetah's model into MUJOCO_LOG.TXT in the current folder unless a handler is set.
+    mujoco.set_mju_user_warning(lambda message: None)
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # v4 ids are out of date on purpose
+    return gymnasium.make(task, disable_env_checker=True, **options)

@@ -1,0 +1,51 @@
+"""The shape of a sequence model, as plain numbers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Describe a Decision Transformer's backbone and its token embeddings.
+
+    `qwen3` is the decoder of Qwen3 (RMSNorm, rotary positions, grouped queries, QK-norm, SwiGLU, no biases);
+    `gpt2` is the one of the original Decision Transformer (LayerNorm, biases, learned timestep table only).
+    """
+
+    backbone: Literal["qwen3", "gpt2"] = "qwen3"
+    embed_dim: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 2  # gpt2 has no grouped queries: equal to num_heads there
+    head_dim: int = 0  # 0: embed_dim / num_heads
+    mlp_ratio: float = 3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
+    activation: Literal["silu", "gelu", "relu"] = "silu"
+    dropout: float = 0.1
+    context_length: int = 20  # environment steps; each is three tokens
+    timestep_embedding: bool = True  # a learned vector per step of the episode, added to its three tokens
+    max_timestep: int = 1000  # rows of that table; later steps share the last row
+    rope_theta: float = 10_000.0
+
+    @property
+    def attention_head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return int(self.mlp_ratio * self.embed_dim)
+
+    def problem(self) -> str | None:
+        """Return what makes this shape impossible, or None."""
+        if not self.head_dim and self.embed_dim % self.num_heads:
+            return f"model.embed_dim {self.embed_dim} is not a multiple of model.num_heads {self.num_heads}"
+        if self.num_heads % self.num_kv_heads:
+            return f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
+        if self.backbone == "gpt2" and self.num_kv_heads != self.num_heads:
+            return "model.backbone gpt2 has no grouped queries: set model.num_kv_heads equal to model.num_heads"
+        if self.backbone == "gpt2" and not self.timestep_embedding:
+            return "model.backbone gpt2 has no positions without model.timestep_embedding"
+        if self.backbone == "qwen3" and self.attention_head_dim % 2:
+            return f"rotary positions need an even head width, not {self.attention_head_dim}"
+        return None

@@ -1,0 +1,104 @@
+"""The Decision Transformer (arXiv 2106.01345): tokens (return-to-go, observation, action) per step, causal attention.
+
+The model takes raw observations, actions and returns and holds its own scaling, so training, evaluation and a
+loaded checkpoint cannot disagree about it. Shapes: B batch, T steps, S observation_dim, A action_dim, H embed_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gq.models.config import ModelConfig
+from gq.models.gpt2 import GPT2Backbone
+from gq.models.scaling import Scaling
+from gq.models.transformer import RMS_EPS, Qwen3Backbone
+
+OBSERVATION_TOKENS = slice(1, None, 3)
+LAST_TOKEN = slice(-1, None)
+
+
+class DecisionTransformer(nn.Module):
+    """Predict actions from returns-to-go, observations and earlier actions.
+
+    The action of step t is read from the token of observation t, so it depends on returns-to-go and observations up
+    to t and on actions before t.
+    """
+
+    def __init__(self, config: ModelConfig, *, observation_dim: int, action_dim: int) -> None:
+        super().__init__()
+        if problem := config.problem():
+            raise ValueError(problem)
+        self.config = config
+        self.scaling = Scaling(observation_dim, action_dim)
+        self.embed_return = nn.Linear(1, config.embed_dim)
+        self.embed_observation = nn.Linear(observation_dim, config.embed_dim)
+        self.embed_action = nn.Linear(action_dim, config.embed_dim)
+        if config.timestep_embedding:
+            self.embed_timestep = nn.Embedding(config.max_timestep, config.embed_dim)
+            nn.init.normal_(self.embed_timestep.weight, std=0.02)
+        self.embed_norm: nn.Module
+        self.backbone: nn.Module
+        if config.backbone == "qwen3":
+            self.embed_norm, self.backbone = nn.RMSNorm(config.embed_dim, eps=RMS_EPS), Qwen3Backbone(config)
+        else:
+            self.embed_norm, self.backbone = nn.LayerNorm(config.embed_dim), GPT2Backbone(config)
+        self.predict_action = nn.Linear(config.embed_dim, action_dim)
+
+    def embed(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
+        """Return tokens [B, 3T, H], or [B, 3T - 1, H] when the last action is not given (it is to be chosen)."""
+        num_steps = observations.shape[1]
+        is_open = actions.shape[1] == num_steps - 1
+        scaled_actions = self.scaling.scale_actions(actions)
+        if is_open:
+            scaled_actions = F.pad(scaled_actions, (0, 0, 0, 1))
+        embedded = [
+            self.embed_return(self.scaling.scale_returns(returns_to_go)),
+            self.embed_observation(self.scaling.scale_observations(observations)),
+            self.embed_action(scaled_actions),
+        ]
+        tokens = torch.stack(embedded, dim=2)  # [B, T, 3, H]
+        if self.config.timestep_embedding:
+            rows = timesteps.clamp(max=self.config.max_timestep - 1)
+            tokens = tokens + self.embed_timestep(rows)[:, :, None]
+        tokens = tokens.flatten(1, 2)  # [B, 3T, H]: R_1, s_1, a_1, R_2, ...
+        return self.embed_norm(tokens[:, :-1] if is_open else tokens)
+
+    def forward(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return predicted actions [B, T, A] scaled to (-1, 1).
+
+        observations [B, T, S], actions [B, T, A] or [B, T - 1, A], returns_to_go [B, T, 1] and timesteps [B, T] (int)
+        in the units of the environment. `valid` [B, T] marks real steps; it is needed only with padding on the left,
+        since causality already hides padding on the right.
+        """
+        tokens = self.embed(observations, actions, returns_to_go, timesteps)
+        mask = None if valid is None else attention_mask(valid, tokens.shape[1])
+        return self.head(self.backbone(tokens, mask, OBSERVATION_TOKENS))
+
+    def act(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the next action [B, A] in the units of the environment.
+
+        observations [B, T, S], returns_to_go [B, T, 1] and timesteps [B, T] include the current step, actions
+        [B, T - 1, A] are those taken before it.
+        """
+        tokens = self.embed(observations, actions, returns_to_go, timesteps)  # [B, 3T - 1, H]
+        hidden = self.backbone(tokens, None, LAST_TOKEN)
+        return self.scaling.unscale_actions(self.head(hidden)[:, -1])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return scaled actions [B, Q, A] in float32 from hidden states of observation tokens."""
+        return torch.tanh(self.predict_action(hidden).float())
+
+
+def attention_mask(valid: Tensor, num_tokens: int) -> Tensor:
+    """Return [B, 1, T, T], True where a token may attend: itself, and earlier tokens of real steps."""
+    keys = valid.bool().repeat_interleave(3, dim=1)[:, None, None, :num_tokens]
+    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=valid.device).tril()
+    # The diagonal stays open so that no row is fully masked, whose softmax is undefined.
+    return (causal & keys) | torch.eye(num_tokens, dtype=torch.bool, device=valid.device)

@@ -1,0 +1,104 @@
+"""The Qwen3 decoder over embedded tokens: RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU.
+
+Source: Qwen3 technical report (arXiv 2505.09388), numerically equal to the published reference implementation.
+Shapes: B batch, T tokens, H embed_dim, N query heads, G key/value heads, D head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gq.models.attention import attend, mask_rows
+from gq.models.config import ModelConfig
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+RMS_EPS = 1e-6
+EVERY_TOKEN = slice(None)
+
+
+def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position * theta^(-2j / head_dim), each float32 [num_positions, head_dim], halves repeated."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (j, j + D/2) of x [B, T, N, D] by the angles in cos and sin [T, 1, D]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention; q and k are normalised per head before the rotation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim, self.dropout = config.attention_head_dim, config.dropout
+        self.query_key_value = nn.Linear(config.embed_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
+        self.output = nn.Linear(self.num_heads * self.head_dim, config.embed_dim, bias=False)
+        self.query_norm = nn.Parameter(torch.ones(self.head_dim))
+        self.key_norm = nn.Parameter(torch.ones(self.head_dim))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
+        num_rotated = self.num_heads + self.num_kv_heads
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # [B, T, N + 2G, D]
+        gains = torch.cat([self.query_norm.expand(self.num_heads, -1), self.key_norm.expand(self.num_kv_heads, -1)])
+        normalised = F.rms_norm(heads[:, :, :num_rotated].float(), (self.head_dim,), eps=RMS_EPS) * gains
+        rotated = rotate(normalised, cos, sin).to(heads.dtype)
+        query = rotated[:, queries, : self.num_heads].transpose(1, 2)  # [B, N, Q, D]
+        key = rotated[:, :, self.num_heads :].transpose(1, 2)
+        value = heads[:, :, num_rotated:].transpose(1, 2)
+        attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # [B, N, Q, D]
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        self.gate_up = nn.Linear(config.embed_dim, 2 * config.mlp_dim, bias=False)
+        self.down = nn.Linear(config.mlp_dim, config.embed_dim, bias=False)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
+        """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
+        x = x[:, queries] + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask, queries))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.down(self.activation(gate) * up))
+
+
+class Qwen3Backbone(nn.Module):
+    """A stack of blocks and a final norm over embedded tokens [B, T, H]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim, self.rope_theta = config.attention_head_dim, config.rope_theta
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        num_tokens = 3 * config.context_length
+        cos, sin = rotary_table(num_tokens, self.head_dim, self.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight") and parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, queries: slice = EVERY_TOKEN) -> Tensor:
+        """Return hidden states [B, Q, H] of the tokens chosen by `queries`; the last block computes no others.
+
+        mask, broadcast to [B, 1, T, T], is True where a token may attend; None means causal.
+        """
+        num_tokens = tokens.shape[1]
+        cos, sin = self.cos[:num_tokens, None], self.sin[:num_tokens, None]  # [T, 1, D]
+        x = tokens
+        for block in self.blocks[:-1]:
+            x = block(x, cos, sin, mask, EVERY_TOKEN)
+        return self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries))

@@ -1,0 +1,112 @@
+"""Where things lie: the cache, datasets, runs, and how a run is named and found."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import platformdirs
+
+from gq.errors import GqError, UsageError, suggest
+
+
+def home() -> Path:
+    """Return GQ_HOME, or the platform's cache folder for gq."""
+    return Path(os.environ.get("GQ_HOME") or platformdirs.user_cache_dir("gq")).expanduser()
+
+
+def datasets_folder() -> Path:
+    """Return GQ_DATA_DIR, or `datasets` in the home."""
+    return Path(os.environ.get("GQ_DATA_DIR") or home() / "datasets").expanduser()
+
+
+def runs_folder() -> Path:
+    """Return GQ_RUNS_DIR, or `runs` in the home."""
+    return Path(os.environ.get("GQ_RUNS_DIR") or home() / "runs").expanduser()
+
+
+def new_run_folder(task: str, algo: str, size: str) -> Path:
+    """Return a path in the runs folder that nothing has yet: <task>-<algo>-<size>-<date>-<hash>."""
+    date = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return runs_folder() / f"{task.lower()}-{algo}-{size}-{date}-{os.urandom(2).hex()}"
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run."""
+    return (folder / "config.toml").is_file()
+
+
+def all_runs() -> list[Path]:
+    """Return the runs of the runs folder, newest first."""
+    folder = runs_folder()
+    if not folder.is_dir():
+        return []
+    runs = [path for path in folder.iterdir() if is_run(path)]
+    return sorted(runs, key=lambda run: ((run / "config.toml").stat().st_mtime_ns, run.name), reverse=True)
+
+
+def find_run(name: str | None, *, latest: bool = False) -> tuple[Path, Path | None]:
+    """Return a run folder, and a checkpoint folder in it if the name points at one.
+
+    Args:
+        name: a run id, a unique prefix of one, a path to a run, to a checkpoint folder or to a file in it.
+        latest: take the newest run that has a checkpoint.
+
+    Raises:
+        UsageError: nothing or more than one run fits.
+    """
+    runs = all_runs()
+    if name is None:
+        with_checkpoint = [run for run in runs if (run / "checkpoints" / "last.json").is_file()]
+        if latest and with_checkpoint:
+            return with_checkpoint[0], None
+        if latest:
+            raise UsageError(f"there is no run with a checkpoint in {runs_folder()}", hint="train one: gq train dt")
+        raise UsageError("no run given", hint="name one, or take the newest with --latest")
+    path = Path(name).expanduser()
+    if path.exists():
+        for folder in (path, *path.resolve().parents):
+            if is_run(folder):
+                return folder, checkpoint_folder_of(path)
+        raise UsageError(f"{path} is not a gq run or inside one", hint=f"runs are in {runs_folder()}; the newest is --latest")
+    fitting = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
+    if len(fitting) == 1:
+        return fitting[0], None
+    if fitting:
+        raise UsageError(f"{name} fits {len(fitting)} runs", hint="type more of one: " + ", ".join(r.name for r in fitting[:3]))
+    known = [run.name for run in runs]
+    otherwise = f"the newest run is {known[0]}" if known else "train one first: gq train dt"
+    raise UsageError(f"there is no run {name}", hint=suggest(name, known, otherwise=otherwise))
+
+
+def checkpoint_folder_of(path: Path) -> Path | None:
+    """Return the checkpoint folder that a path is or lies in, or None."""
+    for folder in (path.resolve(), *path.resolve().parents):
+        if folder.parent.name == "checkpoints" and folder.is_dir():
+            return folder
+    return None
+
+
+def last_dataset() -> str:
+    """Return the id of the dataset that was downloaded last.
+
+    Raises:
+        UsageError: none was.
+    """
+    try:
+        return str(json.loads((datasets_folder() / "last.json").read_text())["dataset"])
+    except (OSError, ValueError, KeyError):
+        hint = "gq download builtin/hopper/medium (offline), or name one with --dataset ID|PATH"
+        raise UsageError("no dataset given and none downloaded yet", hint=hint) from None
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        GqError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GqError(f"cannot read {path}: {error}") from error
