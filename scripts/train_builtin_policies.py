@@ -2,66 +2,89 @@
 
 The method is ARS V2-t of Mania, Guy and Recht (arXiv 1803.07055, algorithm 2): a linear policy on normalised
 observations, antithetic perturbations, the best directions averaged and divided by the spread of their returns.
-The survival bonus is subtracted while searching, so that standing still earns nothing.
+The survival bonus is subtracted while searching, so that standing still earns nothing. It needs gq installed.
 
-    python scripts/train_builtin_policies.py search --env Hopper-v5 --iterations 800 --seed 1 --out ars/hopper
-    python scripts/train_builtin_policies.py measure ars/hopper --episodes 50
-    python scripts/train_builtin_policies.py export ars/hopper --iteration 700 --noise 0.1 \
+    python scripts/train_builtin_policies.py search --env Hopper-v5 --iterations 300 --seed 2 --out ars/hopper
+    python scripts/train_builtin_policies.py measure ars/hopper --iteration 120 220 --noise 0.1 0.2
+    python scripts/train_builtin_policies.py export ars/hopper --iteration 120 --noise 0.2 \
+        --output src/gq/data/policies/hopper-medium.safetensors
+    python scripts/train_builtin_policies.py export ars/hopper --iteration 220 --noise 0.1 \
         --output src/gq/data/policies/hopper-expert.safetensors
 
-`search` writes a snapshot every few iterations and resumes from the newest one.
+`search` writes a snapshot every few iterations and resumes from the newest one. `export` measures the very policy that
+it writes and stores the figures with it. These lines made the packaged policies; the search took six minutes.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import time
+from importlib.metadata import version
+from multiprocessing.pool import Pool
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import gymnasium
-import mujoco
 import numpy as np
+from safetensors.numpy import save_file
 
-# Step size, directions, directions kept, perturbation size: table 9 of the paper where it lists the task.
+from gq.data.builtin_worker import run_episode
+from gq.data.linear_policy import LinearPolicy
+from gq.envs.make import make
+from gq.files import atomic_path
+
+
+class Recipe(NamedTuple):
+    """Settings of the search."""
+
+    step_size: float
+    num_directions: int
+    num_best: int  # directions kept
+    perturbation: float
+    survival_bonus: float  # reward per step alive, subtracted
+
+
+# Table 9 of the paper where it lists the task.
 RECIPES = {
-    "Hopper-v5": dict(step_size=0.01, num_directions=8, num_best=4, perturbation=0.025, survival_bonus=1.0),
-    "HalfCheetah-v5": dict(step_size=0.02, num_directions=32, num_best=4, perturbation=0.03, survival_bonus=0.0),
-    "Walker2d-v5": dict(step_size=0.03, num_directions=40, num_best=30, perturbation=0.025, survival_bonus=1.0),
-    "Ant-v5": dict(step_size=0.015, num_directions=60, num_best=20, perturbation=0.025, survival_bonus=1.0),
-    "Humanoid-v5": dict(step_size=0.02, num_directions=230, num_best=230, perturbation=0.0075, survival_bonus=5.0),
+    "Hopper-v5": Recipe(0.01, 8, 4, 0.025, 1.0),
+    "HalfCheetah-v5": Recipe(0.02, 32, 4, 0.03, 0.0),
+    "Walker2d-v5": Recipe(0.03, 40, 30, 0.025, 1.0),
+    "Ant-v5": Recipe(0.015, 60, 20, 0.025, 1.0),
+    "Humanoid-v5": Recipe(0.02, 230, 230, 0.0075, 5.0),
 }
-_environment: gymnasium.Env | None = None
+_environment: Any = None
+
+
+class Result(NamedTuple):
+    """What came of it."""
+
+    episode_return: float
+    length: int
+    sums: np.ndarray  # of the observations
+    squares: np.ndarray  # and of their squares
 
 
 def start_worker(env_id: str) -> None:
     """Build this process's environment once."""
     global _environment
-    mujoco.set_mju_user_warning(lambda message: None)  # otherwise HalfCheetah leaves a MUJOCO_LOG.TXT behind
-    _environment = gymnasium.make(env_id, disable_env_checker=True)
+    _environment = make(env_id)
 
 
-def roll_out(job: tuple) -> tuple[float, int, np.ndarray, np.ndarray]:
-    """Run one episode of a linear policy; return (return, length, sum of observations, sum of their squares)."""
-    weight, mean, std, noise, seed = job
+def roll_out(weight: np.ndarray, mean: np.ndarray, std: np.ndarray, seed: int) -> Result:
+    """Run one episode without noise: action = weight @ ((observation - mean) / std), clipped, in half ranges."""
     env = _environment
-    assert env is not None
     low, high = env.action_space.low, env.action_space.high
-    generator = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     total, length = 0.0, 0
     sums, squares = np.zeros_like(mean), np.zeros_like(mean)
     while True:
         sums += observation
         squares += observation**2
-        action = weight @ ((observation - mean) / std)
-        if noise:
-            action = action + noise * generator.standard_normal(action.shape)
-        observation, reward, terminated, truncated, _ = env.step(np.clip(action, -1, 1) * (high - low) / 2 + (high + low) / 2)
+        action = np.clip(weight @ ((observation - mean) / std), -1, 1)
+        observation, reward, terminated, truncated, _ = env.step(action * (high - low) / 2 + (high + low) / 2)
         total += float(reward)
         length += 1
         if terminated or truncated:
-            return total, length, sums, squares
+            return Result(total, length, sums, squares)
 
 
 class Statistics:
@@ -71,6 +94,7 @@ class Statistics:
         self.count, self.sums, self.squares = 0, np.zeros(size), np.zeros(size)
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return both, float64 [S]."""
         if self.count < 2:
             return np.zeros_like(self.sums), np.ones_like(self.sums)
         mean = self.sums / self.count
@@ -78,93 +102,135 @@ class Statistics:
         return mean, np.where(std < 1e-7, np.inf, std)  # a constant observation says nothing: weight 0
 
 
-def save_snapshot(path: Path, weight: np.ndarray, statistics: Statistics, **facts: float) -> None:
-    temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, weight=weight, count=statistics.count, sums=statistics.sums, squares=statistics.squares, **facts)
-    os.replace(temporary, path)
+def save_snapshot(path: Path, weight: np.ndarray, statistics: Statistics, **facts: Any) -> None:
+    """Write a snapshot from which the search can go on."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, weight=weight, count=statistics.count, sums=statistics.sums, squares=statistics.squares, **facts)
+
+
+def load_snapshot(path: Path) -> tuple[np.ndarray, Statistics, int]:
+    """Return weight, statistics and iteration."""
+    with np.load(path) as snapshot:
+        statistics = Statistics(len(snapshot["sums"]))
+        statistics.count, statistics.sums = int(snapshot["count"]), snapshot["sums"]
+        statistics.squares = snapshot["squares"]
+        return snapshot["weight"], statistics, int(snapshot["iteration"])
 
 
 def snapshots(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("iteration-*.npz") if ".partial" not in p.name)
+    """Return the snapshots of a search, oldest first."""
+    return sorted(folder.glob("iteration-*.npz"))
 
 
 def search(arguments: argparse.Namespace) -> None:
+    """Search, and report each snapshot."""
     recipe = RECIPES[arguments.env]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "search.json").write_text(json.dumps({"env_id": arguments.env, "seed": arguments.seed, **recipe}, indent=2))
-    probe = gymnasium.make(arguments.env, disable_env_checker=True)
-    observation_dim, action_dim = probe.observation_space.shape[0], probe.action_space.shape[0]
+    document = {"env_id": arguments.env, "seed": arguments.seed, **recipe._asdict()}
+    (arguments.out / "search.json").write_text(json.dumps(document, indent=2))
+    probe: Any = make(arguments.env)
+    (observation_dim,), (action_dim,) = probe.observation_space.shape, probe.action_space.shape
     weight, statistics, start = np.zeros((action_dim, observation_dim)), Statistics(observation_dim), 0
     if existing := snapshots(arguments.out):
-        with np.load(existing[-1]) as snapshot:
-            weight, start = snapshot["weight"], int(snapshot["iteration"])
-            statistics.count, statistics.sums, statistics.squares = int(snapshot["count"]), snapshot["sums"], snapshot["squares"]
+        weight, statistics, start = load_snapshot(existing[-1])
         print(f"resuming at iteration {start}", flush=True)
-    num_steps, began = 0, time.monotonic()
     with multiprocessing.Pool(arguments.workers, start_worker, (arguments.env,)) as pool:
         for iteration in range(start, arguments.iterations):
             generator = np.random.default_rng([arguments.seed, iteration])  # resuming repeats no draw and skips none
-            deltas = generator.standard_normal((recipe["num_directions"], action_dim, observation_dim))
-            seeds = generator.integers(2**31, size=recipe["num_directions"])
-            mean, std = statistics.mean_and_std()
-            jobs = [
-                (weight + sign * recipe["perturbation"] * delta, mean, std, 0.0, int(seed))
-                for delta, seed in zip(deltas, seeds, strict=True)
-                for sign in (1, -1)
-            ]
-            results = pool.map(roll_out, jobs, chunksize=1)
-            for _, length, sums, squares in results:
-                statistics.count += length
-                statistics.sums += sums
-                statistics.squares += squares
-                num_steps += length
-            scores = np.array([r - recipe["survival_bonus"] * n for r, n, _, _ in results]).reshape(-1, 2)
-            best = np.argsort(-scores.max(axis=1))[: recipe["num_best"]]
-            gradient = np.einsum("n,nao->ao", scores[best, 0] - scores[best, 1], deltas[best]) / recipe["num_best"]
-            weight = weight + recipe["step_size"] / max(scores[best].std(), 1e-6) * gradient
+            weight = improve(pool, weight, statistics, recipe, generator)
             if (iteration + 1) % arguments.every == 0:
-                mean, std = statistics.mean_and_std()
-                tests = pool.map(roll_out, [(weight, mean, std, 0.0, 10_000 + i) for i in range(8)], chunksize=1)
-                average = float(np.mean([t[0] for t in tests]))
-                save_snapshot(arguments.out / f"iteration-{iteration + 1:06d}.npz", weight, statistics, iteration=iteration + 1, average=average)
-                rate = num_steps / (time.monotonic() - began)
-                print(f"{iteration + 1:6d}  return {average:8.1f}  length {np.mean([t[1] for t in tests]):6.1f}  {rate:7.0f} steps/s", flush=True)
+                jobs = [(weight, *statistics.mean_and_std(), 10_000 + i) for i in range(8)]
+                tests = pool.starmap(roll_out, jobs, chunksize=1)
+                average = float(np.mean([test.episode_return for test in tests]))
+                path = arguments.out / f"iteration-{iteration + 1:06d}.npz"
+                save_snapshot(path, weight, statistics, iteration=iteration + 1, average=average)
+                length = np.mean([test.length for test in tests])
+                print(f"{iteration + 1:6d}  return {average:8.1f}  length {length:6.1f}", flush=True)
 
 
-def load(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with np.load(path) as snapshot:
-        statistics = Statistics(len(snapshot["sums"]))
-        statistics.count, statistics.sums, statistics.squares = int(snapshot["count"]), snapshot["sums"], snapshot["squares"]
-        mean, std = statistics.mean_and_std()
-        return snapshot["weight"], mean, std
+def improve(
+    pool: Pool, weight: np.ndarray, statistics: Statistics, recipe: Recipe, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the weight after one iteration; adds the observations seen to the statistics."""
+    deltas = generator.standard_normal((recipe.num_directions, *weight.shape))
+    seeds = generator.integers(2**31, size=recipe.num_directions)
+    mean, std = statistics.mean_and_std()
+    jobs = [
+        (weight + sign * recipe.perturbation * delta, mean, std, int(seed))
+        for delta, seed in zip(deltas, seeds, strict=True)
+        for sign in (1, -1)
+    ]
+    results = pool.starmap(roll_out, jobs, chunksize=1)
+    for result in results:
+        statistics.count += result.length
+        statistics.sums += result.sums
+        statistics.squares += result.squares
+    scores = np.array([r.episode_return - recipe.survival_bonus * r.length for r in results]).reshape(-1, 2)
+    best = np.argsort(-scores.max(axis=1))[: recipe.num_best]
+    gradient = np.einsum("n,nao->ao", scores[best, 0] - scores[best, 1], deltas[best]) / recipe.num_best
+    return weight + recipe.step_size / max(scores[best].std(), 1e-6) * gradient
+
+
+def load_policy(folder: Path, iteration: int, noise: float) -> LinearPolicy:
+    """Return a snapshot as a policy that can be packaged."""
+    document = json.loads((folder / "search.json").read_text())
+    weight, statistics, _ = load_snapshot(folder / f"iteration-{iteration:06d}.npz")
+    mean, std = statistics.mean_and_std()
+    space: Any = make(document["env_id"]).action_space
+    return LinearPolicy(
+        env_id=document["env_id"],
+        weight=(weight / std).astype(np.float32),  # the normalisation folded in
+        mean=mean.astype(np.float32),
+        noise=noise,
+        action_low=space.low,
+        action_high=space.high,
+        metadata={"method": f"ARS V2-t, seed {document['seed']}, iteration {iteration}"},
+    )
+
+
+def measured(policy: LinearPolicy, num_episodes: int) -> dict[str, str]:
+    """Return the figures of the first episodes that `gq.data.builtin` simulates with seed 0."""
+    env = make(policy.env_id)
+    episodes = [run_episode(env, policy, np.random.default_rng([0, i])) for i in range(num_episodes)]
+    returns = np.array([episode.rows[:, -1].sum(dtype=np.float64) for episode in episodes])
+    return {
+        "return_mean": f"{returns.mean():.1f}",
+        "return_std": f"{returns.std():.1f}",
+        "return_min": f"{returns.min():.1f}",
+        "return_max": f"{returns.max():.1f}",
+        "length_mean": f"{np.mean([len(episode.rows) for episode in episodes]):.1f}",
+        "num_episodes": str(num_episodes),
+        "num_terminated": str(sum(episode.terminated for episode in episodes)),
+    }
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    env_id = json.loads((arguments.folder / "search.json").read_text())["env_id"]
-    chosen = [p for p in snapshots(arguments.folder) if not arguments.iteration or int(p.stem[-6:]) in arguments.iteration]
-    with multiprocessing.Pool(arguments.workers, start_worker, (env_id,)) as pool:
-        for path in chosen:
-            weight, mean, std = load(path)
-            for noise in arguments.noise:
-                jobs = [(weight, mean, std, noise, 20_000 + i) for i in range(arguments.episodes)]
-                results = pool.map(roll_out, jobs, chunksize=1)
-                returns, lengths = np.array([r[0] for r in results]), np.array([r[1] for r in results])
-                print(f"{path.stem}  noise {noise:.2f}  return {returns.mean():8.1f} ± {returns.std():7.1f}"
-                      f"  ({returns.min():.0f} … {returns.max():.0f})  length {lengths.mean():6.1f}", flush=True)
+    """Print the returns of snapshots at several noise levels."""
+    for iteration in arguments.iteration or [int(path.stem[-6:]) for path in snapshots(arguments.folder)]:
+        for noise in arguments.noise:
+            figures = measured(load_policy(arguments.folder, iteration, noise), arguments.episodes)
+            line = "  ".join(f"{name.removeprefix('return_')} {value:>6}" for name, value in figures.items())
+            print(f"iteration {iteration:4d}  noise {noise:.2f}  {line}", flush=True)
 
 
 def export(arguments: argparse.Namespace) -> None:
-    from safetensors.numpy import save_file
-
-    env_id = json.loads((arguments.folder / "search.json").read_text())["env_id"]
-    weight, mean, std = load(arguments.folder / f"iteration-{arguments.iteration:06d}.npz")
-    scaled = weight / std  # the normalisation folded in: action = weight @ (observation - mean)
-    tensors = {"weight": scaled.astype(np.float32), "mean": mean.astype(np.float32)}
-    save_file(tensors, arguments.output, metadata={"env_id": env_id, "noise": str(arguments.noise), "method": "ARS V2-t", "iteration": str(arguments.iteration)})
+    """Write a snapshot as a packaged policy, with the returns of that policy."""
+    policy = load_policy(arguments.folder, arguments.iteration, arguments.noise)
+    metadata = {
+        "env_id": policy.env_id,
+        "noise": str(policy.noise),
+        **policy.metadata,
+        **measured(policy, arguments.episodes),
+        **{f"{package}_version": version(package) for package in ("gymnasium", "mujoco", "numpy")},
+    }
+    arrays = {name: getattr(policy, name) for name in ("weight", "mean", "action_low", "action_high")}
+    save_file(arrays, arguments.output, metadata=metadata)
+    print(json.dumps(metadata, indent=2))
     print(f"{arguments.output}: {arguments.output.stat().st_size} bytes")
 
 
 def main() -> None:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("search")
@@ -179,13 +245,13 @@ def main() -> None:
     command.add_argument("folder", type=Path)
     command.add_argument("--iteration", type=int, nargs="*")
     command.add_argument("--noise", type=float, nargs="*", default=[0.0])
-    command.add_argument("--episodes", type=int, default=20)
-    command.add_argument("--workers", type=int, default=os.cpu_count())
+    command.add_argument("--episodes", type=int, default=50)
     command.set_defaults(run=measure)
     command = commands.add_parser("export")
     command.add_argument("folder", type=Path)
     command.add_argument("--iteration", type=int, required=True)
     command.add_argument("--noise", type=float, required=True, help="standard deviation, in half action ranges")
+    command.add_argument("--episodes", type=int, default=50)
     command.add_argument("--output", type=Path, required=True)
     command.set_defaults(run=export)
     arguments = parser.parse_args()

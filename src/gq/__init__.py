@@ -1,3 +1,47 @@
-"""gq: train, evaluate and render Decision Transformers on MuJoCo."""
+"""gq: train, evaluate and render Decision Transformers on MuJoCo.
+
+Everything the command line does is a function here. Names are imported when they are first used, so `import gq`
+loads neither torch nor MuJoCo.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gq import presets as presets
+    from gq.data.download import download as download
+    from gq.data.download import load_dataset as load_dataset
+    from gq.engine.building import load_run as load_run
+    from gq.engine.evaluate import evaluate as evaluate
+    from gq.engine.offline import train as train
+    from gq.errors import GqError as GqError
+    from gq.params import report as params
+    from gq.paths import find_run as find_run
+    from gq.rendering import render as render
+
+_WHERE = {
+    "GqError": ("gq.errors", "GqError"),
+    "download": ("gq.data.download", "download"),
+    "evaluate": ("gq.engine.evaluate", "evaluate"),
+    "find_run": ("gq.paths", "find_run"),
+    "load_dataset": ("gq.data.download", "load_dataset"),
+    "load_run": ("gq.engine.building", "load_run"),
+    "params": ("gq.params", "report"),
+    "presets": ("gq.presets", None),
+    "render": ("gq.rendering", "render"),
+    "train": ("gq.engine.offline", "train"),
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'gq' has no attribute {name!r}")
+    from gq import threads
+
+    threads.prepare()
+    module, attribute = _WHERE[name]
+    value = import_module(module)
+    return getattr(value, attribute) if attribute else value

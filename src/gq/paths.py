@@ -45,6 +45,11 @@ def all_runs() -> list[Path]:
     return sorted(runs, key=lambda run: ((run / "config.toml").stat().st_mtime_ns, run.name), reverse=True)
 
 
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the complete checkpoint folders of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
 def find_run(name: str | None, *, latest: bool = False) -> tuple[Path, Path | None]:
     """Return a run folder, and a checkpoint folder in it if the name points at one.
 

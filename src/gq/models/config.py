@@ -1,7 +1,12 @@
-"""The shape of a sequence model, as plain numbers."""
+"""The shapes of the models, as plain numbers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+Count = Annotated[int, Ge(1)]
+Rate = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,18 +18,18 @@ class ModelConfig:
     """
 
     backbone: Literal["qwen3", "gpt2"] = "qwen3"
-    embed_dim: int = 128
-    num_layers: int = 3
-    num_heads: int = 4
-    num_kv_heads: int = 2  # gpt2 has no grouped queries: equal to num_heads there
-    head_dim: int = 0  # 0: embed_dim / num_heads
-    mlp_ratio: float = 3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
+    embed_dim: Count = 128
+    num_layers: Count = 3
+    num_heads: Count = 4
+    num_kv_heads: Count = 2  # gpt2 has no grouped queries: equal to num_heads there
+    head_dim: Annotated[int, Ge(0)] = 0  # 0: embed_dim / num_heads
+    mlp_ratio: Annotated[float, Gt(0)] = 3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
     activation: Literal["silu", "gelu", "relu"] = "silu"
-    dropout: float = 0.1
-    context_length: int = 20  # environment steps; each is three tokens
+    dropout: Rate = 0.0
+    context_length: Count = 20  # environment steps; each is three tokens
     timestep_embedding: bool = True  # a learned vector per step of the episode, added to its three tokens
-    max_timestep: int = 1000  # rows of that table; later steps share the last row
-    rope_theta: float = 10_000.0
+    max_timestep: Count = 1000  # rows of that table; later steps share the last row
+    rope_theta: Annotated[float, Gt(1)] = 10_000.0
 
     @property
     def attention_head_dim(self) -> int:
@@ -48,4 +53,19 @@ class ModelConfig:
             return "model.backbone gpt2 has no positions without model.timestep_embedding"
         if self.backbone == "qwen3" and self.attention_head_dim % 2:
             return f"rotary positions need an even head width, not {self.attention_head_dim}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """Describe the behaviour cloning network: an MLP over the last `context_length` observations."""
+
+    embed_dim: Count = 256
+    num_layers: Count = 3  # hidden layers
+    activation: Literal["silu", "gelu", "relu"] = "relu"
+    dropout: Rate = 0.1
+    context_length: Count = 1
+
+    def problem(self) -> str | None:
+        """Return what makes this shape impossible: nothing does."""
         return None

@@ -78,13 +78,15 @@ class Block(nn.Module):
 class Qwen3Backbone(nn.Module):
     """A stack of blocks and a final norm over embedded tokens [B, T, H]."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim, self.rope_theta = config.attention_head_dim, config.rope_theta
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
-        num_tokens = 3 * config.context_length
-        cos, sin = rotary_table(num_tokens, self.head_dim, self.rope_theta)
+        cos, sin = rotary_table(3 * config.context_length, self.head_dim, self.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():

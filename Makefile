@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Passed to pip: the versions that are tested. An unpinned torch may bring gigabytes of CUDA packages.
+CONSTRAINTS := -c constraints.txt
+
+.PHONY: demo test lint types check-all completions clean
+
+demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
+	$(BIN)/gq download builtin/hopper/medium
+	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 2000
+	$(BIN)/gq eval --latest
+	$(BIN)/gq render --latest
+
+test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+check-all: $(INSTALLED)  ## with the slow tests
+	$(BIN)/python -m pytest
+
+completions: $(INSTALLED)  ## regenerate the shell completions
+	$(BIN)/python scripts/write_completions.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""Options that several commands share, and what their completion offers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gq.errors import UsageError
+
+
+def complete_from(candidates: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Return a completion function over the candidates that start with what was typed."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [candidate for candidate in candidates() if candidate.startswith(incomplete)]
+
+    return complete
+
+
+def known_runs() -> list[str]:
+    """Return the ids in the runs folder."""
+    from gq.paths import all_runs
+
+    return [run.name for run in all_runs()]
+
+
+def known_datasets() -> list[str]:
+    """Return the ids of the registry."""
+    from gq.data.registry import known_ids
+
+    return list(known_ids())
+
+
+def known_sizes() -> list[str]:
+    """Return the model sizes."""
+    from gq.models.sizes import SIZES
+
+    return list(SIZES)
+
+
+def known_tasks() -> list[str]:
+    """Return the task ids."""
+    from gq.envs.tasks import TASKS
+
+    return list(TASKS)
+
+
+def parse_numbers(text: str, option: str) -> list[float]:
+    """Parse `1800,3600`. Raises UsageError."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"{option} {text} is not a list of numbers", hint=f"for example {option} 1800,3600") from None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse `640x480`. Raises UsageError."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise UsageError(f"--size {text} is not a size", hint="for example --size 640x480")
+    return int(width), int(height)
+
+
+JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path or id.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv shows tracebacks.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run's id, a unique prefix of one, or a path to a run or a checkpoint in it.",
+        autocompletion=complete_from(known_runs),
+    ),
+]
+Latest = Annotated[bool, typer.Option("--latest", help="Take the newest run.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID|PATH",
+        help="Dataset id or file; default: the one downloaded last.",
+        autocompletion=complete_from(known_datasets),
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID", help="Gymnasium task; default: the dataset's.", autocompletion=complete_from(known_tasks)
+    ),
+]
+Size = Annotated[
+    str, typer.Option(metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b.", autocompletion=complete_from(known_sizes))
+]
+Device = Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
+CheckpointName = Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")
+]

@@ -1,0 +1,90 @@
+"""The one sink for what commands say: results on stdout, everything else on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Output:
+    """Three modes: tables for people, one JSON document, or only the path or id."""
+
+    def __init__(
+        self, *, json_mode: bool = False, quiet: bool = False, verbose: int = 0, no_color: bool = False, no_progress: bool = False
+    ) -> None:
+        self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
+        self.no_color = no_color or bool(os.environ.get("NO_COLOR"))
+        self.show_progress = not (no_progress or quiet) and sys.stderr.isatty()
+        if verbose > 1:
+            os.environ["GQ_DEBUG"] = "1"  # tracebacks, see gq.cli.errors
+
+    def console(self, *, stderr: bool = False) -> "Console":
+        """Return a Rich console on stdout or stderr; in a pipe it neither wraps nor colours."""
+        from rich.console import Console
+
+        stream = sys.stderr if stderr else sys.stdout
+        color = False if self.no_color else None
+        width = None if stream.isatty() else 200
+        return Console(file=stream, no_color=color is False, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+    def note(self, text: str) -> None:
+        """Say something that is not a result."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Say something that only -v asks for."""
+        if self.verbose:
+            self.note(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on, even with -q."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def result(self, document: Any, *, quiet: Any, human: Any) -> None:
+        """Print the result: `document` with --json, `quiet` with -q, else `human`, text or a Rich renderable."""
+        if self.json_mode:
+            print(json.dumps(document, indent=2, allow_nan=False), flush=True)
+        elif self.quiet:
+            print(quiet, flush=True)
+        elif isinstance(human, str):
+            print(human, flush=True)
+        else:
+            self.console().print(human)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Any:
+        """Return a table; columns after the first are aligned to the right."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, title=title or None, title_justify="left")
+        for index, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    @contextmanager
+    def progress(self, description: str, *, unit: str = "bytes") -> Iterator[Any]:
+        """Yield a function (done, total or None) that moves a bar on stderr, if there is a terminal."""
+        if not self.show_progress:
+            yield lambda done, total: None
+            return
+        from rich import progress
+
+        rate = progress.TransferSpeedColumn() if unit == "bytes" else progress.TextColumn("{task.fields[rate]}")
+        amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
+        columns = ["{task.description}", progress.BarColumn(), amount, rate, progress.TimeRemainingColumn()]
+        with progress.Progress(*columns, console=self.console(stderr=True), transient=True) as bars:
+            bar = bars.add_task(description, total=None, rate="")
+
+            def move(done: int, total: int | None) -> None:
+                speed = bars.tasks[0].speed
+                bars.update(bar, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
+            yield move

@@ -1,0 +1,77 @@
+"""`gq render`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+
+EXAMPLES = """\b
+Examples:
+  gq render --latest                               an mp4 in the run's folder, headless
+  gq render --latest --target 1000,2000,3000       three targets side by side
+  gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
+
+
+def render(
+    run: options.RunName = None,
+    latest: options.Latest = False,
+    target: Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 1,
+    checkpoint: options.CheckpointName = "best",
+    video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
+    fps: Annotated[float, typer.Option(help="Most frames a second; playback is in real time.")] = 60,
+    camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
+    overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go in the picture.")] = True,
+    live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
+    seed: Annotated[int, typer.Option(help="Episode i has seed SEED + i.")] = 0,
+    device: options.Device = "auto",
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Film a run and print the video's path. Works without a display."""
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    from gq.paths import find_run
+
+    folder, checkpoint_folder = find_run(run, latest=latest)
+    targets = options.parse_numbers(target, "--target") if target else []
+    width, height = options.parse_size(size)
+    from gq import threads
+
+    threads.prepare()
+    from gq.envs.gl import select_backend
+
+    if not live:
+        output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
+    from gq.rendering import render as render_run
+
+    with output.progress(f"filming {folder.name}", unit="steps") as move:
+        rendering = render_run(
+            folder,
+            targets=targets,
+            num_episodes=episodes,
+            checkpoint=checkpoint_folder or checkpoint,
+            output=video,
+            width=width,
+            height=height,
+            fps=fps,
+            camera=camera,
+            overlay=overlay,
+            live=live,
+            seed=seed,
+            device=device or "auto",
+            note=output.note,
+            progress=move,
+        )
+    document = {**dataclasses.asdict(rendering), "path": str(rendering.path) if rendering.path else None}
+    for episode in rendering.episodes:
+        output.note(f"target {episode.target_return:g}: return {episode.episode_return:.0f} in {episode.length} steps")
+    path = str(rendering.path or "")
+    output.result(document, quiet=path, human=path)

@@ -1,0 +1,238 @@
+"""One configuration per run: frozen dataclasses, resolved as preset < file < --set and flags, validated once."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from annotated_types import Ge, Gt, Le
+
+from gq.errors import UsageError, suggest
+from gq.models.config import Count, MLPConfig, ModelConfig
+
+Natural = Annotated[int, Ge(0)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to learn from."""
+
+    dataset: str = ""  # id or path
+    mode: Literal["normal", "delayed"] = "normal"  # delayed: all reward counts as given at the episode's end
+    top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # keep the episodes of highest return, by share of rows
+    return_scale: Positive = 1000.0  # returns-to-go are divided by this
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 1e-4
+    warmup_steps: Natural = 500  # linear
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up; cosine ends at a tenth at train.steps
+    gradient_clip: NonNegative = 0.25  # global norm; 0 switches off
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and on what."""
+
+    steps: Count = 5000
+    batch_size: Count = 64  # windows per update
+    num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
+    seed: Natural = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_every: Count = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation while training; its seeds are apart from those of `gq eval`."""
+
+    every: Natural = 1000  # steps; 0 switches off
+    num_episodes: Count = 10  # per target
+    targets: tuple[float, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and how many to keep beside the best."""
+
+    every: Natural = 500  # steps; 0: only at the end and when stopped
+    keep: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Mirrors of metrics.jsonl; neither can stop a run."""
+
+    tensorboard: bool = False
+    wandb: bool = False
+    wandb_project: str = "gq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run. The subclasses fix the algorithm and its model."""
+
+    algo: str
+    task: str = ""  # Gymnasium id; empty: from the dataset
+    size: str = "custom"
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values."""
+        return dataclasses.asdict(self)
+
+    def replace(self, values: Mapping[str, Any], origin: str = "") -> Self:
+        """Return this configuration with dotted keys replaced and everything validated again."""
+        tree = self.to_dict()
+        for key, value in values.items():
+            assign(tree, key, value, origin)
+        return validate(type(self), tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTConfig(RunConfig):
+    """A Decision Transformer."""
+
+    algo: Literal["dt"] = "dt"
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCConfig(RunConfig):
+    """Behaviour cloning of the best trajectories."""
+
+    algo: Literal["bc"] = "bc"
+    model: MLPConfig = field(default_factory=MLPConfig)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+CONFIGS: dict[str, type[DTConfig] | type[BCConfig]] = {"dt": DTConfig, "bc": BCConfig}
+
+
+def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
+    """Build a configuration from nested values.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range, named by its dotted key.
+    """
+    import pydantic
+
+    for key in flatten(tree):
+        check_key(flatten(dataclasses.asdict(kind())), key, "")  # type: ignore[call-arg]
+    try:
+        config = pydantic.TypeAdapter(kind).validate_python(dict(tree))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}") from None
+    if problem := config.model.problem():  # type: ignore[attr-defined]
+        raise UsageError(problem, hint="change one of the two with --set")
+    return config
+
+
+def example(kind: type[RunConfig], key: str) -> str:
+    """Return the default of a key as it would be typed after --set."""
+    value = flatten(dataclasses.asdict(kind())).get(key, "")  # type: ignore[call-arg]
+    return toml_value(value).strip('"')
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML file with the layout of config.toml, whole or in part.
+
+    Raises:
+        UsageError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", hint="see config.toml in any run's folder") from None
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Parse `key.path=value` pairs; the value is a TOML literal, or text where it is not one.
+
+    Raises:
+        UsageError: no equals sign.
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting} has no value", hint="write --set key=value, e.g. --set train.steps=2000")
+        try:
+            parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = text.strip()
+    return parsed
+
+
+def assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    """Set a dotted key of a nested dictionary of known keys.
+
+    Raises:
+        UsageError: the key does not exist; the closest ones are named.
+    """
+    check_key(flatten(tree), key, origin)
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[name] = value
+
+
+def check_key(known: Mapping[str, Any], key: str, origin: str) -> None:
+    """Raise UsageError unless the dotted key is known."""
+    if key not in known:
+        otherwise = "keys are those of config.toml, such as train.steps, model.embed_dim, optim.learning_rate"
+        short = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
+        hint = f"did you mean {short[0]}?" if short else suggest(key, known, otherwise=otherwise)
+        raise UsageError(f"{origin}there is no setting {key}", hint=hint)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the configuration as TOML that `read_config_file` and `validate` turn into an equal one."""
+    tree = config.to_dict()
+    lines = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for section, values in tree.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return a TOML literal of a boolean, number, string or list of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return repr(value)

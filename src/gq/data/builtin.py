@@ -1,0 +1,157 @@
+"""Built-in datasets: real MuJoCo episodes, simulated from the small policies that come with gq.
+
+TABLE
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from gq.data.builtin_worker import Episode, simulate_here, simulate_in_workers
+from gq.data.linear_policy import LinearPolicy, load_policy
+from gq.data.trajectories import Trajectories
+from gq.errors import UsageError, suggest
+from gq.files import write_error
+
+POLICIES = {"builtin/hopper/medium": "hopper-medium", "builtin/hopper/expert": "hopper-expert"}
+DEFAULT_NUM_TRANSITIONS = 100_000
+TRANSITIONS_PER_WORKER = 20_000  # below, starting a process costs more than it saves
+
+Progress = Callable[[int, int], None]
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+def simulate(
+    name: str,
+    num_transitions: int = DEFAULT_NUM_TRANSITIONS,
+    *,
+    seed: int = 0,
+    num_workers: int | None = None,
+    progress: Progress = no_progress,
+) -> Trajectories:
+    """Simulate a built-in dataset of whole episodes.
+
+    Episodes are added in order until there are at least `num_transitions` rows, so the last one may go beyond. Equal
+    name, number, seed and engine versions give equal bits, whatever the number of workers.
+
+    Args:
+        name: a key of `POLICIES`.
+        seed: 0 or more; episode i draws its start and its noise from (seed, i).
+        num_workers: processes; by default as many as there are cores and it pays for. With 1, this process simulates.
+        progress: called after each episode with the rows so far, at most `num_transitions`, and `num_transitions`.
+
+    Raises:
+        UsageError: there is no such dataset, or a number is out of range.
+        GqError: a worker process failed.
+    """
+    check(name, num_transitions, seed)
+    if num_workers is None:
+        num_workers = max(1, min(num_cores(), num_transitions // TRANSITIONS_PER_WORKER))
+    policy_name = POLICIES[name]
+    stream = (
+        simulate_here(policy_name, seed) if num_workers == 1 else simulate_in_workers(policy_name, seed, num_workers)
+    )
+    episodes: list[Episode] = []
+    num_rows = 0
+    with closing(stream):  # ends the workers, also after Ctrl-C
+        while num_rows < num_transitions:
+            episodes.append(next(stream))
+            num_rows += len(episodes[-1].rows)
+            progress(min(num_rows, num_transitions), num_transitions)
+    return assemble(name, episodes, {"seed": seed, "num_requested_transitions": num_transitions})
+
+
+def download_builtin(
+    name: str,
+    path: Path,
+    *,
+    num_transitions: int = DEFAULT_NUM_TRANSITIONS,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Path:
+    """Simulate a built-in dataset, write it to `path` as a canonical file, and return the path.
+
+    A lock beside the file makes a second process wait for the first.
+
+    Raises:
+        UsageError: there is no such dataset, or a number is out of range.
+        GqError: the file cannot be written, or a worker process failed.
+    """
+    from filelock import FileLock
+
+    from gq.data.formats import time_limits, write_canonical
+
+    check(name, num_transitions, seed)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    except OSError as error:
+        raise write_error(path, error) from error
+    with held:
+        trajectories = simulate(name, num_transitions, seed=seed, progress=progress)
+        timeouts = time_limits(trajectories)
+        write_canonical(path, trajectories, timeouts=timeouts, attributes=trajectories.attributes)
+    return path
+
+
+def check(name: str, num_transitions: int, seed: int) -> None:
+    """Raise UsageError for an unknown name or a number out of range."""
+    if name not in POLICIES:
+        hint = suggest(name, POLICIES, otherwise="built-in datasets: " + ", ".join(POLICIES))
+        raise UsageError(f"there is no built-in dataset {name}", hint=hint)
+    if num_transitions < 1:
+        raise UsageError(f"cannot simulate {num_transitions} transitions", hint="ask for 1 or more")
+    if seed < 0:
+        raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def assemble(name: str, episodes: list[Episode], request: dict[str, int]) -> Trajectories:
+    """Put episodes back to back, with their provenance."""
+    policy = load_policy(POLICIES[name])
+    num_observations = policy.weight.shape[1]
+    rows = np.concatenate([episode.rows for episode in episodes])
+    offsets = np.cumsum([0] + [len(episode.rows) for episode in episodes], dtype=np.int64)
+    terminals = np.zeros(len(rows), dtype=bool)
+    terminals[offsets[1:] - 1] = [episode.terminated for episode in episodes]
+    trajectories = Trajectories(
+        observations=np.ascontiguousarray(rows[:, :num_observations]),
+        actions=np.ascontiguousarray(rows[:, num_observations:-1]),
+        rewards=np.ascontiguousarray(rows[:, -1]),
+        terminals=terminals,
+        offsets=offsets,
+        source=name,
+        task=policy.env_id,
+    )
+    trajectories.attributes.update(provenance(name, policy, trajectories), **request)
+    return trajectories
+
+
+def provenance(name: str, policy: LinearPolicy, trajectories: Trajectories) -> dict[str, str | int | float]:
+    """Return what a file should say about where its numbers come from."""
+    return {
+        "origin": "simulated by gq",
+        "licence": "MIT",
+        "num_transitions": trajectories.num_transitions,
+        "num_episodes": trajectories.num_episodes,
+        "return_mean": float(trajectories.returns.mean()),
+        "return_std": float(trajectories.returns.std()),
+        "policy": f"{POLICIES[name]}.safetensors: linear, {policy.metadata['method']}, Gaussian action noise of "
+        f"{policy.noise:g} half action ranges, clipped",
+        "policy_sha256": policy.sha256,
+        "policy_return_mean": float(policy.metadata["return_mean"]),
+        "policy_return_std": float(policy.metadata["return_std"]),
+        "policy_num_episodes": int(policy.metadata["num_episodes"]),
+        **{f"{package}_version": version(package) for package in ("gymnasium", "mujoco", "numpy")},
+    }

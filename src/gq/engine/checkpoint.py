@@ -1,0 +1,136 @@
+"""Checkpoints: a folder of safetensors and JSON with a manifest of hashes, whole or absent.
+
+    checkpoints/step-000010000/{model.safetensors, optimizer.safetensors, state.json, MANIFEST.json}
+    checkpoints/{last,best}.json    pointers, replaced after the folder is durable
+
+`optimizer.safetensors` holds everything else that resuming needs as tensors: moments and random generator states.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gq.errors import GqError, UsageError
+from gq.files import atomic_folder, sha256, write_error, write_json
+from gq.paths import checkpoint_folders, read_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a checkpoint folder."""
+
+    path: Path
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    is_best: bool,
+    keep: int,
+) -> Path:
+    """Write a checkpoint, then the pointers, then remove the oldest beyond `keep`; the best is always kept.
+
+    Raises:
+        GqError: it could not be written. Older checkpoints and pointers are untouched then.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = run / "checkpoints" / f"step-{step:09d}"
+    with atomic_folder(folder) as temporary:
+        try:
+            save_file(model, temporary / "model.safetensors")
+            save_file(optimizer, temporary / "optimizer.safetensors")
+        except SafetensorError as error:  # its form of a full disk
+            raise write_error(folder, OSError(str(error))) from error
+        write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
+        files = ["model.safetensors", "optimizer.safetensors", "state.json"]
+        manifest = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)} for name in files}
+        write_json(temporary / "MANIFEST.json", {"format": FORMAT, "files": manifest})
+    write_json(run / "checkpoints" / "last.json", {"checkpoint": folder.name})
+    if is_best:
+        write_json(run / "checkpoints" / "best.json", {"checkpoint": folder.name})
+    for old in checkpoint_folders(run)[:-keep]:
+        if old.name not in (pointed(run, "best"), folder.name):
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def pointed(run: Path, which: str) -> str | None:
+    """Return the name of the checkpoint that last.json or best.json points at, if it is there."""
+    pointer = run / "checkpoints" / f"{which}.json"
+    if not pointer.is_file():
+        return None
+    name = str(read_json(pointer).get("checkpoint"))
+    return name if (run / "checkpoints" / name).is_dir() else None
+
+
+def choose_checkpoint(run: Path, which: str) -> Path:
+    """Return the checkpoint folder for `last`, `best` (the last where none is marked best) or a step number.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folders = checkpoint_folders(run)
+    if not folders:
+        raise UsageError(f"{run} has no checkpoint yet", hint=f"go on training: gq train dt --out {run} --resume")
+    if which in ("last", "best"):
+        name = pointed(run, which) or pointed(run, "last") or folders[-1].name
+        return run / "checkpoints" / name
+    for folder in folders:
+        if which.isdigit() and int(folder.name.removeprefix("step-")) == int(which):
+            return folder
+    steps = ", ".join(str(int(folder.name.removeprefix("step-"))) for folder in folders)
+    raise UsageError(f"{run.name} has no checkpoint {which}", hint=f"choose last, best or one of the steps {steps}")
+
+
+def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint:
+    """Read a checkpoint after comparing every file with the manifest.
+
+    Raises:
+        GqError: a file is missing or its bytes are not those that were written.
+    """
+    from safetensors.torch import load_file
+
+    verify_checkpoint(folder)
+    return Checkpoint(
+        path=folder,
+        model=load_file(folder / "model.safetensors", device=device),
+        optimizer=load_file(folder / "optimizer.safetensors"),
+        state=read_json(folder / "state.json"),
+    )
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Raise GqError unless every file of the manifest is there with its size and hash."""
+    try:
+        manifest = read_json(folder / "MANIFEST.json")
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (GqError, KeyError, TypeError, AttributeError):
+        raise GqError(f"{folder} has no readable MANIFEST.json", hint=another_checkpoint(folder)) from None
+    for name, (num_bytes, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise GqError(f"{file} is missing", hint=another_checkpoint(folder))
+        if file.stat().st_size != num_bytes or sha256(file) != digest:
+            raise GqError(f"{file} is damaged: its bytes are not those that were written", hint=another_checkpoint(folder))
+
+
+def another_checkpoint(folder: Path) -> str:
+    """Return a hint that names another checkpoint of the run to use instead."""
+    others = [path for path in checkpoint_folders(folder.parents[1]) if path.name != folder.name]
+    if others:
+        return f"remove {folder} to go on from {others[-1].name}"
+    return "it is the only checkpoint of its run: train again"

@@ -1,0 +1,80 @@
+"""Evaluation of a trained run: fixed seeds, every episode counted, the result written beside the run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gq.engine.building import load_run
+from gq.envs.scores import reference_for
+from gq.errors import UsageError
+from gq.evaluation.rollout import Step, roll_out
+from gq.evaluation.statistics import Summary, summarise
+from gq.files import write_json
+from gq.versions import versions
+
+EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one run; `to_dict` is the JSON document."""
+
+    run: str
+    task: str
+    dataset: str
+    checkpoint: str
+    step: int
+    seed: int
+    results: list[Summary]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def evaluate(
+    run: Path,
+    *,
+    targets: Sequence[float] = (),
+    num_episodes: int = 20,
+    checkpoint: str | Path = "best",
+    seed: int = EVALUATION_SEED,
+    device: str = "auto",
+    watch: Callable[[Step], None] | None = None,
+) -> Evaluation:
+    """Run `num_episodes` episodes per target return, all at once; write evals/*.json under the run.
+
+    Episode i of each target has seed `seed + i`, so targets and runs are compared on the same starts.
+
+    Raises:
+        UsageError: no such checkpoint, or a number of episodes below 1.
+        GqError: the checkpoint is damaged.
+    """
+    if num_episodes < 1:
+        raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
+    loaded = load_run(run, checkpoint, device=device)
+    config = loaded.config
+    chosen = list(dict.fromkeys(targets or config.eval.targets))
+    if config.algo == "bc":
+        chosen = chosen[-1:]  # behaviour cloning has no target
+    pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
+    episodes = roll_out(
+        loaded.policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs], watch=watch
+    )
+    evaluation = Evaluation(
+        run=run.name,
+        task=config.task,
+        dataset=config.data.dataset,
+        checkpoint=loaded.checkpoint.name,
+        step=loaded.state["step"],
+        seed=seed,
+        results=summarise(episodes, reference_for(config.task, config.data.dataset)),
+        versions=versions(),
+    )
+    date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    document = {**evaluation.to_dict(), "episodes": [asdict(episode) for episode in episodes]}
+    write_json(run / "evals" / f"{date}.json", document)
+    return evaluation

@@ -1,0 +1,67 @@
+"""Which device and number format to use, with the reason."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from gq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device and precision of the matrix products; weights and optimiser are float32 always."""
+
+    device: torch.device
+    bfloat16: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}: {self.reason}"
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context in which to run forward passes; bfloat16 copies of weights are kept while it lasts."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """Pick device and precision.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if device == "auto":
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        chosen = parse_device(device)
+    if precision != "auto":
+        return Compute(chosen, precision == "bfloat16", "as asked")
+    if chosen.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Compute(chosen, supported, "the GPU has bfloat16" if supported else "the GPU has no bfloat16")
+    if chosen.type == "cpu":
+        for name, found in (("AMX", torch.cpu._is_amx_tile_supported), ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported)):
+            if found():
+                return Compute(chosen, True, f"the CPU has {name}")
+        return Compute(chosen, False, "the CPU has no bfloat16 arithmetic")
+    return Compute(chosen, False, f"untested on {chosen.type}")
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the torch device of a name that is available here.
+
+    Raises:
+        UsageError: unknown or unavailable.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name}", hint="use --device auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        reason = "this torch was built without CUDA" if torch.version.cuda is None else "no such NVIDIA GPU was found"
+        raise UsageError(f"device {name} is not available: {reason}", hint="use --device cpu, or --device auto to choose by itself")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device mps is not available here", hint="use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"gq does not run on {device.type}", hint="use --device auto, cpu, cuda or cuda:N")
+    return device

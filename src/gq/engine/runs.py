@@ -1,0 +1,135 @@
+"""What a run folder holds beside checkpoints: its configuration, its lock, its card."""
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from gq.config import CONFIGS, BCConfig, DTConfig, RunConfig, flatten, validate
+from gq.data.download import canonical_name
+from gq.envs.tasks import resolve_task
+from gq.errors import GqError, UsageError
+from gq.evaluation.statistics import Summary
+from gq.files import write_error
+from gq.paths import all_runs, checkpoint_folders, is_run, runs_folder
+
+
+def read_config(run: Path) -> DTConfig | BCConfig:
+    """Read the configuration of a run.
+
+    Raises:
+        GqError: it is damaged or from a version of gq that this one cannot read.
+    """
+    try:
+        tree = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        return validate(CONFIGS[tree["algo"]], tree)
+    except (OSError, ValueError, KeyError, UsageError) as error:
+        raise GqError(f"cannot use {run / 'config.toml'}: {error}", hint="it may be from another version of gq") from None
+
+
+# What may change when a run goes on: where and how long, not what is learnt.
+CHANGEABLE = ("train.steps", "train.device", "train.log_every", "eval.", "checkpoint.", "log.")
+
+
+def resume_config(
+    algo: str, size: str | None, given: dict[str, Any], out: Path | None
+) -> tuple[Path, DTConfig | BCConfig]:
+    """Return the run to go on with and its configuration, with the given settings merged in.
+
+    Args:
+        given: settings by dotted key; those that determine what is learnt must be what the run began with.
+        out: the run's folder; None: the newest run of the algorithm that is not finished.
+
+    Raises:
+        UsageError: there is nothing to resume, or a setting differs that must not.
+    """
+    run = out or newest_unfinished(algo)
+    if not is_run(run):
+        raise UsageError(f"there is no run in {run} to resume", hint="leave --resume away to start one there")
+    stored = read_config(run)
+    if stored.algo != algo:
+        raise UsageError(f"{run} is a {stored.algo} run", hint=f"gq train {stored.algo} --out {run} --resume")
+    wanted = dict(given) | ({"size": size} if size else {})
+    if "data.dataset" in wanted:
+        wanted["data.dataset"] = canonical_name(wanted["data.dataset"])
+    if "task" in wanted:
+        wanted["task"] = resolve_task(wanted["task"]).id
+    config = stored.replace(wanted)
+    before = flatten(stored.to_dict())
+    for key, value in flatten(config.to_dict()).items():
+        if before[key] != value and not key.startswith(CHANGEABLE):
+            raise UsageError(
+                f"the run began with {key} = {before[key]}, not {value}",
+                hint="a resumed run may change train.steps, train.device, eval.*, checkpoint.* and log.* only",
+            )
+    return run, config
+
+
+def newest_unfinished(algo: str) -> Path:
+    """Return the newest run of an algorithm in the runs folder that has steps left.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for run in all_runs():
+        config = read_config(run)
+        if config.algo == algo and last_step(run) < config.train.steps:
+            return run
+    raise UsageError(f"there is no unfinished {algo} run in {runs_folder()}", hint="name one with --out DIR --resume")
+
+
+def last_step(run: Path) -> int:
+    """Return the step of the newest checkpoint, 0 without one."""
+    folders = checkpoint_folders(run)
+    return int(folders[-1].name.removeprefix("step-")) if folders else 0
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold a run for this process.
+
+    Raises:
+        GqError: another process trains it, or the folder cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise GqError(f"another process is training {run}", hint="wait for it, or choose another --out") from None
+    except OSError as error:
+        raise write_error(run, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_card(config: RunConfig, *, name: str, parameters: int, results: list[Summary], versions: dict[str, str]) -> str:
+    """Return the Markdown card of a finished run."""
+    lines = [
+        f"# {name}",
+        "",
+        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}` for {config.train.steps} steps;",
+        f"{parameters:,} parameters. The configuration is in `config.toml`, the history in `metrics.jsonl`.",
+        "",
+        f"    gq eval {name}",
+        f"    gq render {name}",
+        "",
+    ]
+    if results:
+        lines += [
+            "Last evaluation while training, on the episodes that choose the best checkpoint:",
+            "",
+            "| target return | episodes | return | length |",
+            "|---|---|---|---|",
+            *(
+                f"| {s.target_return:g} | {s.num_episodes} | {s.return_mean:.0f} ± {s.return_std:.0f} | {s.length_mean:.0f} |"
+                for s in results
+            ),
+            "",
+        ]
+    return "\n".join([*lines, "Made with " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""])

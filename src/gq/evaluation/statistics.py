@@ -1,0 +1,81 @@
+"""Summaries of episode returns that hold up with few episodes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gq.envs.scores import Reference
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode."""
+
+    seed: int
+    target_return: float
+    episode_return: float
+    length: int
+    terminated: bool  # False: it reached the time limit
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The results of one target return."""
+
+    target_return: float
+    num_episodes: int
+    return_mean: float
+    return_std: float
+    return_min: float
+    return_max: float
+    return_iqm: float
+    return_ci95: tuple[float, float]
+    normalized_mean: float | None
+    reference: str | None
+    length_mean: float
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Return the mean of the middle half [Agarwal et al. 2021, arXiv 2108.13264]; the ends count in part.
+
+    Sample i of n stands for the share [i / n, (i + 1) / n]; what lies in [1/4, 3/4] is averaged.
+    """
+    ordered, num = np.sort(values), len(values)
+    edges = np.arange(num + 1) / num
+    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float(ordered @ weights / weights.sum())
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean over episodes."""
+    generator = np.random.default_rng(seed)
+    means = generator.choice(values, (NUM_RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarise(episodes: Sequence[Episode], reference: Reference | None) -> list[Summary]:
+    """Return a summary per target return, in the order in which they first appear."""
+    summaries = []
+    for target in dict.fromkeys(episode.target_return for episode in episodes):
+        chosen = [episode for episode in episodes if episode.target_return == target]
+        returns = np.array([episode.episode_return for episode in chosen])
+        summaries.append(
+            Summary(
+                target_return=target,
+                num_episodes=len(chosen),
+                return_mean=float(returns.mean()),
+                return_std=float(returns.std()),
+                return_min=float(returns.min()),
+                return_max=float(returns.max()),
+                return_iqm=interquartile_mean(returns),
+                return_ci95=bootstrap_interval(returns),
+                normalized_mean=reference.score(float(returns.mean())) if reference else None,
+                reference=reference.name if reference else None,
+                length_mean=float(np.mean([episode.length for episode in chosen])),
+            )
+        )
+    return summaries

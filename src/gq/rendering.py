@@ -1,0 +1,176 @@
+"""Videos of a trained run: episodes side by side, in real time, off screen."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gq.engine.building import LoadedRun, load_run
+from gq.envs.gl import select_backend
+from gq.errors import GqError, UsageError
+from gq.evaluation.rollout import Step, roll_out
+from gq.evaluation.statistics import Episode
+from gq.video import VideoWriter, draw_overlay, writer_path
+
+RENDER_SEED = 0
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A finished video."""
+
+    path: Path | None  # None: shown in a window only
+    num_frames: int
+    fps: float
+    run: str
+    checkpoint: str
+    episodes: list[Episode]
+
+
+def render(
+    run: Path,
+    *,
+    targets: Sequence[float] = (),
+    num_episodes: int = 1,
+    checkpoint: str | Path = "best",
+    output: Path | None = None,
+    width: int = 480,
+    height: int = 480,
+    fps: float = 60,
+    camera: str | None = None,
+    overlay: bool = True,
+    live: bool = False,
+    seed: int = RENDER_SEED,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Rendering:
+    """Run `num_episodes` episodes per target return and film them side by side; one that has ended stands still.
+
+    Args:
+        targets: default: the highest target of the run.
+        output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
+        width, height: pixels of each episode's picture.
+        fps: at most so many frames a second of simulated time; playback is in real time.
+        camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
+        overlay: write time, reward and return-to-go on each picture.
+        live: open a window instead of writing a file.
+
+    Raises:
+        UsageError: a value out of range, or no such camera.
+        GqError: no GL backend works, or the checkpoint is damaged.
+    """
+    if num_episodes < 1 or width < 16 or height < 16 or fps <= 0:
+        raise UsageError("episodes must be at least 1, width and height at least 16 and fps above 0")
+    if not live:
+        select_backend()
+    loaded = load_run(run, checkpoint, device=device)
+    chosen = list(targets) or [max(loaded.config.eval.targets)]
+    pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
+    options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
+    if camera is not None:
+        options["camera_name"] = camera
+    if live:
+        return watch_live(loaded, pairs[:1], options)
+    date = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, reason = writer_path(output or run / "videos" / f"{date}.mp4")
+    if reason:
+        note(f"writing {path.name} instead of mp4: {reason}")
+    film = Film(loaded, [target for _, target in pairs], path, fps, overlay=overlay, progress=progress)
+    with film:
+        episodes = film.record(pairs, options)
+    return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, episodes)
+
+
+def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> Rendering:
+    """Show one episode in a window."""
+    try:
+        episodes = roll(loaded, pairs, lambda step: None, options)
+    except Exception as error:  # GLFW raises what it likes when there is no display
+        raise GqError(f"cannot open a window: {error}", hint="is there a display? without --live a video is written") from None
+    return Rendering(None, 0, 0.0, loaded.run.name, loaded.checkpoint.name, episodes)
+
+
+def roll(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], options: dict[str, Any]) -> list[Episode]:
+    """Run one episode per pair of seed and target return."""
+    seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
+    return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
+
+
+class Film:
+    """Tile the pictures of all episodes into frames and write them as they come."""
+
+    def __init__(
+        self,
+        loaded: LoadedRun,
+        targets: Sequence[float],
+        path: Path,
+        max_fps: float,
+        *,
+        overlay: bool,
+        progress: Callable[[int, int | None], None],
+    ) -> None:
+        self.loaded, self.targets, self.path, self.max_fps = loaded, targets, path, max_fps
+        self.overlay, self.progress = overlay, progress
+        self.num_frames, self.fps, self.stride = 0, 0.0, 0
+        self.pictures: list[np.ndarray] = []
+        self.writer: VideoWriter | None = None
+
+    def __enter__(self) -> "Film":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.writer:
+            self.writer.__exit__(*error)
+
+    def record(self, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> list[Episode]:
+        """Run the episodes and write a frame every `stride` steps."""
+        try:
+            return roll(self.loaded, pairs, self.add, options)
+        except ValueError as error:
+            if options.get("camera_name") and "camera" in str(error):
+                raise UsageError(f"{self.loaded.config.task} has no camera {options['camera_name']}", hint=str(error)) from None
+            raise
+
+    def add(self, step: Step) -> None:
+        """Take the pictures of the running episodes."""
+        if not self.writer:
+            self.open(step)
+        if step.index % self.stride:
+            return
+        for row in step.rows:
+            picture = step.environments[row].render()
+            self.pictures[row] = draw_overlay(picture, self.lines(step, row)) if self.overlay else picture
+        assert self.writer
+        self.writer.add(tile(self.pictures))
+        self.num_frames += 1
+        self.progress(step.index + 1, None)
+
+    def open(self, step: Step) -> None:
+        """Choose the stride that gives real time at no more than the asked frames a second, and open the file."""
+        seconds_per_step = step.environments[0].unwrapped.dt
+        self.stride = max(1, math.ceil(1 / (seconds_per_step * self.max_fps) - 1e-9))
+        self.fps = 1 / (seconds_per_step * self.stride)
+        self.pictures = [step.environments[row].render() for row in range(len(self.targets))]
+        self.writer = VideoWriter(self.path, self.fps).__enter__()
+
+    def lines(self, step: Step, row: int) -> list[str]:
+        """Return the text on an episode's picture."""
+        seconds = (step.index + 1) * step.environments[row].unwrapped.dt
+        lines = [f"{seconds:6.2f} s   return {step.returns[row]:.0f}"]
+        if len(returns_to_go := self.loaded.policy.returns_to_go):
+            lines.append(f"to go {returns_to_go[row]:.0f} of {self.targets[row]:.0f}")
+        return lines
+
+
+def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Return one picture with all others in a grid, as wide as it is high or wider by one column."""
+    num_columns = math.ceil(math.sqrt(len(pictures)))
+    blank = np.zeros_like(pictures[0])
+    padded = [*pictures, *[blank] * (-len(pictures) % num_columns)]
+    rows = [np.concatenate(padded[i : i + num_columns], axis=1) for i in range(0, len(padded), num_columns)]
+    return np.concatenate(rows, axis=0)

@@ -1,0 +1,199 @@
+"""Counts in closed form equal the instantiated model's, and the published ones are explained to the last parameter."""
+
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gq import params
+from gq.errors import UsageError
+from gq.models.config import ModelConfig
+from gq.models.decision_transformer import DecisionTransformer
+from gq.models.sizes import SIZES, resolve_size
+
+HUMANOID = (348, 17)
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelConfig:
+    num_kv_heads = draw(st.integers(1, 3))
+    backbone = draw(st.sampled_from(["qwen3", "gpt2"]))
+    num_heads = num_kv_heads * (1 if backbone == "gpt2" else draw(st.integers(1, 3)))
+    return ModelConfig(
+        backbone=backbone,
+        embed_dim=num_heads * 2 * draw(st.integers(1, 6)),
+        num_layers=draw(st.integers(1, 3)),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=2 * draw(st.integers(0, 5)),
+        mlp_ratio=draw(st.floats(1, 6)),
+        context_length=draw(st.integers(1, 5)),
+        timestep_embedding=backbone == "gpt2" or draw(st.booleans()),
+        max_timestep=draw(st.integers(1, 50)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(1, 40), st.integers(1, 20))
+def test_formula_and_count_equal_the_built_model(config: ModelConfig, observation_dim: int, action_dim: int) -> None:
+    assert config.problem() is None
+    model = DecisionTransformer(config, observation_dim=observation_dim, action_dim=action_dim)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    assert params.count_parameters(config, observation_dim, action_dim) == built
+    assert params.parameter_formula(config, observation_dim, action_dim) == built
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(1, 40), st.integers(1, 20))
+def test_the_difference_to_the_published_count_adds_up(
+    config: ModelConfig, observation_dim: int, action_dim: int
+) -> None:
+    published = params.published_formula(config, observation_dim, action_dim)
+    terms = params.published_difference(config, observation_dim)
+    assert (published is None) == (terms == {})
+    if published is not None:
+        assert published - params.parameter_formula(config, observation_dim, action_dim) == sum(terms.values())
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("1m", 768_465), ("13m", 13_298_193), ("0.1b", 104_894_993), ("0.6b", 625_066_001), ("1.9b", 1_935_652_881)],
+)
+def test_every_size_counts_what_it_is_called(size: str, parameters: int) -> None:
+    report = params.report(size, task="Humanoid-v5")
+    assert (report.parameters, report.parameters_formula) == (parameters, parameters)
+    assert SIZES[size].problem() is None
+    assert (SIZES[size].dropout, SIZES[size].activation, SIZES[size].max_timestep) == (0.0, "silu", 1000)
+
+
+@pytest.mark.parametrize(
+    ("size", "published", "terms"),
+    [("1.9b", 1_936_361_838, (713_052, 2_049, -6_144)), ("0.1b", 105_161_838, (267_612, 769, -1_536))],
+)
+def test_the_published_recipes_give_the_published_counts(size: str, published: int, terms: tuple[int, ...]) -> None:
+    report = params.report(size, task="humanoid")
+    assert report.parameters_published == published
+    assert tuple(report.published_difference.values()) == terms
+    assert published - report.parameters == sum(terms)
+
+
+def test_the_published_formula_has_no_gpt2() -> None:
+    config = ModelConfig(backbone="gpt2", num_heads=1, num_kv_heads=1)
+    assert params.published_formula(config, *HUMANOID) is None
+    assert params.published_formula(replace(SIZES["1m"], head_dim=64), *HUMANOID) is None
+    assert params.published_formula(replace(SIZES["1m"], timestep_embedding=False), *HUMANOID) is None
+
+
+def test_counting_the_largest_size_takes_no_memory() -> None:
+    params.count_parameters(SIZES["1m"], *HUMANOID)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    params.count_parameters(SIZES["1.9b"], *HUMANOID)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000_000 / (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
+def test_counting_leaves_torch_as_it_was() -> None:
+    params.count_parameters(SIZES["1m"], *HUMANOID)
+    layer = torch.nn.Linear(3, 4)
+    assert layer.weight.device.type == "cpu"
+    assert layer.weight.abs().sum() > 0
+
+
+def test_nothing_imports_torch_before_counting_nor_its_compiler_after() -> None:
+    program = (
+        "import sys; from gq import params; print('torch' in sys.modules);"
+        "params.report('1m', task='Hopper-v5'); print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == ["False", "True", "False"]
+
+
+def test_flops_equal_a_count_by_hand() -> None:
+    config = ModelConfig(embed_dim=8, num_layers=2, num_heads=2, num_kv_heads=1, mlp_ratio=2.0, context_length=5)
+    matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # query, key and value, output, MLP
+    attention = 2 * 2 * 8 * 8  # scores and mixing over 8 of 15 keys on average
+    outside = 2 * 8 * (1 + 11 + 3 + 3) // 3
+    assert params.forward_flops_per_token(config, 11, 3) == 2 * (2 * matrices + attention) + outside
+    report = params.report_config(config, size="tiny", observation_dim=11, action_dim=3)
+    assert report.training_flops_per_token == 3 * report.flops_per_token
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SIZES["1m"], num_layers=6),
+        replace(SIZES["0.1b"], embed_dim=192, num_layers=6),
+        ModelConfig(backbone="gpt2", num_layers=6, num_kv_heads=4, mlp_ratio=4.0, activation="gelu"),
+        ModelConfig(backbone="gpt2", num_layers=6, num_kv_heads=4, mlp_ratio=4.0, activation="relu"),
+    ],
+)
+def test_the_activation_estimate_is_near_what_autograd_keeps(config: ModelConfig) -> None:
+    model = DecisionTransformer(config, observation_dim=11, action_dim=3)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    batch_size, num_steps = 8, config.context_length
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(
+            torch.randn(batch_size, num_steps, 11),
+            torch.randn(batch_size, num_steps, 3),
+            torch.randn(batch_size, num_steps, 1),
+            torch.arange(num_steps).expand(batch_size, num_steps),
+        ).square().mean()
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    estimate = params.training_memory_bytes(config, 0, batch_size)
+    assert 1.0 < estimate / measured < 1.2
+
+
+def test_training_memory_is_sixteen_bytes_a_parameter_and_grows_with_the_batch() -> None:
+    config = SIZES["1m"]
+    assert params.training_memory_bytes(config, 1000, 64) - params.training_memory_bytes(config, 0, 64) == 16_000
+    assert params.training_memory_bytes(config, 0, 64) == 2 * params.training_memory_bytes(config, 0, 32)
+
+
+def test_the_cache_holds_keys_and_values_of_sixty_tokens() -> None:
+    assert params.kv_cache_bytes(SIZES["0.6b"]) == 2 * 24 * 6 * 128 * 60 * 2
+
+
+def test_a_model_too_large_for_its_data_is_warned_about_with_a_better_size() -> None:
+    report = params.report("0.6b", task="Humanoid-v5", num_transitions=1_000_000)
+    assert report.tokens_per_parameter == pytest.approx(3_000_000 / 625_066_001)
+    assert "625,066,001 parameters for 3,000,000 tokens" in report.warning
+    assert report.warning.endswith("; 1m fits better")
+    fed = params.report("1m", task="Humanoid-v5", num_transitions=1_000_000)
+    assert (fed.warning, round(fed.tokens_per_parameter or 0, 3)) == ("", 3.904)
+    unknown = params.report("0.6b", task="Humanoid-v5")
+    assert (unknown.tokens_per_parameter, unknown.warning) == (None, "")
+    tiny = params.report("1m", task="Hopper-v5", num_transitions=1000)
+    assert tiny.warning
+    assert "fits better" not in tiny.warning
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("0.6", "did you mean 0.6b"), ("13M", "13m"), ("huge", "sizes are 1m, 13m")]
+)
+def test_an_unknown_size_is_a_usage_error_with_the_known_ones(name: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no size {name}") as caught:
+        resolve_size(name)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_task_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="there is no task hoper"):
+        params.report("1m", task="hoper")
