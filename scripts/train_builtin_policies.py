@@ -4,7 +4,7 @@ The method is ARS V2-t of Mania, Guy and Recht (arXiv 1803.07055, algorithm 2): 
 observations, antithetic perturbations, the best directions averaged and divided by the spread of their returns.
 The survival bonus is subtracted while searching, so that standing still earns nothing. It needs gq installed.
 
-    python scripts/train_builtin_policies.py search --env Hopper-v5 --iterations 300 --seed 2 --out ars/hopper
+    python scripts/train_builtin_policies.py search --env Hopper-v5 --iterations 220 --seed 2 --out ars/hopper
     python scripts/train_builtin_policies.py measure ars/hopper --iteration 120 220 --noise 0.1 0.2
     python scripts/train_builtin_policies.py export ars/hopper --iteration 120 --noise 0.2 \
         --output src/gq/data/policies/hopper-medium.safetensors
@@ -12,7 +12,7 @@ The survival bonus is subtracted while searching, so that standing still earns n
         --output src/gq/data/policies/hopper-expert.safetensors
 
 `search` writes a snapshot every few iterations and resumes from the newest one. `export` measures the very policy that
-it writes and stores the figures with it. These lines made the packaged policies; the search took six minutes.
+it writes and stores the figures with it. These lines made the packaged policies; the search takes a few minutes.
 """
 
 import argparse
@@ -51,6 +51,7 @@ RECIPES = {
     "Ant-v5": Recipe(0.015, 60, 20, 0.025, 1.0),
     "Humanoid-v5": Recipe(0.02, 230, 230, 0.0075, 5.0),
 }
+SNAPSHOT_INTERVAL = 10  # iterations
 _environment: Any = None
 
 
@@ -102,24 +103,12 @@ class Statistics:
         return mean, np.where(std < 1e-7, np.inf, std)  # a constant observation says nothing: weight 0
 
 
-def save_snapshot(path: Path, weight: np.ndarray, statistics: Statistics, **facts: Any) -> None:
-    """Write a snapshot from which the search can go on."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, weight=weight, count=statistics.count, sums=statistics.sums, squares=statistics.squares, **facts)
-
-
 def load_snapshot(path: Path) -> tuple[np.ndarray, Statistics, int]:
     """Return weight, statistics and iteration."""
     with np.load(path) as snapshot:
         statistics = Statistics(len(snapshot["sums"]))
-        statistics.count, statistics.sums = int(snapshot["count"]), snapshot["sums"]
-        statistics.squares = snapshot["squares"]
+        vars(statistics).update((name, snapshot[name]) for name in ("count", "sums", "squares"))
         return snapshot["weight"], statistics, int(snapshot["iteration"])
-
-
-def snapshots(folder: Path) -> list[Path]:
-    """Return the snapshots of a search, oldest first."""
-    return sorted(folder.glob("iteration-*.npz"))
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -131,20 +120,20 @@ def search(arguments: argparse.Namespace) -> None:
     probe: Any = make(arguments.env)
     (observation_dim,), (action_dim,) = probe.observation_space.shape, probe.action_space.shape
     weight, statistics, start = np.zeros((action_dim, observation_dim)), Statistics(observation_dim), 0
-    if existing := snapshots(arguments.out):
+    if existing := sorted(arguments.out.glob("iteration-*.npz")):
         weight, statistics, start = load_snapshot(existing[-1])
         print(f"resuming at iteration {start}", flush=True)
     with multiprocessing.Pool(arguments.workers, start_worker, (arguments.env,)) as pool:
         for iteration in range(start, arguments.iterations):
             generator = np.random.default_rng([arguments.seed, iteration])  # resuming repeats no draw and skips none
             weight = improve(pool, weight, statistics, recipe, generator)
-            if (iteration + 1) % arguments.every == 0:
+            if (iteration + 1) % SNAPSHOT_INTERVAL == 0:
                 jobs = [(weight, *statistics.mean_and_std(), 10_000 + i) for i in range(8)]
                 tests = pool.starmap(roll_out, jobs, chunksize=1)
-                average = float(np.mean([test.episode_return for test in tests]))
                 path = arguments.out / f"iteration-{iteration + 1:06d}.npz"
-                save_snapshot(path, weight, statistics, iteration=iteration + 1, average=average)
-                length = np.mean([test.length for test in tests])
+                with atomic_path(path) as temporary, temporary.open("wb") as file:
+                    np.savez(file, weight=weight, iteration=iteration + 1, **vars(statistics))
+                average, length = np.mean([(test.episode_return, test.length) for test in tests], axis=0)
                 print(f"{iteration + 1:6d}  return {average:8.1f}  length {length:6.1f}", flush=True)
 
 
@@ -206,7 +195,7 @@ def measured(policy: LinearPolicy, num_episodes: int) -> dict[str, str]:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the returns of snapshots at several noise levels."""
-    for iteration in arguments.iteration or [int(path.stem[-6:]) for path in snapshots(arguments.folder)]:
+    for iteration in arguments.iteration:
         for noise in arguments.noise:
             figures = measured(load_policy(arguments.folder, iteration, noise), arguments.episodes)
             line = "  ".join(f"{name.removeprefix('return_')} {value:>6}" for name, value in figures.items())
@@ -226,7 +215,6 @@ def export(arguments: argparse.Namespace) -> None:
     arrays = {name: getattr(policy, name) for name in ("weight", "mean", "action_low", "action_high")}
     save_file(arrays, arguments.output, metadata=metadata)
     print(json.dumps(metadata, indent=2))
-    print(f"{arguments.output}: {arguments.output.stat().st_size} bytes")
 
 
 def main() -> None:
@@ -236,14 +224,13 @@ def main() -> None:
     command = commands.add_parser("search")
     command.add_argument("--env", choices=sorted(RECIPES), required=True)
     command.add_argument("--iterations", type=int, default=500)
-    command.add_argument("--every", type=int, default=10)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=os.cpu_count())
     command.add_argument("--out", type=Path, required=True)
     command.set_defaults(run=search)
     command = commands.add_parser("measure")
     command.add_argument("folder", type=Path)
-    command.add_argument("--iteration", type=int, nargs="*")
+    command.add_argument("--iteration", type=int, nargs="+", required=True)
     command.add_argument("--noise", type=float, nargs="*", default=[0.0])
     command.add_argument("--episodes", type=int, default=50)
     command.set_defaults(run=measure)

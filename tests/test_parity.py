@@ -159,7 +159,9 @@ def test_gpt2_trunk_and_the_heads_that_we_left_out_match_the_original(original: 
     assert_close(trunk[of_real_steps], recorded["fwd_masked/trunk_out"][of_real_steps], atol=1e-5)
     weights = recorded.under("w/")
     for name in ("state", "return"):
-        predicted = nn.functional.linear(trunk[:, 2::3], weights[f"predict_{name}.weight"], weights[f"predict_{name}.bias"])
+        predicted = nn.functional.linear(
+            trunk[:, 2::3], weights[f"predict_{name}.weight"], weights[f"predict_{name}.bias"]
+        )
         assert_close(predicted[real], recorded[f"fwd_masked/{name}_preds"][real], atol=1e-5)
 
 
@@ -191,7 +193,9 @@ class RecordedBatches:
         arrays = self.original.inputs(prefix)
         valid = self.original.recorded[f"{prefix}/mask"].bool()
         order = torch.argsort(~valid, dim=1, stable=True)  # real steps first, in order
-        moved = [array.gather(1, order.reshape(*order.shape, *[1] * (array.dim() - 2)).expand_as(array)) for array in arrays]
+        moved = [
+            array.gather(1, order.reshape(*order.shape, *[1] * (array.dim() - 2)).expand_as(array)) for array in arrays
+        ]
         return Batch(moved[0], moved[1], moved[2], moved[3], valid.gather(1, order))
 
 
@@ -208,7 +212,9 @@ def test_three_training_steps_match_the_original(original: OriginalDT) -> None:
     # The recorded gradients are from before clipping: one unclipped backward pass on a copy of the first batch.
     batch = RecordedBatches(original).sample(0)
     action_loss(model, batch).backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     for name, expected in recorded.under("grad1/").items():
         expected = to_ours(name, expected)
         assert (gradients[original.names[name]] - expected).abs().max() <= 5e-5 * expected.abs().max() + 1e-8, name
@@ -262,7 +268,9 @@ class OriginalQwen3:
         self.backbone = Qwen3Backbone(self.config).eval()
         ours = {"norm.weight": weights["norm.weight"]}
         for layer in range(num_layers):
-            theirs = {k.removeprefix(f"layers.{layer}."): v for k, v in weights.items() if k.startswith(f"layers.{layer}.")}
+            theirs = {
+                k.removeprefix(f"layers.{layer}."): v for k, v in weights.items() if k.startswith(f"layers.{layer}.")
+            }
             parts = {
                 "attention_norm.weight": theirs["input_layernorm.weight"],
                 "mlp_norm.weight": theirs["post_attention_layernorm.weight"],

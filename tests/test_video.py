@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -27,7 +28,7 @@ def moving_frames(num_frames: int, height: int = 48, width: int = 64) -> list[np
     return frames
 
 
-def write(path: Path, frames: Iterable[np.ndarray], fps: int = 30) -> None:
+def write(path: Path, frames: Iterable[np.ndarray], fps: float = 30) -> None:
     with VideoWriter(path, fps) as writer:
         for frame in frames:
             writer.add(frame)
@@ -53,6 +54,13 @@ def test_an_mp4_decodes_to_the_frames_added(num_frames: int, tmp_path: Path) -> 
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 25
         assert float(stream.duration * stream.time_base) == pytest.approx(num_frames / 25)
+
+
+def test_a_fractional_rate_is_kept(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", moving_frames(10), fps=125 / 3)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(125, 3)
+    assert len(read(tmp_path / "a.mp4")) == 10
 
 
 def test_odd_sizes_are_padded_by_one(tmp_path: Path) -> None:
@@ -143,7 +151,7 @@ def test_without_an_h264_encoder_a_gif_is_written_and_the_reason_given(
     monkeypatch.setattr(video, "CODEC", "h264_missing")
     path, reason = writer_path(tmp_path / "a.mp4")
     assert path == tmp_path / "a.gif"
-    assert reason.startswith("a gif instead of an mp4: PyAV cannot encode h264_missing")
+    assert reason.startswith("PyAV cannot encode h264_missing")
 
 
 @pytest.mark.usefixtures("fresh_probe")

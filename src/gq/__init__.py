@@ -11,24 +11,24 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gq import presets as presets
-    from gq.data.download import download as download
-    from gq.data.download import load_dataset as load_dataset
+    from gq.data.datasets import download as download
+    from gq.data.datasets import load_dataset as load_dataset
     from gq.engine.building import load_run as load_run
     from gq.engine.evaluate import evaluate as evaluate
     from gq.engine.offline import train as train
     from gq.errors import GqError as GqError
-    from gq.params import report as params
+    from gq.parameters import report as params  # noqa: F401
     from gq.paths import find_run as find_run
     from gq.rendering import render as render
 
 _WHERE = {
     "GqError": ("gq.errors", "GqError"),
-    "download": ("gq.data.download", "download"),
+    "download": ("gq.data.datasets", "download"),
     "evaluate": ("gq.engine.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),
-    "load_dataset": ("gq.data.download", "load_dataset"),
+    "load_dataset": ("gq.data.datasets", "load_dataset"),
     "load_run": ("gq.engine.building", "load_run"),
-    "params": ("gq.params", "report"),
+    "params": ("gq.parameters", "report"),
     "presets": ("gq.presets", None),
     "render": ("gq.rendering", "render"),
     "train": ("gq.engine.offline", "train"),

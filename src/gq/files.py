@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        with suppress(OSError):  # gone after the rename, or never there
+            temporary.unlink()
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync(temporary)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
@@ -58,7 +59,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_error(path: Path, error: OSError) -> GqError:
     """Turn an operating system's refusal into a message with a next step."""
     reason = error.strerror or str(error)
-    return GqError(f"cannot write {path}: {reason}", hint="free some space or choose another folder with --out or GQ_HOME")
+    return GqError(
+        f"cannot write {path}: {reason}", hint="free some space or choose another folder with --out or GQ_HOME"
+    )
 
 
 def write_text(path: Path, text: str) -> None:

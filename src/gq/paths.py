@@ -73,12 +73,16 @@ def find_run(name: str | None, *, latest: bool = False) -> tuple[Path, Path | No
         for folder in (path, *path.resolve().parents):
             if is_run(folder):
                 return folder, checkpoint_folder_of(path)
-        raise UsageError(f"{path} is not a gq run or inside one", hint=f"runs are in {runs_folder()}; the newest is --latest")
+        raise UsageError(
+            f"{path} is not a gq run or inside one", hint=f"runs are in {runs_folder()}; the newest is --latest"
+        )
     fitting = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(fitting) == 1:
         return fitting[0], None
     if fitting:
-        raise UsageError(f"{name} fits {len(fitting)} runs", hint="type more of one: " + ", ".join(r.name for r in fitting[:3]))
+        raise UsageError(
+            f"{name} fits {len(fitting)} runs", hint="type more of one: " + ", ".join(r.name for r in fitting[:3])
+        )
     known = [run.name for run in runs]
     otherwise = f"the newest run is {known[0]}" if known else "train one first: gq train dt"
     raise UsageError(f"there is no run {name}", hint=suggest(name, known, otherwise=otherwise))

@@ -91,11 +91,15 @@ def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: d
     try:
         episodes = roll(loaded, pairs, lambda step: None, options)
     except Exception as error:  # GLFW raises what it likes when there is no display
-        raise GqError(f"cannot open a window: {error}", hint="is there a display? without --live a video is written") from None
+        raise GqError(
+            f"cannot open a window: {error}", hint="is there a display? without --live a video is written"
+        ) from None
     return Rendering(None, 0, 0.0, loaded.run.name, loaded.checkpoint.name, episodes)
 
 
-def roll(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], options: dict[str, Any]) -> list[Episode]:
+def roll(
+    loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], options: dict[str, Any]
+) -> list[Episode]:
     """Run one episode per pair of seed and target return."""
     seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
     return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
@@ -133,7 +137,9 @@ class Film:
             return roll(self.loaded, pairs, self.add, options)
         except ValueError as error:
             if options.get("camera_name") and "camera" in str(error):
-                raise UsageError(f"{self.loaded.config.task} has no camera {options['camera_name']}", hint=str(error)) from None
+                raise UsageError(
+                    f"{self.loaded.config.task} has no camera {options['camera_name']}", hint=str(error)
+                ) from None
             raise
 
     def add(self, step: Step) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -22,11 +23,11 @@ BOX_DARKNESS = 3  # the box behind text divides the picture's light by this
 class Mp4Encoder:
     """Encode frames as h264 in an mp4 container; an odd height or width repeats its last row or column."""
 
-    def __init__(self, target: Path | BinaryIO, fps: int) -> None:
+    def __init__(self, target: Path | BinaryIO, fps: float) -> None:
         import av
 
         self.container = av.open(str(target) if isinstance(target, Path) else target, "w", format="mp4")
-        self.stream = self.container.add_stream(CODEC, rate=fps)
+        self.stream = self.container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(1000))
         self.stream.pix_fmt = "yuv420p"  # what every player shows; it needs even sizes
 
     def add(self, frame: np.ndarray) -> None:
@@ -55,7 +56,7 @@ class Mp4Encoder:
 class GifEncoder:
     """Collect frames in 256 colours and write them as a gif that loops."""
 
-    def __init__(self, target: Path, fps: int) -> None:
+    def __init__(self, target: Path, fps: float) -> None:
         self.target, self.frame_ms = target, max(MIN_GIF_FRAME_MS, 10 * round(100 / fps))
         self.images: list[Image.Image] = []
 
@@ -83,7 +84,7 @@ class VideoWriter:
         GqError: the folder cannot be written or the disk is full.
     """
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: float) -> None:
         self.path, self.fps, self.num_frames = path, fps, 0
         self._shape: tuple[int, ...] = ()
 
@@ -123,7 +124,7 @@ def writer_path(path: Path) -> tuple[Path, str]:
     if path.suffix.lower() == ".gif":
         return path, ""
     reason = h264_problem()
-    return (path.with_suffix(".gif"), f"a gif instead of an mp4: {reason}") if reason else (path, "")
+    return (path.with_suffix(".gif") if reason else path), reason
 
 
 @functools.cache

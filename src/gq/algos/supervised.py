@@ -21,7 +21,7 @@ class SupervisedLearner:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[nn.Module, Batch], Tensor],
+        loss: Callable[..., Tensor],
         sampler: WindowSampler,
         optim: OptimConfig,
         train: TrainConfig,
@@ -86,7 +86,11 @@ class SupervisedLearner:
             torch.cuda.set_rng_state(tensors["rng/cuda"], device)
         self.num_skipped.copy_(tensors["num_skipped"])
         for name, parameter in self.model.named_parameters():
-            state = {key: tensors[f"{key}/{name}"].to(device) for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+            state = {
+                key: tensors[f"{key}/{name}"].to(device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in tensors
+            }
             if state:
                 self.optimizer.state[parameter] = state
 

@@ -18,8 +18,8 @@ app = typer.Typer(
     epilog=(
         "The main job:  gq download builtin/hopper/medium;  gq train dt;  gq eval --latest;  gq render --latest\n\n"
         f"{EXIT_CODES}\n\n"
-        "Datasets and runs live in the user's cache folder, or under GQ_HOME (GQ_DATA_DIR, GQ_RUNS_DIR for one of them). "
-        "GQ_DEBUG=1 shows tracebacks."
+        "Datasets and runs live in the user's cache folder, or under GQ_HOME (GQ_DATA_DIR, GQ_RUNS_DIR for one of "
+        "them). GQ_DEBUG=1 shows tracebacks."
     ),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -30,7 +30,9 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version; with -v, all that a bug report needs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version; with -v, all that a bug report needs.")
+    ] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, hidden=True)] = 0,
 ) -> None:
     """Train, evaluate and render Decision Transformers on MuJoCo."""

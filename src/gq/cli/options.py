@@ -92,7 +92,8 @@ TaskName = Annotated[
     ),
 ]
 Size = Annotated[
-    str, typer.Option(metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b.", autocompletion=complete_from(known_sizes))
+    str | None,
+    typer.Option(metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b.", autocompletion=complete_from(known_sizes)),
 ]
 Device = Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
 CheckpointName = Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")]

@@ -15,7 +15,13 @@ class Output:
     """Three modes: tables for people, one JSON document, or only the path or id."""
 
     def __init__(
-        self, *, json_mode: bool = False, quiet: bool = False, verbose: int = 0, no_color: bool = False, no_progress: bool = False
+        self,
+        *,
+        json_mode: bool = False,
+        quiet: bool = False,
+        verbose: int = 0,
+        no_color: bool = False,
+        no_progress: bool = False,
     ) -> None:
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
         self.no_color = no_color or bool(os.environ.get("NO_COLOR"))
@@ -30,7 +36,9 @@ class Output:
         stream = sys.stderr if stderr else sys.stdout
         color = False if self.no_color else None
         width = None if stream.isatty() else 200
-        return Console(file=stream, no_color=color is False, width=width, highlight=False, soft_wrap=not stream.isatty())
+        return Console(
+            file=stream, no_color=color is False, width=width, highlight=False, soft_wrap=not stream.isatty()
+        )
 
     def note(self, text: str) -> None:
         """Say something that is not a result."""
@@ -79,7 +87,7 @@ class Output:
 
         rate = progress.TransferSpeedColumn() if unit == "bytes" else progress.TextColumn("{task.fields[rate]}")
         amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
-        columns = ["{task.description}", progress.BarColumn(), amount, rate, progress.TimeRemainingColumn()]
+        columns = ("{task.description}", progress.BarColumn(), amount, rate, progress.TimeRemainingColumn())
         with progress.Progress(*columns, console=self.console(stderr=True), transient=True) as bars:
             bar = bars.add_task(description, total=None, rate="")
 

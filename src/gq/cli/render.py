@@ -19,7 +19,9 @@ Examples:
 def render(
     run: options.RunName = None,
     latest: options.Latest = False,
-    target: Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 1,
     checkpoint: options.CheckpointName = "best",
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,

@@ -30,7 +30,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Windows per update.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and dropout.")]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns to evaluate at.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 
 
@@ -38,7 +40,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved conf
 def train_dt(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
-    size: options.Size | None = None,
+    size: options.Size = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     target: Target = None,
@@ -132,10 +134,10 @@ def run_training(
     given = {key: value for key, value in given.items() if key != "algo"}
     given |= parse_settings(settings or []) | flags
     if resume:
-        out, config = resume_config(algo, size, given, out)
+        out, wanted = resume_config(algo, size, given, out)
     else:
-        config = preset(algo, size or str(given.pop("size", "1m"))).replace(given)
-    prepared = prepare(config)
+        wanted = preset(algo, size or str(given.pop("size", "1m"))).replace(given)
+    prepared = prepare(wanted)
     config = prepared[0]
     if "data.dataset" not in given and not resume:
         output.note(f"dataset: {config.data.dataset}, the one downloaded last")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from gq.engine.offline import TrainResult
 
 PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
@@ -16,7 +18,9 @@ class TrainingView:
     """A listener of the engine: a live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, output: Output) -> None:
-        self.output, self._bars, self._bar = output, None, None
+        self.output = output
+        self._bars: Progress | None = None
+        self._bar: TaskID | None = None
         self._began, self._first_step, self._last_line = 0.0, 0, 0.0
         self._evaluation = ""
 
@@ -34,7 +38,9 @@ class TrainingView:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bars:
             self._bars.stop()
 
@@ -53,7 +59,9 @@ class TrainingView:
         now = time.monotonic()
         if not self._began:
             self._began, self._first_step = now, step
-        rate = (step - self._first_step) / (now - self._began) if step > self._first_step else metrics["steps_per_second"]
+        rate = (
+            (step - self._first_step) / (now - self._began) if step > self._first_step else metrics["steps_per_second"]
+        )
         text = f"{rate:.1f} steps/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
         if self._bars:
             if self._bar is None:
@@ -61,8 +69,8 @@ class TrainingView:
             self._bars.update(self._bar, completed=step, text=f"{text}  {self._evaluation}")
         elif now - self._last_line > PLAIN_INTERVAL_S or step == total:
             self._last_line = now
-            left = (total - step) / rate if rate else 0
-            self.output.note(f"step {step}/{total}  {text}  {left / 60:.0f} min left")
+            left_s = round((total - step) / rate) if rate else 0
+            self.output.note(f"step {step}/{total}  {text}  {left_s // 60}:{left_s % 60:02d} left")
 
     def show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         """Show the mean return per target."""
@@ -78,7 +86,12 @@ class TrainingView:
         from rich.console import Group
 
         rows = [
-            (f"{s.target_return:g}", f"{s.return_mean:.0f} ± {s.return_std:.0f}", f"{s.length_mean:.0f}", str(s.num_episodes))
+            (
+                f"{s.target_return:g}",
+                f"{s.return_mean:.0f} ± {s.return_std:.0f}",
+                f"{s.length_mean:.0f}",
+                str(s.num_episodes),
+            )
             for s in result.evaluation
         ]
         lines = [f"run: {result.run}", f"{result.steps} steps in {result.seconds:.0f} s; next: gq eval --latest"]

@@ -1,6 +1,12 @@
 """Built-in datasets: real MuJoCo episodes, simulated from the small policies that come with gq.
 
-TABLE
+Both policies come from one augmented random search on Hopper-v5 (scripts/train_builtin_policies.py): a good snapshot
+with little exploration noise, and a partly trained one with more. The noise is Gaussian, its standard deviation in half
+action ranges. Measured with gymnasium 1.4.0, mujoco 3.17.0 and numpy 2.4.6 on the first 50 episodes of seed 0:
+
+    dataset                snapshot  noise  return                             length  fell over
+    builtin/hopper/medium       120    0.2  2113 ± 839  (454 ... 3287)            661   38 of 50
+    builtin/hopper/expert       220    0.1  3368 ± 162  (2550 ... 3493)           988    3 of 50
 """
 
 import os

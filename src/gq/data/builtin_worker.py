@@ -92,6 +92,8 @@ def serve(policy_name: str, seed: int, first: int, stride: int) -> None:
             sys.stdout.buffer.flush()
     except BrokenPipeError:
         os._exit(1)  # the parent is gone; a normal exit would try to flush once more
+    except GqError as error:
+        sys.exit(f"{error}; {error.hint}")  # to standard error, where `receive` finds the last line
 
 
 def receive(worker: subprocess.Popen[bytes], num_columns: int) -> Episode:

@@ -161,10 +161,9 @@ def read_pickle(path: Path, asked: str | None, source: str) -> Trajectories:
     """Read a pickled list of dicts, one an episode; see `read_trajectories`."""
     stored = load_pickle(path)
     if not isinstance(stored, list) or not stored or not all(isinstance(episode, dict) for episode in stored):
-        message = (
-            f"{path} holds {'an empty list' if stored == [] else f'a {type(stored).__name__}'}, not a list of dicts"
-        )
-        raise DataError(message, hint="each dict is an episode: observations, actions, rewards, terminals")
+        found = "an empty list" if stored == [] else f"a {type(stored).__name__}"
+        hint = "it should be a list of dicts, one an episode: observations, actions, rewards, terminals"
+        raise DataError(f"{path} holds {found}, not episodes", hint=hint)
     episodes = {}
     for number, episode in enumerate(stored):
         flag = "dones" if "dones" in episode and "terminals" not in episode else "terminals"
@@ -175,7 +174,7 @@ def read_pickle(path: Path, asked: str | None, source: str) -> Trajectories:
 
 def choose_task(path: Path, asked: str | None, recorded: Any) -> str | None:
     """Return the task asked for, else the recorded environment id, else the one that the file's name implies."""
-    if asked or isinstance(recorded, str):
+    if asked or (recorded and isinstance(recorded, str)):
         return asked or recorded
     inside_minari = path.name == "main_data.hdf5"
     named = task_in_name("/".join(path.resolve().parts[-4:-1]) if inside_minari else path.name)

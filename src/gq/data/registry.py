@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gq.envs.tasks import TASKS, Task
 from gq.errors import UsageError, suggest
@@ -13,6 +13,8 @@ ENVIRONMENTS = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah":
 ENVIRONMENTS |= {"ant": "Ant-v5", "humanoid": "Humanoid-v5"}
 MINARI_LEVELS = ("simple", "medium", "expert")
 MINARI_FILES = ("metadata.json", "main_data.hdf5")
+D4RL_ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d", "ant")
+D4RL_LEVELS = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert", "mixed", "random-expert")
 NUM_MINARI_TRANSITIONS = 1_000_000
 NUM_BUILTIN_TRANSITIONS = 100_000
 
@@ -88,45 +90,50 @@ def cached(entry: DatasetEntry) -> bool:
 def resolve(name: str) -> DatasetEntry:
     """Return the dataset that a name stands for: an id, or a short form such as `hopper` or `ant-expert`.
 
-    Without a level it is medium; without `builtin/` in front it is Minari's. D4RL's names are different data and are
-    refused, except that there is no Humanoid in D4RL, so `humanoid-medium-v2` can only mean Minari's.
+    Without a level it is medium; without `builtin/` in front it is Minari's. D4RL's names are of other data and are
+    refused; but D4RL has no Humanoid, so `humanoid_medium-v2`, which scripts use, can only mean Minari's.
 
     Raises:
-        UsageError: no dataset or a D4RL one is named.
+        UsageError: there is no such dataset, or it is D4RL's.
     """
-    lowered = name.lower().strip("/")
-    if lowered in ENTRIES:
-        return ENTRIES[lowered]
-    source, environment, level, version = parts_of(lowered)
-    if source == "d4rl" or (environment in ENVIRONMENTS and is_d4rl(environment, level, version)):
+    words = split_name(name)
+    if words.source == "d4rl" or is_spelt_as_d4rl(name.lower(), words):
         hint = "D4RL files are read from a path for now: gq train dt --dataset FILE.hdf5"
-        if environment in ENVIRONMENTS:
-            hint += f" (Minari's is other data: mujoco/{environment}/medium-v0)"
         raise UsageError(f"{name} is a D4RL dataset, which gq cannot download yet", hint=hint)
-    identifier = f"{source or 'mujoco'}/{environment}/{level or 'medium'}" + ("" if source == "builtin" else "-v0")
-    if identifier in ENTRIES and (version is None or source != "builtin"):
+    versions = {"", "v0"} if words.environment != "humanoid" else {"", "v0", "v2"}
+    identifier = f"mujoco/{words.environment}/{words.level or 'medium'}-v0"
+    if words.source == "builtin":
+        versions = {""}
+        identifier = f"builtin/{words.environment}/{words.level or 'medium'}"
+    if identifier in ENTRIES and words.version in (versions if words.level else {""}):
         return ENTRIES[identifier]
     short = [f"{environment}/{level}" for environment in ENVIRONMENTS for level in MINARI_LEVELS]
-    otherwise = "known: builtin/hopper/{medium,expert}, {" + ",".join(ENVIRONMENTS) + "}/{" + ",".join(MINARI_LEVELS) + "}"
-    raise UsageError(f"there is no dataset {name}", hint=suggest(name, [*ENVIRONMENTS, *short, *ENTRIES], otherwise=otherwise))
+    otherwise = "known: " + ", ".join([*ENVIRONMENTS, *(i for i in ENTRIES if i.startswith("builtin"))])
+    raise UsageError(
+        f"there is no dataset {name}", hint=suggest(name, [*ENVIRONMENTS, *short, *ENTRIES], otherwise=otherwise)
+    )
 
 
-def parts_of(name: str) -> tuple[str | None, str | None, str | None, str | None]:
-    """Split a lower-case name into source, environment, level and version, each None where it is not said.
+class NameParts(NamedTuple):
+    """The words of a dataset's name in lower case, each empty where it is not said."""
 
-    The version keeps the sign before it, since `hopper/medium-v0` is Minari's way to write and `hopper-medium-v0` D4RL's.
-    """
-    match = re.fullmatch(r"(?:(mujoco|minari|builtin|d4rl)/)?([a-z0-9]+)(?:([-_/])([a-z_-]+?))?(?:-v(\d+))?", name)
-    if match is None:
-        return ("d4rl" if name.startswith("d4rl") else None), None, None, None
-    source, environment, separator, level, version = match.groups()
-    if version is not None:
-        version = (separator or "") + version
-    return ("mujoco" if source == "minari" else source), environment, level, version
+    source: str
+    environment: str
+    level: str  # words joined by -
+    version: str  # v and a number
 
 
-def is_d4rl(environment: str, level: str | None, version: str | None) -> bool:
-    """Tell whether a name is spelt as D4RL spells its own, and D4RL has that environment."""
-    if environment == "humanoid" or level is None:
+def split_name(name: str) -> NameParts:
+    """Split a dataset's name into its parts."""
+    words = re.split("[-_/]", name.lower().strip("/"))
+    source = words.pop(0) if words[0] in ("builtin", "minari", "mujoco", "d4rl") else ""
+    version = words.pop() if words and re.fullmatch(r"v\d+", words[-1]) else ""
+    environment = words.pop(0) if words else ""
+    return NameParts(source, environment, "-".join(words), version)
+
+
+def is_spelt_as_d4rl(name: str, words: NameParts) -> bool:
+    """Tell whether a name is D4RL's: `hopper-medium-v0`, `hopper-random`; Minari writes `hopper/medium-v0`."""
+    if words.source or words.environment not in D4RL_ENVIRONMENTS or words.level not in D4RL_LEVELS:
         return False
-    return level not in MINARI_LEVELS or version not in (None, "/0")
+    return words.level not in MINARI_LEVELS or (words.version != "" and not name.endswith(f"/{words.level}-v0"))

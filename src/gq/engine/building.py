@@ -22,7 +22,9 @@ from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
 
 
-def build_model(config: DTConfig | BCConfig, observation_dim: int, action_dim: int) -> DecisionTransformer | ObservationMLP:
+def build_model(
+    config: DTConfig | BCConfig, observation_dim: int, action_dim: int
+) -> DecisionTransformer | ObservationMLP:
     """Return the configured model with fresh weights."""
     if isinstance(config, DTConfig):
         return DecisionTransformer(config.model, observation_dim=observation_dim, action_dim=action_dim)
@@ -97,5 +99,7 @@ def load_run(run: Path, checkpoint: str | Path = "best", *, device: str = "auto"
         model.to(compute.device)
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise GqError(f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?") from None
+        raise GqError(
+            f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
+        ) from None
     return LoadedRun(run, folder, config, model.eval(), build_policy(config, model, compute), loaded.state)

@@ -57,7 +57,9 @@ def save_checkpoint(
             raise write_error(folder, OSError(str(error))) from error
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
         files = ["model.safetensors", "optimizer.safetensors", "state.json"]
-        manifest = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)} for name in files}
+        manifest = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)} for name in files
+        }
         write_json(temporary / "MANIFEST.json", {"format": FORMAT, "files": manifest})
     write_json(run / "checkpoints" / "last.json", {"checkpoint": folder.name})
     if is_best:
@@ -125,7 +127,9 @@ def verify_checkpoint(folder: Path) -> None:
         if not file.is_file():
             raise GqError(f"{file} is missing", hint=another_checkpoint(folder))
         if file.stat().st_size != num_bytes or sha256(file) != digest:
-            raise GqError(f"{file} is damaged: its bytes are not those that were written", hint=another_checkpoint(folder))
+            raise GqError(
+                f"{file} is damaged: its bytes are not those that were written", hint=another_checkpoint(folder)
+            )
 
 
 def another_checkpoint(folder: Path) -> str:

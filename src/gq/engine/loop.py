@@ -59,7 +59,7 @@ class Loop:
         mirrors: Mirrors,
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Start at `checkpoint`, or at step 0 without one. `facts` is what else state.json says, for whoever loads it."""
+        """Start at `checkpoint`, or at step 0 without one. `facts` go into state.json beside the progress."""
         self.learner, self.config, self.run = learner, config, run
         self.evaluate, self.facts, self.listener, self.mirrors = evaluate, facts, listener, mirrors
         self.progress = Progress()

@@ -94,7 +94,9 @@ def open_mirrors(config: LogConfig, run: Path, resolved: dict[str, Any], note: C
         try:
             import wandb
 
-            session = wandb.init(project=config.wandb_project, id=run.name, name=run.name, dir=run, config=resolved, resume="allow")
+            session = wandb.init(
+                project=config.wandb_project, id=run.name, name=run.name, dir=run, config=resolved, resume="allow"
+            )
             writers["W&B"] = lambda step, metrics: session.log(metrics, step=step)
         except Exception as error:
             note(f"W&B is off: {error}; pip install 'gym-qwen[wandb]'")
@@ -104,7 +106,9 @@ def open_mirrors(config: LogConfig, run: Path, resolved: dict[str, Any], note: C
 class Mirrors:
     """Copies of the numeric metrics elsewhere; a mirror that fails is dropped with one note."""
 
-    def __init__(self, writers: dict[str, Callable[[int, dict[str, float]], None]], note: Callable[[str], None]) -> None:
+    def __init__(
+        self, writers: dict[str, Callable[[int, dict[str, float]], None]], note: Callable[[str], None]
+    ) -> None:
         self._writers, self._note = writers, note
 
     def write(self, step: int, record: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gq.config import BCConfig, DTConfig, RunConfig, to_toml
-from gq.data.download import canonical_name, load_dataset
+from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
 from gq.engine.runs import lock_run, run_card
@@ -46,7 +47,9 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Trajectories]:
     name = config.data.dataset or last_dataset()
     trajectories = load_dataset(name, task=resolve_task(config.task).id if config.task else None)
     if trajectories.task is None:
-        widths = f"observations of width {trajectories.observations.shape[1]}, actions of {trajectories.actions.shape[1]}"
+        widths = (
+            f"observations of width {trajectories.observations.shape[1]}, actions of {trajectories.actions.shape[1]}"
+        )
         raise UsageError(f"{name} does not say its task ({widths})", hint="name it, for example --task Hopper-v5")
     data = replace(config.data, dataset=canonical_name(name))
     targets = config.eval.targets or default_targets(trajectories)
@@ -63,7 +66,7 @@ def fingerprint(trajectories: Trajectories) -> str:
     """Return the SHA-256 of the arrays that training reads."""
     digest = hashlib.sha256()
     for array in (trajectories.observations, trajectories.actions, trajectories.rewards, trajectories.offsets):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -125,7 +128,11 @@ def run_training(config: RunConfig, run: Path, trajectories: Trajectories, liste
         episodes = roll_out(policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs])
         return summarise(episodes, reference_for(config.task, config.data.dataset))
 
-    facts = {"dataset_sha256": fingerprint(trajectories), "parameters": parameters, "versions": versions()}
+    facts: dict[str, Any] = {
+        "dataset_sha256": fingerprint(trajectories),
+        "parameters": parameters,
+        "versions": versions(),
+    }
     checkpoint = load_checkpoint(choose_checkpoint(run, "last")) if checkpoint_folders(run) else None
     if checkpoint:
         if checkpoint.state["dataset_sha256"] != facts["dataset_sha256"]:

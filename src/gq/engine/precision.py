@@ -30,17 +30,18 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     Raises:
         UsageError: the device does not exist here.
     """
-    if device == "auto":
-        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        chosen = parse_device(device)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(best) if device == "auto" else parse_device(device)
     if precision != "auto":
         return Compute(chosen, precision == "bfloat16", "as asked")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         return Compute(chosen, supported, "the GPU has bfloat16" if supported else "the GPU has no bfloat16")
     if chosen.type == "cpu":
-        for name, found in (("AMX", torch.cpu._is_amx_tile_supported), ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported)):
+        for name, found in (
+            ("AMX", torch.cpu._is_amx_tile_supported),
+            ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported),
+        ):
             if found():
                 return Compute(chosen, True, f"the CPU has {name}")
         return Compute(chosen, False, "the CPU has no bfloat16 arithmetic")
@@ -59,7 +60,9 @@ def parse_device(name: str) -> torch.device:
         raise UsageError(f"there is no device {name}", hint="use --device auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "no such NVIDIA GPU was found"
-        raise UsageError(f"device {name} is not available: {reason}", hint="use --device cpu, or --device auto to choose by itself")
+        raise UsageError(
+            f"device {name} is not available: {reason}", hint="use --device cpu, or --device auto to choose by itself"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device mps is not available here", hint="use --device cpu")
     if device.type not in ("cpu", "cuda", "mps"):

@@ -9,7 +9,7 @@ from typing import Any
 import filelock
 
 from gq.config import CONFIGS, BCConfig, DTConfig, RunConfig, flatten, validate
-from gq.data.download import canonical_name
+from gq.data.datasets import canonical_name
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Summary
@@ -27,7 +27,9 @@ def read_config(run: Path) -> DTConfig | BCConfig:
         tree = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
         return validate(CONFIGS[tree["algo"]], tree)
     except (OSError, ValueError, KeyError, UsageError) as error:
-        raise GqError(f"cannot use {run / 'config.toml'}: {error}", hint="it may be from another version of gq") from None
+        raise GqError(
+            f"cannot use {run / 'config.toml'}: {error}", hint="it may be from another version of gq"
+        ) from None
 
 
 # What may change when a run goes on: where and how long, not what is learnt.
@@ -113,8 +115,8 @@ def run_card(config: RunConfig, *, name: str, parameters: int, results: list[Sum
     lines = [
         f"# {name}",
         "",
-        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}` for {config.train.steps} steps;",
-        f"{parameters:,} parameters. The configuration is in `config.toml`, the history in `metrics.jsonl`.",
+        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}`: ",
+        f"{parameters:,} parameters, {config.train.steps} steps. The configuration is in `config.toml`, the history in `metrics.jsonl`.",
         "",
         f"    gq eval {name}",
         f"    gq render {name}",
@@ -126,10 +128,8 @@ def run_card(config: RunConfig, *, name: str, parameters: int, results: list[Sum
             "",
             "| target return | episodes | return | length |",
             "|---|---|---|---|",
-            *(
-                f"| {s.target_return:g} | {s.num_episodes} | {s.return_mean:.0f} ± {s.return_std:.0f} | {s.length_mean:.0f} |"
-                for s in results
-            ),
-            "",
         ]
-    return "\n".join([*lines, "Made with " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""])
+    for s in results:
+        returns = f"{s.return_mean:.0f} ± {s.return_std:.0f}"
+        lines.append(f"| {s.target_return:g} | {s.num_episodes} | {returns} | {s.length_mean:.0f} |")
+    return "\n".join([*lines, "", "Made with " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""])

@@ -2,8 +2,13 @@
 
 from typing import Any
 
-import gymnasium
-import mujoco
+from gq.errors import GqError
+
+try:
+    import gymnasium
+    import mujoco
+except (AttributeError, ImportError, RuntimeError) as error:  # what MuJoCo raises for a MUJOCO_GL that is not there
+    raise GqError(f"MuJoCo does not load: {error}", hint="unset MUJOCO_GL, or set it to egl, osmesa or glfw") from error
 
 
 def make(task: str, **options: Any) -> gymnasium.Env:

@@ -90,7 +90,7 @@ def run_group(
             actions = np.clip(policy.act(rows, observations[rows].astype(np.float32)), low, high)
             rewards, running = np.zeros(len(rows)), np.ones(len(rows), bool)
             for i, (row, action) in enumerate(zip(rows, actions, strict=True)):
-                observations[row], rewards[i], terminated[row], truncated, _ = environments[row].step(action)
+                observations[row], rewards[i], terminated[row], truncated, _ = environments[int(row)].step(action)
                 running[i] = not (terminated[row] or truncated)
             returns[rows] += rewards
             lengths[rows] += 1

@@ -1,10 +1,14 @@
 """Causal grouped-query attention, by the kernel that is fastest for the device and precision."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+EVERY_TOKEN = slice(None)
 
 
 def causal_mask(num_tokens: int, queries: slice, device: torch.device) -> Tensor:
@@ -14,7 +18,7 @@ def causal_mask(num_tokens: int, queries: slice, device: torch.device) -> Tensor
 
 def mask_rows(mask: Tensor | None, queries: slice, tokens: Tensor) -> Tensor | None:
     """Return the mask for a choice of queries over tokens [B, T, H]; None stays None where every token is a query."""
-    if queries == slice(None):
+    if queries == EVERY_TOKEN:
         return mask
     if mask is None:
         return causal_mask(tokens.shape[1], queries, tokens.device)
@@ -49,7 +53,7 @@ def grouped_matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Te
     stacked = query.unflatten(1, (-1, group)).flatten(2, 3)  # [B, G, N/G * Q, D]
     scores = (stacked @ key.transpose(-1, -2)).unflatten(2, (group, num_queries)).flatten(1, 2)  # [B, N, Q, T]
     if mask is None:
-        mask = causal_mask(num_queries, slice(None), query.device)
+        mask = causal_mask(num_queries, EVERY_TOKEN, query.device)
     scores = (scores.float() / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(value.dtype)
     attended = weights.unflatten(1, (-1, group)).flatten(2, 3) @ value  # [B, G, N/G * Q, D]

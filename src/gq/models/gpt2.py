@@ -5,9 +5,8 @@ Source: Radford et al. 2019, with the original's ReLU; dropout on attention, res
 
 from torch import Tensor, nn
 
-from gq.models.attention import attend, mask_rows
+from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
 from gq.models.config import ModelConfig
-from gq.models.transformer import ACTIVATIONS, EVERY_TOKEN
 
 
 class Block(nn.Module):

@@ -18,7 +18,11 @@ class ObservationMLP(nn.Module):
         layers: list[nn.Module] = []
         width = config.context_length * observation_dim
         for _ in range(config.num_layers):
-            layers += [nn.Linear(width, config.embed_dim), ACTIVATION_LAYERS[config.activation](), nn.Dropout(config.dropout)]
+            layers += [
+                nn.Linear(width, config.embed_dim),
+                ACTIVATION_LAYERS[config.activation](),
+                nn.Dropout(config.dropout),
+            ]
             width = config.embed_dim
         self.layers = nn.Sequential(*layers, nn.Linear(width, action_dim), nn.Tanh())
 

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.attention import attend, mask_rows
+from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
 from gq.models.config import ModelConfig
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 RMS_EPS = 1e-6
-EVERY_TOKEN = slice(None)
 
 
-def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position * theta^(-2j / head_dim), each float32 [num_positions, head_dim], halves repeated."""
+def rotary_table(
+    num_positions: int, head_dim: int, theta: float, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position * theta^(-2j / head_dim), float32 [num_positions, head_dim], halves repeated."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
@@ -37,7 +37,9 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim, self.dropout = config.attention_head_dim, config.dropout
-        self.query_key_value = nn.Linear(config.embed_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
+        self.query_key_value = nn.Linear(
+            config.embed_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False
+        )
         self.output = nn.Linear(self.num_heads * self.head_dim, config.embed_dim, bias=False)
         self.query_norm = nn.Parameter(torch.ones(self.head_dim))
         self.key_norm = nn.Parameter(torch.ones(self.head_dim))

@@ -1,6 +1,5 @@
 """Counts in closed form equal the instantiated model's, and the published ones are explained to the last parameter."""
 
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gq import params
+import gq.parameters as params
 from gq.errors import UsageError
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
@@ -92,6 +91,7 @@ def test_the_published_formula_has_no_gpt2() -> None:
 
 
 def test_counting_the_largest_size_takes_no_memory() -> None:
+    resource = pytest.importorskip("resource")
     params.count_parameters(SIZES["1m"], *HUMANOID)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     params.count_parameters(SIZES["1.9b"], *HUMANOID)
@@ -109,7 +109,7 @@ def test_counting_leaves_torch_as_it_was() -> None:
 
 def test_nothing_imports_torch_before_counting_nor_its_compiler_after() -> None:
     program = (
-        "import sys; from gq import params; print('torch' in sys.modules);"
+        "import sys; import gq.parameters as params; print('torch' in sys.modules);"
         "params.report('1m', task='Hopper-v5'); print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     shown = subprocess.run(

@@ -1,0 +1,109 @@
+"""Datasets by name or path: get one into the cache, and load one for training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gq.data import registry
+from gq.data.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
+from gq.data.download import fetch_minari
+from gq.data.formats import read_trajectories
+from gq.data.trajectories import Trajectories
+from gq.errors import UsageError
+from gq.files import write_json
+from gq.paths import datasets_folder
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A dataset in the cache."""
+
+    id: str
+    path: Path
+    task: str
+    num_transitions: int
+    num_episodes: int
+    return_mean: float
+    return_std: float
+    was_cached: bool
+
+
+def download(
+    name: str,
+    *,
+    num_transitions: int | None = None,
+    force: bool = False,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Downloaded:
+    """Fetch or simulate a dataset unless it is in the cache, read it whole as a check, and make it the default.
+
+    Args:
+        num_transitions: how many to simulate, for built-in datasets.
+        force: get it again; the old file is replaced only by a complete new one.
+        progress: called with what is done and the total, in bytes or simulated steps.
+
+    Raises:
+        UsageError: no such dataset, or another size of it is cached already.
+        GqError: it could not be fetched or written.
+    """
+    entry = registry.resolve(name)
+    if num_transitions is not None and entry.kind != "builtin":
+        raise UsageError(f"{entry.id} has a fixed size", hint="--transitions is for builtin/... datasets")
+    was_cached = registry.cached(entry) and not force
+    if not was_cached and entry.kind == "builtin":
+        download_builtin(
+            entry.id, entry.path, num_transitions=num_transitions or DEFAULT_NUM_TRANSITIONS, progress=progress
+        )
+    elif not was_cached:
+        fetch_minari(entry, progress)
+    trajectories = read_trajectories(entry.path, source=entry.id)
+    if was_cached:
+        asked = trajectories.attributes.get("num_requested_transitions")
+        if num_transitions is not None and num_transitions != asked:
+            message = f"{entry.id} is in the cache with {asked} transitions, not {num_transitions}"
+            raise UsageError(
+                message, hint=f"replace it: gq download {entry.id} --transitions {num_transitions} --force"
+            )
+        note(f"{entry.id} is in the cache already")
+    write_json(datasets_folder() / "last.json", {"dataset": entry.id})
+    return Downloaded(
+        id=entry.id,
+        path=entry.path,
+        task=entry.task,
+        num_transitions=trajectories.num_transitions,
+        num_episodes=trajectories.num_episodes,
+        return_mean=float(trajectories.returns.mean()),
+        return_std=float(trajectories.returns.std()),
+        was_cached=was_cached,
+    )
+
+
+def canonical_name(name: str) -> str:
+    """Return the absolute path of an existing file, else the id that a name stands for.
+
+    Raises:
+        UsageError: neither a file nor a dataset.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    if path.suffix or name.startswith((".", "/", "~")):
+        raise UsageError(f"there is no file {name}", hint="check the path, or see gq download --list")
+    return registry.resolve(name).id
+
+
+def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
+    """Load a dataset by id or path.
+
+    Raises:
+        UsageError: no such file or dataset, or one that was not downloaded.
+        DataError: the file must not be trained on.
+    """
+    found = canonical_name(name)
+    if Path(found).is_absolute():
+        return read_trajectories(Path(found), task=task)
+    entry = registry.resolve(found)
+    if not registry.cached(entry):
+        raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
+    return read_trajectories(entry.path, task=task, source=entry.id)
