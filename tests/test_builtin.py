@@ -202,7 +202,7 @@ def test_neither_the_caller_nor_the_workers_import_torch(tmp_path: Path) -> None
 def test_a_worker_that_fails_gives_one_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gymnasium.py").write_text("raise RuntimeError('broken installation')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(GqError, match="a simulation process ended: .*broken installation"):
+    with pytest.raises(GqError, match=r"a simulation process ended: .*broken installation"):
         next(simulate_in_workers("hopper-medium", 0, 2))
 
 

@@ -116,7 +116,7 @@ def invert_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_causality_check_catches_an_inverted_mask(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(SHAPES[backbone])
     invert_attention(monkeypatch)
-    with pytest.raises(AssertionError, match="seen by an earlier prediction"):
+    with pytest.raises(AssertionError, match="seen by"):
         assert_causal(model)
 
 
@@ -124,7 +124,7 @@ def test_the_causality_check_catches_an_inverted_mask(backbone: str, monkeypatch
 def test_the_causality_check_catches_an_inverted_padding_mask(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = decision_transformer.attention_mask
     monkeypatch.setattr(decision_transformer, "attention_mask", lambda *args: right(*args).transpose(-1, -2))
-    with pytest.raises(AssertionError, match="seen by an earlier prediction"):
+    with pytest.raises(AssertionError, match="seen by"):
         assert_causal(build(SHAPES[backbone]), torch.ones(4, K, dtype=torch.bool))
 
 
@@ -135,7 +135,7 @@ def test_the_causality_check_catches_full_attention(backbone: str, monkeypatch: 
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *args, **options: plain(*args, **options | {"is_causal": False})
     )
-    with pytest.raises(AssertionError, match="seen by an earlier prediction"):
+    with pytest.raises(AssertionError, match="seen by"):
         assert_causal(model)
 
 
@@ -308,7 +308,7 @@ def test_attention_dropout_keeps_the_mean_and_drops_something() -> None:
     exact = attention.grouped_matmul_attention(query, key, value, None, 0.0)
     draws = torch.stack([attention.grouped_matmul_attention(query, key, value, None, 0.2) for _ in range(2000)])
     assert (draws.mean(dim=0) - exact).abs().max() < 0.1
-    assert draws.std(dim=0).min() > 0.01
+    assert draws.std(dim=0).mean() > 0.1
 
 
 @pytest.mark.parametrize("queries", [slice(1, None, 3), slice(-1, None), slice(None)])

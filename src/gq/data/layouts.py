@@ -117,8 +117,8 @@ def from_episodes(
     """Put whole episodes back to back.
 
     Args:
-        episodes: label to the columns observations [T + F, S], actions [T, A], rewards and an end-of-episode flag, these
-            two [T] or [T, 1], in this order.
+        episodes: label to the columns observations [T + F, S], actions [T, A], rewards and an end-of-episode flag, both
+            [T] or [T, 1], in this order.
         task: tells the widths and the length to expect.
         num_final_observations: F, the observations after the last action, which are left out.
 

@@ -111,7 +111,7 @@ class Loop:
         """Write the mean metrics since the last line; this is where the host waits for the device."""
         progress, num_steps = self.progress, self.config.train.log_every
         num_skipped = int(self.learner.num_skipped)
-        means = {name: float(value) / num_steps for name, value in self.sums.items()}
+        means = {name: float(value) / num_steps for name, value in sorted(self.sums.items())}
         self.sums = {}
         newly_skipped = num_skipped - progress.num_skipped
         progress.num_skipped = num_skipped

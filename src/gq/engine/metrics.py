@@ -39,7 +39,8 @@ class MetricsLog:
         self.path = path
         try:
             self._file = path.open("ab")
-            self._file.truncate(size)
+            self._file.truncate(min(size, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise write_error(path, error) from error
 

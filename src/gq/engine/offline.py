@@ -91,7 +91,7 @@ def train(
     listener = listener or Silence()
     config, trajectories = prepared or prepare(config)
     run = out or new_run_folder(config.task, config.algo, config.size)
-    if not resume and run.exists() and any(run.iterdir()):
+    if not resume and run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
         hint = f"go on with it: gq train {config.algo} --out {run} --resume; or choose another --out"
         raise UsageError(f"{run} is not empty", hint=hint)
     with lock_run(run):

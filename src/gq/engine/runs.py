@@ -1,5 +1,6 @@
 """What a run folder holds beside checkpoints: its configuration, its lock, its card."""
 
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ def lock_run(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(run / ".lock", timeout=0)
         lock.acquire()
+        for leftover in (run / "checkpoints").glob(".*.partial"):  # of a process that was killed while saving
+            shutil.rmtree(leftover, ignore_errors=True)
     except filelock.Timeout:
         raise GqError(f"another process is training {run}", hint="wait for it, or choose another --out") from None
     except OSError as error:

@@ -1,0 +1,264 @@
+"""A run that was interrupted, killed or starved of disk space ends exactly like one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import SETTINGS, as_flags, write_hopper_file
+
+from gq import presets
+from gq.algos.supervised import SupervisedLearner
+from gq.config import BCConfig, DTConfig
+from gq.engine import checkpoint as checkpoints
+from gq.engine.loop import Loop
+from gq.engine.offline import TrainResult, train
+from gq.engine.runs import resume_config
+from gq.errors import GqError, Interrupted, UsageError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_hopper_file(tmp_path / "data.hdf5")
+
+
+def tiny_config(data: Path, **settings: Any) -> DTConfig:
+    return presets.dt("1m").replace({"data.dataset": str(data), "size": "tiny", **SETTINGS, **settings})
+
+
+def resumed(run: Path, **settings: Any) -> TrainResult:
+    _, config = resume_config("dt", None, settings, run)
+    return train(config, run, resume=True)
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints.choose_checkpoint(run, "last") / "model.safetensors")
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Weights bit-equal, metrics and the best checkpoint the same."""
+    ours, theirs = final_weights(run), final_weights(reference)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert (run / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
+    assert (run / "checkpoints/best.json").read_text() == (reference / "checkpoints/best.json").read_text()
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_updates: int, error: BaseException | None = None) -> None:
+    """Send SIGTERM to ourselves, or raise, after so many updates."""
+    plain = SupervisedLearner.update
+
+    def update(self: SupervisedLearner, step: int) -> dict[str, torch.Tensor]:
+        metrics = plain(self, step)
+        if step + 1 == num_updates:
+            if error:
+                raise error
+            os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
+
+    monkeypatch.setattr(SupervisedLearner, "update", update)
+
+
+@pytest.fixture
+def reference(tmp_path: Path, data: Path) -> Path:
+    run = tmp_path / "reference"
+    train(tiny_config(data), run)
+    return run
+
+
+@pytest.mark.parametrize("num_updates", [1, 5, 7, 11])
+def test_a_stopped_run_resumes_exactly(
+    tmp_path: Path, data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, num_updates: int
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, num_updates)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config(data), run)
+    assert stopped.value.exit_code == 130
+    assert f"at step {num_updates}" in str(stopped.value)
+    result = resumed(run)
+    assert result.steps == 12
+    assert_same_run(run, reference)
+
+
+@pytest.mark.parametrize("lost", ["rng/torch", "rng/sampler", "exp_avg"])
+def test_exactness_depends_on_everything_that_is_saved(
+    tmp_path: Path, data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(tiny_config(data), run)
+    plain = SupervisedLearner.load_state_tensors
+
+    def forgetful(self: SupervisedLearner, tensors: dict[str, torch.Tensor]) -> None:
+        fresh = self.state_tensors()
+        kept = {name: value for name, value in tensors.items() if not name.startswith(lost)}
+        plain(self, {name: value for name, value in fresh.items() if name.startswith("rng/")} | kept)
+
+    monkeypatch.setattr(SupervisedLearner, "load_state_tensors", forgetful)
+    if lost == "exp_avg":
+        with pytest.raises(KeyError):
+            resumed(run)
+        return
+    resumed(run)
+    with pytest.raises(AssertionError):
+        assert_same_run(run, reference)
+
+
+def test_more_steps_can_be_added_and_nothing_else_changed(data: Path, reference: Path) -> None:
+    assert resumed(reference, **{"train.steps": 15}).steps == 15
+    with pytest.raises(UsageError, match=r"began with optim.learning_rate = 0.001, not 0.5"):
+        resumed(reference, **{"optim.learning_rate": 0.5})
+
+
+def test_other_data_is_refused(data: Path, reference: Path) -> None:
+    write_hopper_file(data, seed=1)
+    with pytest.raises(GqError, match="not the data that this run began with"):
+        resumed(reference, **{"train.steps": 15})
+
+
+def test_a_gradient_that_is_never_finite_ends_the_run_and_keeps_what_was_saved(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plain = tmp_path / "run", SupervisedLearner.update
+
+    def update(self: SupervisedLearner, step: int) -> dict[str, torch.Tensor]:
+        if step >= 5:
+            self.loss = lambda model, batch: sum(p.sum() for p in model.parameters()) * float("nan")
+        return plain(self, step)
+
+    monkeypatch.setattr(SupervisedLearner, "update", update)
+    with pytest.raises(GqError, match="not finite since step 5"):
+        train(tiny_config(data), run)
+    last = checkpoints.load_checkpoint(checkpoints.choose_checkpoint(run, "last"))
+    assert last.state["step"] == 8
+    assert all(torch.isfinite(value).all() for value in last.model.values())
+    at_five = checkpoints.load_checkpoint(run / "checkpoints/step-000000006").model
+    assert all(torch.equal(value, at_five[name]) for name, value in last.model.items()), "skipped steps change nothing"
+
+
+def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    plain, calls = checkpoints.write_json, []
+
+    def write_json(path: Path, document: Any) -> None:
+        calls.append(path)
+        if len(calls) > 4 and path.name == "MANIFEST.json":
+            raise OSError(28, "No space left on device")
+        plain(path, document)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", write_json)
+        with pytest.raises(GqError, match="No space left on device") as failed:
+            train(tiny_config(data), run)
+    assert "--out or GQ_HOME" in failed.value.hint
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step-000000004"]
+    assert resumed(run).steps == 12
+    unharmed = tmp_path / "unharmed"
+    train(tiny_config(data), unharmed)
+    assert_same_run(run, unharmed)
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(self: Loop) -> bool:
+        self.progress.best_step = 3
+        return self.progress.step == 3
+
+    monkeypatch.setattr(Loop, "run_evaluation", evaluate)
+    run = tmp_path / "run"
+    train(tiny_config(data, **{"checkpoint.every": 2, "checkpoint.keep": 2, "eval.every": 3}), run)
+    names = [folder.name for folder in checkpoints.checkpoint_folders(run)]
+    assert names == ["step-000000003", "step-000000010", "step-000000012"]
+    assert json.loads((run / "checkpoints/best.json").read_text()) == {"checkpoint": "step-000000003"}
+    assert checkpoints.choose_checkpoint(run, "best").name == "step-000000003"
+    assert checkpoints.choose_checkpoint(run, "10").name == "step-000000010"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
+def test_a_flipped_byte_is_found(reference: Path, name: str) -> None:
+    folder = checkpoints.choose_checkpoint(reference, "last")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(GqError) as refused:
+        checkpoints.load_checkpoint(folder)
+    assert refused.value.hint.startswith(f"remove {folder} to go on from step-")
+
+
+def test_checkpoints_hold_no_pickle(reference: Path) -> None:
+    suffixes = {path.suffix for path in (reference / "checkpoints").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_behaviour_cloning_resumes_exactly(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {key: value for key, value in SETTINGS.items() if key.startswith(("train", "eval", "checkpoint"))}
+    config: BCConfig = presets.bc().replace({"data.dataset": str(data), **shared, "model.embed_dim": 8})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(config, whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(config, run)
+    _, stored = resume_config("bc", None, {}, run)
+    train(stored, run, resume=True)
+    assert_same_run(run, whole)
+
+
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
+
+
+def start(data: Path, run: Path, *extra: str) -> subprocess.Popen:
+    settings = {**SETTINGS, "train.steps": 150, "checkpoint.every": 10, "eval.every": 50}
+    command = [sys.executable, "-m", "gq", "train", "dt", "-q", "--dataset", str(data), "--out", str(run)]
+    return subprocess.Popen(
+        [*command, *as_flags(settings), *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_and_resume(data: Path, run: Path, delay_s: float) -> None:
+    """Start a run, kill it after the delay, and go on until it ends."""
+    process = start(data, run)
+    time.sleep(delay_s)
+    process.kill()
+    process.communicate()
+    started = (run / "config.toml").is_file()
+    process = start(data, run, *(["--resume"] if started else []))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill_many(data: Path, folder: Path, num_kills: int) -> None:
+    began = time.monotonic()
+    process = start(data, folder / "whole")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    duration_s = time.monotonic() - began
+    generator = random.Random(0)
+    for index in range(num_kills):
+        # Spread over the run: stratified, so that a few kills already cover start, middle and end.
+        delay_s = duration_s * (index + generator.random()) / num_kills
+        run = folder / f"killed-{index}"
+        kill_and_resume(data, run, delay_s)
+        assert_same_run(run, folder / "whole")
+        assert not list((run / "checkpoints").glob(".*")), "nothing half-written stays behind"
+
+
+def test_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
+    kill_many(data, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_twenty_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
+    kill_many(data, tmp_path, 20)
