@@ -141,7 +141,7 @@ def test_the_causality_check_catches_full_attention(backbone: str, monkeypatch: 
 
 # --- leak probe -------------------------------------------------------------------------------------------------------
 
-NUM_PROBE_UPDATES = 400
+NUM_PROBE_UPDATES = 250
 
 
 def error_on_random_actions(backbone: str) -> float:
@@ -154,7 +154,9 @@ def error_on_random_actions(backbone: str) -> float:
     for _ in range(NUM_PROBE_UPDATES):
         actions = torch.rand(64, 4, ACTION_DIM) * 2 - 1  # variance 1/3
         observations, returns = torch.randn(64, 4, OBSERVATION_DIM), torch.rand(64, 4, 1)
-        batch = Batch(observations, actions, returns, torch.arange(4).expand(64, -1), torch.ones(64, 4, dtype=torch.bool))
+        batch = Batch(
+            observations, actions, returns, torch.arange(4).expand(64, -1), torch.ones(64, 4, dtype=torch.bool)
+        )
         loss = dt.action_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -286,7 +288,9 @@ def test_matrix_products_equal_the_fused_kernel(num_heads: int, num_kv_heads: in
     query, keep = query[:, :, queries], keep[..., queries, :]
     fused = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, enable_gqa=num_heads != num_kv_heads)
     mask = None if case == "causal" else keep
-    torch.testing.assert_close(attention.grouped_matmul_attention(query, key, value, mask, 0.0), fused, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        attention.grouped_matmul_attention(query, key, value, mask, 0.0), fused, rtol=0, atol=1e-6
+    )
     torch.testing.assert_close(attention.attend(query, key, value, mask, 0.0), fused, rtol=0, atol=1e-6)
     halved = attention.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask, 0.0)
     assert halved.dtype == torch.bfloat16

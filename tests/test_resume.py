@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import SETTINGS, as_flags, write_hopper_file
 
 from gq import presets
 from gq.algos.supervised import SupervisedLearner
@@ -23,6 +22,7 @@ from gq.engine.loop import Loop
 from gq.engine.offline import TrainResult, train
 from gq.engine.runs import resume_config
 from gq.errors import GqError, Interrupted, UsageError
+from tiny import SETTINGS, as_flags, write_hopper_file
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_exactness_depends_on_everything_that_is_saved(
         assert_same_run(run, reference)
 
 
-def test_more_steps_can_be_added_and_nothing_else_changed(data: Path, reference: Path) -> None:
+def test_more_steps_can_be_added_and_nothing_else_changed(reference: Path) -> None:
     assert resumed(reference, **{"train.steps": 15}).steps == 15
     with pytest.raises(UsageError, match=r"began with optim.learning_rate = 0.001, not 0.5"):
         resumed(reference, **{"optim.learning_rate": 0.5})
@@ -171,7 +171,9 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, data: Path, monkeypatch
     assert_same_run(run, unharmed)
 
 
-def test_only_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_and_the_best_checkpoints_are_kept(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def evaluate(self: Loop) -> bool:
         self.progress.best_step = 3
         return self.progress.step == 3

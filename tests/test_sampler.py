@@ -11,7 +11,7 @@ from gq.data.trajectories import Trajectories
 
 
 def make_trajectories(lengths: list[int], rewards: list[float] | None = None) -> Trajectories:
-    """Return episodes whose observations are (row, episode) and whose action is the negated row; read-only arrays."""
+    """Return episodes whose observations are (row, episode) and whose action is the negated row."""
     num_rows = sum(lengths)
     rows, episodes = np.arange(num_rows), np.repeat(np.arange(len(lengths)), lengths)
     arrays = {
@@ -49,7 +49,9 @@ def test_the_worked_example(delayed: bool, returns_to_go: list[float]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 12), st.booleans())
-def test_windows_are_consecutive_and_never_leave_their_episode(lengths: list[int], num_steps: int, backward: bool) -> None:
+def test_windows_are_consecutive_and_never_leave_their_episode(
+    lengths: list[int], num_steps: int, backward: bool
+) -> None:
     trajectories = make_trajectories(lengths)
     sampler = WindowSampler(trajectories, num_steps, backward=backward)
     anchors = torch.arange(trajectories.num_transitions)

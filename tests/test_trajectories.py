@@ -126,7 +126,9 @@ def test_at_least_one_episode_is_kept(fraction: float) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(lengths_of_episodes, st.integers(0, 1000), st.floats(0.001, 1))
-def test_the_best_share_is_what_a_loop_over_sorted_episodes_keeps(lengths: list[int], seed: int, fraction: float) -> None:
+def test_the_best_share_is_what_a_loop_over_sorted_episodes_keeps(
+    lengths: list[int], seed: int, fraction: float
+) -> None:
     trajectories = make_trajectories(lengths, seed=seed)
     order = sorted(range(len(lengths)), key=lambda episode: trajectories.returns[episode])
     kept, num_rows = [order[-1]], lengths[order[-1]]

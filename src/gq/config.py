@@ -42,7 +42,7 @@ class OptimConfig:
 class TrainConfig:
     """How long and on what."""
 
-    steps: Count = 5000
+    steps: Count = 4000
     batch_size: Count = 64  # windows per update
     num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
     seed: Natural = 0

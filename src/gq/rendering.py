@@ -11,6 +11,7 @@ import numpy as np
 
 from gq.engine.building import LoadedRun, load_run
 from gq.envs.gl import select_backend
+from gq.envs.make import make
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode
@@ -72,8 +73,7 @@ def render(
     chosen = list(targets) or [max(loaded.config.eval.targets)]
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
-    if camera is not None:
-        options["camera_name"] = camera
+    options |= camera_option(loaded.config.task, camera)
     if live:
         return watch_live(loaded, pairs[:1], options)
     date = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -84,6 +84,21 @@ def render(
     with film:
         episodes = film.record(pairs, options)
     return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, episodes)
+
+
+def camera_option(task: str, camera: str | None) -> dict[str, str]:
+    """Return the constructor option that selects a camera; by default the one that follows the robot, if there is one.
+
+    Raises:
+        UsageError: the model has no such camera.
+    """
+    model = make(task).unwrapped.model  # type: ignore[attr-defined]
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if camera is None:
+        return {"camera_name": "track"} if "track" in names else {}
+    if camera not in names:
+        raise UsageError(f"{task} has no camera {camera}", hint=f"it has: {', '.join(names) or 'none'}")
+    return {"camera_name": camera}
 
 
 def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> Rendering:
@@ -133,14 +148,7 @@ class Film:
 
     def record(self, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> list[Episode]:
         """Run the episodes and write a frame every `stride` steps."""
-        try:
-            return roll(self.loaded, pairs, self.add, options)
-        except ValueError as error:
-            if options.get("camera_name") and "camera" in str(error):
-                raise UsageError(
-                    f"{self.loaded.config.task} has no camera {options['camera_name']}", hint=str(error)
-                ) from None
-            raise
+        return roll(self.loaded, pairs, self.add, options)
 
     def add(self, step: Step) -> None:
         """Take the pictures of the running episodes."""

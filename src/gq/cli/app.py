@@ -4,23 +4,28 @@ from typing import Annotated
 
 import typer
 
-from gq.cli.download import download
+from gq.cli import download, evaluate, params, render
 from gq.cli.errors import EXIT_CODES, Group
-from gq.cli.evaluate import evaluate
-from gq.cli.params import params
-from gq.cli.render import render
 from gq.cli.train import train_app
+
+EPILOG = f"""\b
+Examples:
+  gq download builtin/hopper/medium      a dataset, simulated on the spot
+  gq train dt                            a policy
+  gq eval --latest                       its returns, with intervals
+  gq render --latest                     a video
+  gq params                              what models cost
+
+{EXIT_CODES}
+
+Datasets and runs live in the user's cache folder, or under GQ_HOME (GQ_DATA_DIR and GQ_RUNS_DIR move one of them).
+NO_COLOR switches colours off, GQ_DEBUG=1 shows tracebacks."""
 
 app = typer.Typer(
     name="gq",
     cls=Group,
     help="Train, evaluate and render Decision Transformers on MuJoCo.",
-    epilog=(
-        "The main job:  gq download builtin/hopper/medium;  gq train dt;  gq eval --latest;  gq render --latest\n\n"
-        f"{EXIT_CODES}\n\n"
-        "Datasets and runs live in the user's cache folder, or under GQ_HOME (GQ_DATA_DIR, GQ_RUNS_DIR for one of "
-        "them). GQ_DEBUG=1 shows tracebacks."
-    ),
+    epilog=EPILOG,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -44,13 +49,13 @@ def root(
     raise typer.Exit
 
 
-app.command()(download)
+app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache.")(download.download)
 app.add_typer(train_app, name="train")
-app.command("eval")(evaluate)
-app.command()(render)
-app.command()(params)
+app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
+app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)
+app.command(epilog=params.EXAMPLES, short_help="Report what models cost.")(params.params)
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="gq")  # also under `python -m gq`, so that messages name a command that works when typed

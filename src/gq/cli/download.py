@@ -20,7 +20,7 @@ def download(
     dataset: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID]", help="A dataset's name.", autocompletion=options.complete_from(options.known_datasets)
+            metavar="ID", help="A dataset's name.", autocompletion=options.complete_from(options.known_datasets)
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the datasets that gq knows.")] = False,

@@ -64,14 +64,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path or id.")]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv shows tracebacks.")]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; -vv shows tracebacks.")
+]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 
 RunName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="A run's id, a unique prefix of one, or a path to a run or a checkpoint in it.",
         autocompletion=complete_from(known_runs),
     ),
@@ -96,7 +98,7 @@ Size = Annotated[
     typer.Option(metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b.", autocompletion=complete_from(known_sizes)),
 ]
 Device = Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
-CheckpointName = Annotated[str, typer.Option("--checkpoint", help="best, last or a step.")]
+CheckpointName = Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="best, last or a step.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")

@@ -22,7 +22,7 @@ def params(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SIZE|RUN]", help="Default: all sizes.", autocompletion=options.complete_from(options.known_sizes)
+            metavar="SIZE|RUN", help="Default: all sizes.", autocompletion=options.complete_from(options.known_sizes)
         ),
     ] = None,
     task: options.TaskName = None,

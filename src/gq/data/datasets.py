@@ -7,9 +7,9 @@ from pathlib import Path
 from gq.data import registry
 from gq.data.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
 from gq.data.download import fetch_minari
-from gq.data.formats import read_trajectories
+from gq.data.formats import AGAIN, read_trajectories
 from gq.data.trajectories import Trajectories
-from gq.errors import UsageError
+from gq.errors import DataError, UsageError
 from gq.files import write_json
 from gq.paths import datasets_folder
 
@@ -50,14 +50,14 @@ def download(
     entry = registry.resolve(name)
     if num_transitions is not None and entry.kind != "builtin":
         raise UsageError(f"{entry.id} has a fixed size", hint="--transitions is for builtin/... datasets")
-    was_cached = registry.cached(entry) and not force
-    if not was_cached and entry.kind == "builtin":
-        download_builtin(
-            entry.id, entry.path, num_transitions=num_transitions or DEFAULT_NUM_TRANSITIONS, progress=progress
-        )
-    elif not was_cached:
-        fetch_minari(entry, progress)
-    trajectories = read_trajectories(entry.path, source=entry.id)
+    stored = None if force else stored_trajectories(entry)
+    was_cached = stored is not None
+    if stored is None and entry.kind == "builtin":
+        num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
+        download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
+    elif stored is None:
+        fetch_minari(entry, progress, force=force)
+    trajectories = stored or read_trajectories(entry.path, source=entry.id)
     if was_cached:
         asked = trajectories.attributes.get("num_requested_transitions")
         if num_transitions is not None and num_transitions != asked:
@@ -79,6 +79,16 @@ def download(
     )
 
 
+def stored_trajectories(entry: registry.DatasetEntry) -> Trajectories | None:
+    """Return what the cache holds of a dataset, or None if there is nothing or it is damaged."""
+    if not registry.cached(entry):
+        return None
+    try:
+        return read_trajectories(entry.path, source=entry.id)
+    except DataError:
+        return None
+
+
 def canonical_name(name: str) -> str:
     """Return the absolute path of an existing file, else the id that a name stands for.
 
@@ -86,10 +96,11 @@ def canonical_name(name: str) -> str:
         UsageError: neither a file nor a dataset.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    is_dataset_folder = (path / "main_data.hdf5").is_file() or (path / "data" / "main_data.hdf5").is_file()
+    if path.is_file() or is_dataset_folder:
         return str(path.resolve())
     if path.suffix or name.startswith((".", "/", "~")):
-        raise UsageError(f"there is no file {name}", hint="check the path, or see gq download --list")
+        raise UsageError(f"there is no dataset file {name}", hint="check the path, or see gq download --list")
     return registry.resolve(name).id
 
 
@@ -106,4 +117,8 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     entry = registry.resolve(found)
     if not registry.cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
-    return read_trajectories(entry.path, task=task, source=entry.id)
+    try:
+        return read_trajectories(entry.path, task=task, source=entry.id)
+    except DataError as error:
+        hint = f"gq download {entry.id} --force" if error.hint == AGAIN else error.hint
+        raise DataError(str(error), hint=hint) from error

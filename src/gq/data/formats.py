@@ -230,7 +230,7 @@ def write_canonical(
                 root.attrs.update({name: value for name, value in recorded.items() if value is not None})
                 for name, array in arrays.items():
                     root.create_dataset(name, data=array)
-        except OSError as error:  # h5py buries the number in a long sentence
+        except (OSError, RuntimeError) as error:  # h5py buries the number in a long text; RuntimeError on closing
             number = re.search(r"errno = (\d+)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code)) from error

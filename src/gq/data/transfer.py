@@ -110,8 +110,9 @@ def receive(url: str, part: Path, magic: bytes, report: Report, hint: str) -> An
     headers = {"User-Agent": f"gq/{__version__}", "Accept-Encoding": "identity"}
     if known.etag and num_bytes:
         headers |= {"Range": f"bytes={num_bytes}-", "If-Range": known.etag}
-    response, announced = open_url(urllib.request.Request(url, headers=headers), part, hint)
+    response, linked = open_url(urllib.request.Request(url, headers=headers), part, hint)
     with response:
+        announced = announcement(response, linked)
         chunk = read_chunk(response)
         if response.status == 206:
             first_byte = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
@@ -135,8 +136,8 @@ def receive(url: str, part: Path, magic: bytes, report: Report, hint: str) -> An
     return announced
 
 
-def open_url(request: urllib.request.Request, part: Path, hint: str) -> tuple[http.client.HTTPResponse, Announced]:
-    """Return an open answer and what it says of the file.
+def open_url(request: urllib.request.Request, part: Path, hint: str) -> tuple[http.client.HTTPResponse, dict[str, str]]:
+    """Return an open answer, and the X-Linked headers of redirects before it.
 
     Raises:
         BrokenTransferError: trying again may help; after status 416 from the start.
@@ -154,16 +155,22 @@ def open_url(request: urllib.request.Request, part: Path, hint: str) -> tuple[ht
         raise GqError(f"cannot download {request.full_url}: {error.code} {error.reason}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
         raise BrokenTransferError(str(getattr(error, "reason", error)) or type(error).__name__) from error
-    return response, announcement(response, links.found)
+    return response, links.found
 
 
 def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> Announced:
-    """Read what an answer, and the redirects before it, say of the whole file."""
+    """Read what an answer, and the redirects before it, say of the whole file.
+
+    Raises:
+        BrokenTransferError: they contradict each other.
+    """
     headers = response.headers
     etag = headers["ETag"]
     total = re.search(r"/(\d+)$", headers["Content-Range"] or "") if response.status == 206 else None
-    num_bytes = total[1] if total else headers["Content-Length"]
-    num_bytes = headers["X-Linked-Size"] or linked.get("X-Linked-Size") or num_bytes
+    num_sent = total[1] if total else headers["Content-Length"]
+    num_bytes = headers["X-Linked-Size"] or linked.get("X-Linked-Size") or num_sent
+    if num_sent and num_sent != num_bytes:
+        raise BrokenTransferError(f"the server sends {int(num_sent):,} bytes of a file that has {int(num_bytes):,}")
     digest = (headers["X-Linked-Etag"] or linked.get("X-Linked-Etag") or etag or "").strip('"')
     return Announced(
         etag=etag if etag and not etag.startswith("W/") else None,  # If-Range takes no weak ones

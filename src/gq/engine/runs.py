@@ -118,8 +118,9 @@ def run_card(config: RunConfig, *, name: str, parameters: int, results: list[Sum
     lines = [
         f"# {name}",
         "",
-        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}`: ",
-        f"{parameters:,} parameters, {config.train.steps} steps. The configuration is in `config.toml`, the history in `metrics.jsonl`.",
+        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}`:",
+        f"{parameters:,} parameters, {config.train.steps} steps.",
+        "The configuration is in `config.toml`, the history in `metrics.jsonl`.",
         "",
         f"    gq eval {name}",
         f"    gq render {name}",
