@@ -237,9 +237,8 @@ def test_a_fully_padded_prefix_gives_finite_numbers(backbone: str) -> None:
 @both_backbones
 def test_right_padding_changes_neither_valid_predictions_nor_the_loss(backbone: str) -> None:
     model, batch = build(SHAPES[backbone]), make_batch(num_valid=2)
-    other = Batch(
-        *(torch.cat([array[:, :2], torch.full_like(array[:, 2:], 40)], dim=1) for array in batch[:4]), batch.valid
-    )
+    refilled = (torch.cat([array[:, :2], torch.full_like(array[:, 2:], 40)], dim=1) for array in batch[:4])
+    other = Batch(*refilled, batch.valid)  # type: ignore[call-arg]
     shorter = Batch(*(array[:, :2] for array in batch))
     assert torch.equal(predict(model, batch)[:, :2], predict(model, other)[:, :2])
     assert torch.equal(dt.action_loss(model, batch), dt.action_loss(model, other))
@@ -384,8 +383,24 @@ def test_every_setting_of_a_model_changes_the_model(backbone: str, field: str, v
 
 
 def test_every_setting_of_a_model_is_in_the_list_above() -> None:
-    listed = {case[1] for case in test_every_setting_of_a_model_changes_the_model.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    listed = {case[1] for case in test_every_setting_of_a_model_changes_the_model.pytestmark[0].args[1]}
     assert listed == set(ModelConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("embed_dim", 8), ("num_layers", 2), ("activation", "gelu"), ("dropout", 0.4), ("context_length", 2)],
+)
+def test_every_setting_of_behaviour_cloning_changes_the_model(field: str, value: Any) -> None:
+    found = []
+    for config in (MLPConfig(), replace(MLPConfig(), **{field: value})):
+        torch.manual_seed(0)
+        model = ObservationMLP(config, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM)
+        batch = make_batch(num_steps=config.context_length)
+        shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+        found.append((shapes, model(batch.observations, batch.valid).tolist()))
+    assert found[0] != found[1]
+    assert len(MLPConfig.__dataclass_fields__) == 5
 
 
 @both_backbones

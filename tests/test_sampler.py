@@ -14,14 +14,14 @@ def make_trajectories(lengths: list[int], rewards: list[float] | None = None) ->
     """Return episodes whose observations are (row, episode) and whose action is the negated row."""
     num_rows = sum(lengths)
     rows, episodes = np.arange(num_rows), np.repeat(np.arange(len(lengths)), lengths)
-    arrays = {
-        "observations": np.stack([rows, episodes], axis=1).astype(np.float32),
-        "actions": -rows[:, None].astype(np.float32),
-        "rewards": np.array(np.ones(num_rows) if rewards is None else rewards, np.float32),
-        "terminals": np.zeros(num_rows, bool),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    }
-    return Trajectories(**arrays, source="test")
+    return Trajectories(
+        observations=np.stack([rows, episodes], axis=1).astype(np.float32),
+        actions=-rows[:, None].astype(np.float32),
+        rewards=np.array(np.ones(num_rows) if rewards is None else rewards, np.float32),
+        terminals=np.zeros(num_rows, bool),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        source="test",
+    )
 
 
 def rows_of(batch: Batch) -> torch.Tensor:

@@ -200,11 +200,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
 def play_alone(policy: NumpyPolicy, task: str, seed: int) -> tuple[float, int, bool]:
     """Run one episode by the plain loop."""
     with closing(make(task)) as environment:
+        box = environment.action_space
+        assert isinstance(box, gymnasium.spaces.Box)
         observation, _ = environment.reset(seed=seed)
         total, length, terminated, truncated = 0.0, 0, False, False
         while not (terminated or truncated):
             (action,) = policy.act(np.array([0]), observation[None].astype(np.float32))
-            box = environment.action_space
             observation, reward, terminated, truncated, _ = environment.step(np.clip(action, box.low, box.high))
             total, length = total + float(reward), length + 1
     return total, length, terminated

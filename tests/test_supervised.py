@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_cosine_falls_from_the_whole_rate_to_a_tenth() -> None:
     assert rates[100] == pytest.approx(2.0)
     assert rates[600] == pytest.approx(1.1), "half-way between the whole and a tenth"
     assert rates[1100] == pytest.approx(0.2)
-    assert all(a > b for a, b in zip(rates[100:1100], rates[101:], strict=True))
+    assert all(a > b for a, b in pairwise(rates[100:]))
     assert learning_rate(optim, 5000, 1100) == pytest.approx(0.2), "and stays there"
 
 

@@ -1,6 +1,7 @@
 """Returns-to-go, statistics and the choice of the best episodes."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from gq.data.trajectories import Trajectories
 
 
 def make_trajectories(lengths: list[int], *, seed: int = 0, rewards: list[float] | None = None) -> Trajectories:
-    """Return episodes of the given lengths whose first observation column numbers the rows; nothing may write to them."""
+    """Return episodes of the given lengths in read-only arrays; the first observation column numbers the rows."""
     generator, num_rows = np.random.default_rng(seed), sum(lengths)
     observations = generator.normal(size=(num_rows, 3)).astype(np.float32)
     observations[:, 0] = np.arange(num_rows)
-    arrays = {
+    arrays: dict[str, Any] = {
         "observations": observations,
         "actions": generator.uniform(-1, 1, (num_rows, 2)).astype(np.float32),
         "rewards": np.array(generator.normal(size=num_rows) if rewards is None else rewards, np.float32),

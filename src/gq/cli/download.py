@@ -1,7 +1,7 @@
 """`gq download`."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,9 @@ from gq.cli.output import Output
 
 EXAMPLES = """\b
 Examples:
-  gq download builtin/hopper/medium                simulated on the spot, needs no network
+  gq download builtin/hopper/medium      simulated here, needs no network
   gq download builtin/hopper/expert --transitions 200000
-  gq download humanoid                             Minari's mujoco/humanoid/medium-v0
+  gq download humanoid                   Minari's mujoco/humanoid/medium-v0
   gq download --list"""
 
 
@@ -24,7 +24,9 @@ def download(
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the datasets that gq knows.")] = False,
-    transitions: Annotated[int | None, typer.Option(help="How many to simulate (built-in datasets only).")] = None,
+    transitions: Annotated[
+        int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset that is there already.")] = False,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
@@ -32,7 +34,10 @@ def download(
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Fetch or simulate a dataset, check it, and keep it in the cache. `gq train` uses the last one by default."""
+    """Fetch or simulate a dataset, check it, and keep it in the cache.
+
+    `gq train` takes the one downloaded last unless told otherwise.
+    """
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.errors import UsageError
 
@@ -45,29 +50,24 @@ def download(
     from gq.data.registry import resolve
 
     entry = resolve(dataset)
-    simulated = entry.kind == "builtin"
-    verb, unit = ("simulating", "steps") if simulated else ("downloading", "bytes")
+    verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
     with output.progress(f"{verb} {entry.id}", unit=unit) as move:
         done = download_dataset(entry.id, num_transitions=transitions, force=force, progress=move, note=output.note)
-    output.result(
-        {**dataclasses.asdict(done), "path": str(done.path)},
-        quiet=done.path,
-        human=f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
-        f"return {done.return_mean:.0f} ± {done.return_std:.0f}\n{done.path}",
+    output.note(
+        f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
+        f"return {done.return_mean:.0f} ± {done.return_std:.0f}"
     )
+    output.result({**dataclasses.asdict(done), "path": str(done.path)}, quiet=done.path, human=str(done.path))
 
 
 def show_list(output: Output) -> None:
     """Print the registry."""
     from gq.data.registry import ENTRIES, cached
 
-    rows: list[dict[str, Any]] = [
-        {"id": e.id, "task": e.task, "size_bytes": e.size_bytes, "cached": cached(e), "kind": e.kind}
-        for e in ENTRIES.values()
+    entries = list(ENTRIES.values())
+    documents = [
+        {"id": e.id, "task": e.task, "size_bytes": e.size_bytes, "cached": cached(e), "kind": e.kind} for e in entries
     ]
-    cells = [
-        (row["id"], row["task"], f"{row['size_bytes'] / 1e6:,.0f} MB", row["kind"], "cached" if row["cached"] else "")
-        for row in rows
-    ]
-    table = output.table(["dataset", "task", "about", "kind", ""], cells)
-    output.result({"datasets": rows}, quiet="\n".join(row["id"] for row in rows), human=table)
+    rows = [(e.id, e.task, f"{e.size_bytes / 1e6:,.0f} MB", e.kind, "cached" if cached(e) else "") for e in entries]
+    table = output.table(["dataset", "task", "about", "kind", ""], rows)
+    output.result({"datasets": documents}, quiet="\n".join(e.id for e in entries), human=table)

@@ -11,9 +11,15 @@ from gq.errors import GqError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
 
+OUT_OF_MEMORY_HINT = "compute a batch in more parts, --set train.num_micro_batches=N, or see gq params"
+
 
 class Group(typer.core.TyperGroup):
     """The root command; turns what goes wrong for users into messages."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands in the order of use; Typer would put the one with subcommands last."""
+        return sorted(super().list_commands(ctx), key=lambda name: name not in ("download", "train"))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -33,7 +39,17 @@ class Group(typer.core.TyperGroup):
             if os.environ.get("GQ_DEBUG"):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror or error}", "the traceback: GQ_DEBUG=1", 1)
+            fail(f"{where}{error.strerror or error}", "GQ_DEBUG=1 shows where in gq it happened", 1)
+        except Exception as error:
+            if os.environ.get("GQ_DEBUG") or not is_out_of_memory(error):
+                raise
+            fail("the model and its batch do not fit in memory", OUT_OF_MEMORY_HINT, 1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device or the host ran out of memory, without importing torch for its exception types."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def fail(message: str, hint: str, exit_code: int) -> None:

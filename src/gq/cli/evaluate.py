@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  gq eval --latest                                 20 episodes at each target the run was trained with
+  gq eval --latest                       20 episodes at each target
   gq eval hopper-v5-dt-1m --target 3600,1800 --episodes 50
   gq eval runs/a --checkpoint last --json"""
 
@@ -23,9 +23,9 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: those of the run.")
     ] = None,
-    episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 20,
+    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 20,
     checkpoint: options.CheckpointName = "best",
-    seed: Annotated[int, typer.Option(help="Episode i has seed SEED + i.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
     device: options.Device = "auto",
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
@@ -38,12 +38,13 @@ def evaluate(
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)
-    targets = options.parse_numbers(target, "--target") if target else []
+    targets = options.parse_numbers(target, "--target")
     from gq import threads
 
     threads.prepare()
     from gq.engine.evaluate import evaluate as evaluate_run
 
+    limit = options.max_steps(folder)
     with output.progress(f"evaluating {folder.name}", unit="steps") as move:
         evaluation = evaluate_run(
             folder,
@@ -52,7 +53,7 @@ def evaluate(
             checkpoint=checkpoint_folder or checkpoint,
             seed=seed,
             device=device or "auto",
-            watch=lambda step: move(step.index + 1, None),
+            watch=lambda step: move(step.index + 1, limit),
         )
     means = " ".join(f"{summary.return_mean:.1f}" for summary in evaluation.results)
     output.result(evaluation.to_dict(), quiet=means, human=table(output, evaluation))

@@ -9,11 +9,11 @@ import typer
 from gq.errors import UsageError
 
 
-def complete_from(candidates: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str]]:
     """Return a completion function over the candidates that start with what was typed."""
 
     def complete(incomplete: str) -> list[str]:
-        return [candidate for candidate in candidates() if candidate.startswith(incomplete)]
+        return [candidate for source in sources for candidate in source() if candidate.startswith(incomplete)]
 
     return complete
 
@@ -46,24 +46,37 @@ def known_tasks() -> list[str]:
     return list(TASKS)
 
 
-def parse_numbers(text: str, option: str) -> list[float]:
-    """Parse `1800,3600`. Raises UsageError."""
+def parse_numbers(text: str | None, option: str) -> list[float]:
+    """Parse `1800,3600`; None gives an empty list. Raises UsageError."""
+    if text is None:
+        return []
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{option} {text} is not a list of numbers", hint=f"for example {option} 1800,3600") from None
+        numbers = []
+    if not numbers or not all(abs(number) < float("inf") for number in numbers):
+        raise UsageError(f"{option} {text} is not a list of numbers", hint=f"for example {option} 1800,3600")
+    return numbers
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Parse `640x480`. Raises UsageError."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
-        raise UsageError(f"--size {text} is not a size", hint="for example --size 640x480")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text} is not a size in pixels", hint="for example --size 640x480")
     return int(width), int(height)
 
 
+def max_steps(run: Path) -> int:
+    """Return the most steps that an episode of a run's task can have, for progress bars."""
+    from gq.engine.runs import read_config
+    from gq.envs.tasks import resolve_task
+
+    return resolve_task(read_config(run).task).max_episode_steps
+
+
 JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path or id.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what a script needs: a path, or numbers.")]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; -vv shows tracebacks.")
 ]
@@ -95,10 +108,22 @@ TaskName = Annotated[
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b.", autocompletion=complete_from(known_sizes)),
+    typer.Option(
+        metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b; default: 1m.", autocompletion=complete_from(known_sizes)
+    ),
 ]
-Device = Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
-CheckpointName = Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="best, last or a step.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="D",
+        help="auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.",
+        autocompletion=complete_from(lambda: ["auto", "cpu", "cuda"]),
+    ),
+]
+CheckpointName = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="best, last or a step.", autocompletion=complete_from(lambda: ["best", "last"])),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")

@@ -34,10 +34,15 @@ class Output:
         from rich.console import Console
 
         stream = sys.stderr if stderr else sys.stdout
-        color = False if self.no_color else None
-        width = None if stream.isatty() else 200
+        is_pipe = not stream.isatty()
         return Console(
-            file=stream, no_color=color is False, width=width, highlight=False, soft_wrap=not stream.isatty()
+            file=stream,
+            no_color=self.no_color,
+            width=200 if is_pipe else None,
+            soft_wrap=is_pipe,
+            highlight=False,
+            markup=False,  # paths may hold brackets and colons
+            emoji=False,
         )
 
     def note(self, text: str) -> None:
@@ -65,12 +70,12 @@ class Output:
         else:
             self.console().print(human)
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Any:
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
         """Return a table; columns after the first are aligned to the right."""
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, title=title or None, title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
         for index, heading in enumerate(headings):
             table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
@@ -87,7 +92,8 @@ class Output:
 
         rate = progress.TransferSpeedColumn() if unit == "bytes" else progress.TextColumn("{task.fields[rate]}")
         amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
-        columns = ("{task.description}", progress.BarColumn(), amount, rate, progress.TimeRemainingColumn())
+        name = progress.TextColumn("{task.description}", markup=False)
+        columns = (name, progress.BarColumn(bar_width=24), amount, rate, progress.TimeRemainingColumn())
         with progress.Progress(*columns, console=self.console(stderr=True), transient=True) as bars:
             bar = bars.add_task(description, total=None, rate="")
 

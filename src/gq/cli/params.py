@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  gq params                                        every size
-  gq params 0.6b --dataset humanoid                with tokens per parameter for a dataset
+  gq params                              every size
+  gq params 0.6b --dataset humanoid      with tokens per parameter
   gq params runs/a --json"""
 
 
@@ -22,24 +22,41 @@ def params(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="SIZE|RUN", help="Default: all sizes.", autocompletion=options.complete_from(options.known_sizes)
+            metavar="SIZE|RUN",
+            help="Default: all sizes.",
+            autocompletion=options.complete_from(options.known_sizes, options.known_runs),
         ),
     ] = None,
-    task: options.TaskName = None,
-    dataset: options.Dataset = None,
-    batch_size: Annotated[int, typer.Option(help="Windows computed at once, for the memory.")] = 64,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Gymnasium task; default: the dataset's or run's, else Humanoid-v5.",
+            autocompletion=options.complete_from(options.known_tasks),
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|PATH",
+            help="Dataset id or file, for the tokens per parameter.",
+            autocompletion=options.complete_from(options.known_datasets),
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Windows computed at once, for the memory.")] = 64,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
 ) -> None:
-    """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter.
-
-    For Humanoid-v5 unless --task, --dataset or the run says otherwise.
-    """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color)
+    """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter."""
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     reports, on_task = collect(model, task, dataset, batch_size)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
+    for report in reports:
+        if report.warning:
+            output.warn(report.warning)
     counts = "\n".join(str(report.parameters) for report in reports)
     output.result(document, quiet=counts, human=tables(output, reports, on_task))
 
@@ -94,10 +111,10 @@ def run_config(name: str) -> Any:
 
 
 def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
-    """Return the counts and the costs as two tables, with the warnings and what differs from the published count."""
+    """Return the counts and the costs as two tables, with what differs from the published count."""
     from rich.console import Group
 
-    counts, costs, notes = [], [], []
+    counts, costs = [], []
     for r in reports:
         published = f"{r.parameters_published:,}" if r.parameters_published else "-"
         agrees = "=" if r.parameters == r.parameters_formula else "differs from"
@@ -113,9 +130,7 @@ def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
                 ratio,
             )
         )
-        if r.warning:
-            notes.append(f"warning: {r.warning}")
-    largest = reports[-1]
+    largest, notes = reports[-1], []
     if largest.published_difference:
         terms = ", ".join(f"{name} {count:+,}" for name, count in largest.published_difference.items())
         notes.append(f"published - counted for {largest.size}: {terms}")

@@ -11,8 +11,8 @@ from gq.cli.output import Output
 
 EXAMPLES = """\b
 Examples:
-  gq render --latest                               an mp4 in the run's folder, headless
-  gq render --latest --target 1000,2000,3000       three targets side by side
+  gq render --latest                     an mp4 in the run's folder, headless
+  gq render --latest --target 1000,2000,3000
   gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
 
 
@@ -22,15 +22,15 @@ def render(
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
     ] = None,
-    episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 1,
+    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     checkpoint: options.CheckpointName = "best",
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
-    fps: Annotated[float, typer.Option(help="Most frames a second; playback is in real time.")] = 60,
+    fps: Annotated[float, typer.Option(metavar="N", help="Most frames a second; playback is in real time.")] = 60,
     camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
     overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go in the picture.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
-    seed: Annotated[int, typer.Option(help="Episode i has seed SEED + i.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
     device: options.Device = "auto",
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
@@ -43,7 +43,7 @@ def render(
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)
-    targets = options.parse_numbers(target, "--target") if target else []
+    targets = options.parse_numbers(target, "--target")
     width, height = options.parse_size(size)
     from gq import threads
 
@@ -54,6 +54,7 @@ def render(
         output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
     from gq.rendering import render as render_run
 
+    limit = options.max_steps(folder)
     with output.progress(f"filming {folder.name}", unit="steps") as move:
         rendering = render_run(
             folder,
@@ -70,7 +71,7 @@ def render(
             seed=seed,
             device=device or "auto",
             note=output.note,
-            progress=move,
+            progress=lambda done, total: move(done, limit),
         )
     document = {**dataclasses.asdict(rendering), "path": str(rendering.path) if rendering.path else None}
     for episode in rendering.episodes:

@@ -2,33 +2,41 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.cli import options
 from gq.cli.output import Output
-from gq.cli.training_view import TrainingView
+from gq.cli.training_view import TrainingView, clock
 
-train_app = typer.Typer(help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
+if TYPE_CHECKING:
+    from gq.config import RunConfig
 
 EXAMPLES = """\b
 Examples:
-  gq train dt                                      the dataset downloaded last, the 1m model
+  gq train dt                            on the dataset downloaded last
   gq train dt --dataset data.hdf5 --task hopper --steps 5000
   gq train dt --size 0.6b --device cuda --set train.batch_size=256
   gq train dt --set model.backbone=gpt2 --set model.num_kv_heads=4
   gq train dt --config my.toml --set data.mode=delayed --set eval.every=0
-  gq train dt --out runs/a; gq train dt --out runs/a --resume"""
+  gq train dt --out runs/a --resume      go on with a run"""
 BC_EXAMPLES = """\b
 Examples:
-  gq train bc                                      the best tenth of the dataset downloaded last
+  gq train bc                            the best tenth of the last dataset
   gq train bc --dataset data.hdf5 --set data.top_fraction=0.25"""
+GROUP_EXAMPLES = """\b
+Examples:
+  gq train dt                            on the dataset downloaded last
+  gq train bc --dataset data.hdf5        the baseline on the same data
+  gq train dt --help                     all options"""
 
-Steps = Annotated[int | None, typer.Option(help="Updates.")]
-BatchSize = Annotated[int | None, typer.Option(help="Windows per update.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and dropout.")]
-Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns to evaluate at.")]
+train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
+
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates; default: 5000.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
+Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
@@ -36,7 +44,7 @@ Resume = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 
 
-@train_app.command("dt", epilog=EXAMPLES)
+@train_app.command("dt", epilog=EXAMPLES, short_help="Train a Decision Transformer.")
 def train_dt(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
@@ -66,7 +74,7 @@ def train_dt(
     run_training(output, "dt", size, flags, config, settings, out, resume=resume, dry_run=dry_run)
 
 
-@train_app.command("bc", epilog=BC_EXAMPLES)
+@train_app.command("bc", epilog=BC_EXAMPLES, short_help="Clone the best trajectories, as a baseline.")
 def train_bc(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
@@ -106,7 +114,7 @@ def flag_values(
         "task": task,
         "train.steps": steps,
         "train.batch_size": batch_size,
-        "eval.targets": options.parse_numbers(target, "--target") if target else None,
+        "eval.targets": options.parse_numbers(target, "--target") or None,
         "train.seed": seed,
         "train.device": device,
     }
@@ -129,6 +137,7 @@ def run_training(
     from gq.config import flatten, parse_settings, read_config_file
     from gq.engine.offline import prepare, train
     from gq.engine.runs import resume_config
+    from gq.paths import new_run_folder, runs_folder
 
     given = flatten(read_config_file(config_file)) if config_file else {}
     given = {key: value for key, value in given.items() if key != "algo"}
@@ -139,20 +148,41 @@ def run_training(
         wanted = preset(algo, size or str(given.pop("size", "1m"))).replace(given)
     prepared = prepare(wanted)
     config = prepared[0]
+    out = out or new_run_folder(config.task, config.algo, config.size)
     if "data.dataset" not in given and not resume:
         output.note(f"dataset: {config.data.dataset}, the one downloaded last")
     if dry_run:
-        from gq.config import to_toml
-
-        output.result(config.to_dict(), quiet=out or "", human=to_toml(config).rstrip())
+        show_plan(output, config, out)
         return
     from gq import threads
 
     threads.prepare()
-    with TrainingView(output) as view:
+    output.note(f"run: {out}")
+    with TrainingView(output, config) as view:
         result = train(config, out, resume=resume, listener=view, prepared=prepared)
+    best = "" if result.best_step is None else f", the best at step {result.best_step}"
+    output.note(f"{result.steps} steps in {clock(result.seconds)}{best}")
     document = {**dataclasses.asdict(result), "run": str(result.run)}
-    output.result(document, quiet=result.run, human=view.summary(result))
+    output.result(document, quiet=result.run, human=view.results(result))
+    output.note(f"next: gq eval {'--latest' if result.run.parent == runs_folder() else result.run}")
+
+
+def show_plan(output: Output, config: "RunConfig", out: Path) -> None:
+    """Print what a run would be: the whole configuration, and what follows from it without loading torch."""
+    from gq.config import DTConfig, to_toml
+    from gq.envs.tasks import resolve_task
+    from gq.parameters import parameter_formula, training_memory_bytes
+
+    document: dict[str, Any] = {"run": str(out), "config": config.to_dict()}
+    if isinstance(config, DTConfig):
+        task = resolve_task(config.task)
+        parameters = parameter_formula(config.model, task.observation_dim, task.action_dim)
+        num_windows = -(-config.train.batch_size // config.train.num_micro_batches)
+        memory_bytes = training_memory_bytes(config.model, parameters, num_windows)
+        document |= {"parameters": parameters, "training_memory_bytes": memory_bytes}
+        output.note(f"{parameters:,} parameters, about {memory_bytes / 2**30:.2f} GiB in training")
+    output.note(f"run: {out}")
+    output.result(document, quiet=out, human=to_toml(config).rstrip())
 
 
 def preset(algo: str, size: str) -> Any:

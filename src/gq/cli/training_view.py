@@ -1,6 +1,7 @@
 """What training looks like in a terminal, and in a pipe."""
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -9,32 +10,39 @@ from gq.cli.output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from gq.config import RunConfig
     from gq.engine.offline import TrainResult
 
 PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
+BAR_WIDTHS = (6, 30)
+TEXT_WIDTH = 68  # of everything beside the bar
 
 
 class TrainingView:
     """A listener of the engine: a live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, output: Output) -> None:
-        self.output = output
+    def __init__(self, output: Output, config: "RunConfig") -> None:
+        self.output, self.config = output, config
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
-        self._began, self._first_step, self._last_line = 0.0, 0, 0.0
-        self._evaluation = ""
+        self._mark: tuple[float, int] | None = None  # time and step of the last report
+        self._last_line = 0.0
+        self._text = self._evaluation = ""
 
     def __enter__(self) -> "TrainingView":
         if self.output.show_progress:
             from rich import progress
 
+            console = self.output.console(stderr=True)
             columns = (
-                progress.BarColumn(bar_width=24),
+                progress.SpinnerColumn(),
+                progress.BarColumn(bar_width=min(max(console.width - TEXT_WIDTH, BAR_WIDTHS[0]), BAR_WIDTHS[1])),
                 progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[text]}"),
+                progress.TextColumn("{task.fields[text]}", markup=False),
                 progress.TimeRemainingColumn(),
             )
-            self._bars = progress.Progress(*columns, console=self.output.console(stderr=True), transient=True)
+            self._bars = progress.Progress(*columns, console=console, transient=True)
+            self._bar = self._bars.add_task("", total=self.config.train.steps, text="starting")
             self._bars.start()
         return self
 
@@ -45,46 +53,50 @@ class TrainingView:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        """Show a fact on a line of its own."""
-        if self._bars and not self.output.quiet:
-            self._bars.console.print(text)
+        """Show a fact on a line of its own, above the bar."""
+        if self._bars:
+            self._bars.console.print(text, soft_wrap=True)
         else:
             self.output.note(text)
 
     def progress(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Show step, speed, time left, loss, gradient norm and the last evaluation."""
+        now = time.monotonic()
+        since, mark, self._mark = self._mark is not None, self._mark or (now, step), (now, step)
         if "loss" not in metrics:
             self.show_evaluation(step, metrics)
             return
-        now = time.monotonic()
-        if not self._began:
-            self._began, self._first_step = now, step
-        rate = (
-            (step - self._first_step) / (now - self._began) if step > self._first_step else metrics["steps_per_second"]
-        )
-        text = f"{rate:.1f} steps/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
-        if self._bars:
-            if self._bar is None:
-                self._bar = self._bars.add_task("", total=total, text="")
-            self._bars.update(self._bar, completed=step, text=f"{text}  {self._evaluation}")
+        speed = (step - mark[1]) / (now - mark[0]) if since and step > mark[1] else metrics["steps_per_second"]
+        text = f"{speed:.1f} steps/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
+        if self._bars and self._bar is not None:
+            every = self.config.eval.every
+            is_next = every and (step % every == 0 or step == total)
+            self._bars.update(self._bar, completed=step, text=text + ("  evaluating" if is_next else self._evaluation))
+            self._text = text
         elif now - self._last_line > PLAIN_INTERVAL_S or step == total:
             self._last_line = now
-            left_s = round((total - step) / rate) if rate else 0
-            self.output.note(f"step {step}/{total}  {text}  {left_s // 60}:{left_s % 60:02d} left")
+            left_s = (total - step) / metrics["steps_per_second"]
+            self.output.note(f"step {step}/{total}  {text}  {clock(left_s)} left")
 
     def show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Show the mean return per target."""
-        parts = []
-        for name, value in metrics.items():
-            if name.endswith("/return_mean"):
-                parts.append(f"{name.removeprefix('eval/target_').removesuffix('/return_mean')}: {value:.0f}")
-        self._evaluation = "return " + "  ".join(parts)
-        self.note(f"step {step}: mean return by target  " + "  ".join(parts))
+        """Show the mean return per target; the bar keeps that of the highest."""
+        returns = {
+            float(name.removeprefix("eval/target_").removesuffix("/return_mean")): value
+            for name, value in metrics.items()
+            if name.endswith("/return_mean")
+        }
+        self._evaluation = f"  return {returns[max(returns)]:.0f}"
+        if self._bars and self._bar is not None:
+            self._bars.update(self._bar, completed=step, text=self._text + self._evaluation)
+        listed = ", ".join(f"{value:.0f} at {target:g}" for target, value in returns.items())
+        self.note(f"step {step}: mean return by target: {listed}")
 
-    def summary(self, result: "TrainResult") -> Any:
-        """Return the closing table."""
+    def results(self, result: "TrainResult") -> Any:
+        """Return the closing table with the run's path under it."""
         from rich.console import Group
 
+        if not result.evaluation:
+            return str(result.run)
         rows = [
             (
                 f"{s.target_return:g}",
@@ -94,9 +106,9 @@ class TrainingView:
             )
             for s in result.evaluation
         ]
-        lines = [f"run: {result.run}", f"{result.steps} steps in {result.seconds:.0f} s; next: gq eval --latest"]
-        if not rows:
-            return Group(*lines)
-        table = self.output.table(["target", "return", "length", "episodes"], rows)
-        best = f"last evaluation, on the episodes that choose the best checkpoint (best: step {result.best_step})"
-        return Group(best, table, *lines)
+        return Group(self.output.table(["target", "return", "length", "episodes"], rows), str(result.run))
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as 1:02:03."""
+    return str(timedelta(seconds=round(seconds)))

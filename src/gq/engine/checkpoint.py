@@ -57,6 +57,8 @@ def save_checkpoint(
             raise write_error(folder, OSError(str(error))) from error
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
         files = ["model.safetensors", "optimizer.safetensors", "state.json"]
+        for name in files:  # safetensors files are private by default; these are like all others
+            (temporary / name).chmod((temporary / "state.json").stat().st_mode)
         manifest = {
             name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)} for name in files
         }

@@ -83,7 +83,7 @@ class Loop:
         """
         config, progress = self.config, self.progress
         began = time.monotonic() - progress.seconds
-        with StopRequest() as stop:
+        with StopRequest(self.listener.note) as stop:
             while progress.step < config.train.steps:
                 for name, value in self.learner.update(progress.step).items():
                     self.sums[name] = self.sums[name] + value if name in self.sums else value

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Summary
 from gq.files import write_json, write_text
+from gq.parameters import data_warning
 from gq.paths import checkpoint_folders, last_dataset, new_run_folder
 from gq.versions import versions
+
+if TYPE_CHECKING:
+    from gq.engine.precision import Compute
 
 TARGET_PERCENTILES = (50, 90, 99)
 SELECTION_SEED = 1_000_000  # episodes that choose the best checkpoint are never those that `gq eval` reports
@@ -94,30 +98,37 @@ def train(
     if not resume and run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
         hint = f"go on with it: gq train {config.algo} --out {run} --resume; or choose another --out"
         raise UsageError(f"{run} is not empty", hint=hint)
+    from gq.engine.precision import choose_compute
+
+    compute = choose_compute(config.train.device, config.train.precision)  # may refuse, so before there is a folder
     with lock_run(run):
         write_text(run / "config.toml", to_toml(config))
         if trajectories.num_dropped_rows:
             listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
-        return run_training(config, run, trajectories, listener)
+        return run_training(config, run, trajectories, compute, listener)
 
 
-def run_training(config: RunConfig, run: Path, trajectories: Trajectories, listener: Listener) -> TrainResult:
+def run_training(
+    config: RunConfig, run: Path, trajectories: Trajectories, compute: "Compute", listener: Listener
+) -> TrainResult:
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch
 
     from gq.engine.building import build_learner, build_policy
     from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
     from gq.engine.loop import Loop
-    from gq.engine.precision import choose_compute
     from gq.evaluation.rollout import roll_out
     from gq.evaluation.statistics import summarise
 
     assert isinstance(config, DTConfig | BCConfig)
-    compute = choose_compute(config.train.device, config.train.precision)
     torch.manual_seed(config.train.seed)
     learner = build_learner(config, trajectories, compute)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
     listener.note(f"{parameters:,} parameters on {compute}")
+    task = resolve_task(config.task)
+    dims = (task.observation_dim, task.action_dim)
+    if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
+        listener.note(f"warning: {warning}")
     policy = build_policy(config, learner.model, compute)
     targets = config.eval.targets if config.algo == "dt" else config.eval.targets[-1:]  # behaviour cloning has none
     seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]

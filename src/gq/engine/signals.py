@@ -1,6 +1,8 @@
 """Stopping by signal: the first SIGINT or SIGTERM asks the loop to save and end, a second one ends at once."""
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 
@@ -10,8 +12,10 @@ class StopRequest:
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Tell `note` that a request came: what the loop is doing may still take a while."""
         self.requested = ""
+        self._note = note
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -32,3 +36,5 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        with suppress(RuntimeError):  # it came in the middle of other output, which cannot be entered twice
+            self._note(f"{self.requested}: saving at the end of this step; once more ends at once")
