@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from gq.algos import dt
 from gq.data.sampler import Batch
@@ -410,6 +410,18 @@ def test_dropout_acts_in_training_only(backbone: str) -> None:
     assert torch.equal(predict(model, batch), predict(without, batch))
     model.train()
     assert not torch.equal(predict(model, batch), predict(model, batch))
+
+
+@both_backbones
+def test_one_rate_governs_every_dropout(backbone: str) -> None:
+    model = build(replace(SHAPES[backbone], dropout=0.3)).train()
+    used: list[nn.Dropout] = []
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: used.append(module))
+    predict(model, make_batch())
+    assert {layer.p for layer in layers} == {0.3}
+    assert set(used) == set(layers), "one of them is never applied"
 
 
 @pytest.mark.parametrize(

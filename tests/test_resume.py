@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from gq import presets
 from gq.algos.supervised import SupervisedLearner
+from gq.cli import app
 from gq.config import BCConfig, DTConfig
 from gq.engine import checkpoint as checkpoints
 from gq.engine.loop import Loop
@@ -216,6 +218,17 @@ def test_behaviour_cloning_resumes_exactly(tmp_path: Path, data: Path, monkeypat
     _, stored = resume_config("bc", None, {}, run)
     train(stored, run, resume=True)
     assert_same_run(run, whole)
+
+
+def test_a_run_killed_before_it_wrote_anything_starts_again(tmp_path: Path, data: Path) -> None:
+    run, flags = tmp_path / "run", as_flags({**SETTINGS, "train.steps": 2, "eval.every": 0})
+    command = ["train", "dt", "-q", "--dataset", str(data), "--out", str(run), "--resume", *flags]
+    assert CliRunner().invoke(app, command).exit_code == 2, "there is nothing to resume"
+    run.mkdir()
+    assert CliRunner().invoke(app, command).exit_code == 2, "an empty folder is nothing either"
+    (run / ".lock").touch()
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, result.stdout.strip()) == (0, str(run))
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gq.algos import bc, dt
-from gq.algos.supervised import SupervisedLearner, learning_rate
+from gq.algos.supervised import SupervisedLearner, learning_rate, num_windows
 from gq.config import OptimConfig, TrainConfig
 from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
@@ -61,8 +61,9 @@ def make_bc_learner(num_observations: int, **train: Any) -> SupervisedLearner:
     config = MLPConfig(context_length=num_observations, embed_dim=16, dropout=0.0)
     model = ObservationMLP(config, observation_dim=3, action_dim=2)
     sampler = WindowSampler(make_trajectories(), num_observations, backward=True)
+    settings = TrainConfig(batch_size=10, **train)
     return SupervisedLearner(
-        model, bc.action_loss, sampler, PLAIN, TrainConfig(batch_size=10, **train), autocast=nullcontext
+        model, bc.action_loss, sampler, PLAIN, settings, autocast=nullcontext, num_terms=num_windows
     )
 
 
@@ -114,6 +115,17 @@ def test_a_batch_of_behaviour_cloning_in_parts_gives_the_same_update(num_observa
     assert_parts_change_nothing(
         make_bc_learner(num_observations), make_bc_learner(num_observations, num_micro_batches=3)
     )
+
+
+def test_behaviour_cloning_learns_the_last_action_of_its_window() -> None:
+    learner = make_bc_learner(3)
+    batch = learner.sampler.gather(torch.tensor([3, 6, 12]))
+    predicted = learner.model(batch.observations, batch.valid)
+    last_actions = learner.sampler.actions[[3, 6, 12]]  # the box is [-1, 1]
+    expected = (predicted - last_actions).square().mean()
+    torch.testing.assert_close(bc.action_loss(learner.model, batch), expected)  # type: ignore[arg-type]
+    losses = [float(learner.update(step)["loss"]) for step in range(200)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
 
 
 @pytest.mark.parametrize(("batch_size", "num_parts"), [(10, 1), (10, 3), (10, 4), (5, 4), (3, 8), (64, 16)])

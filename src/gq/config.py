@@ -1,20 +1,24 @@
 """One configuration per run: frozen dataclasses, resolved as preset < file < --set and flags, validated once."""
 
 import dataclasses
+import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from gq.errors import UsageError, suggest
 from gq.models.config import Count, MLPConfig, ModelConfig
 
 Natural = Annotated[int, Ge(0)]
-NonNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class TrainConfig:
     steps: Count = 4000
     batch_size: Count = 64  # windows per update
     num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
-    seed: Natural = 0
+    seed: Seed = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Count = 50
@@ -57,7 +61,7 @@ class EvalConfig:
 
     every: Natural = 1000  # steps; 0 switches off
     num_episodes: Count = 10  # per target
-    targets: tuple[float, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
+    targets: tuple[Finite, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,7 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
         config = pydantic.TypeAdapter(kind).validate_python(dict(tree))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(part for part in first["loc"] if isinstance(part, str))
         message = f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}") from None
     if problem := config.model.problem():  # type: ignore[attr-defined]
@@ -231,8 +235,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value)

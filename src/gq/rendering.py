@@ -66,7 +66,8 @@ def render(
         GqError: no GL backend works, or the checkpoint is damaged.
     """
     if num_episodes < 1 or width < 16 or height < 16 or fps <= 0:
-        raise UsageError("episodes must be at least 1, width and height at least 16 and fps above 0")
+        message = "episodes must be at least 1, width and height at least 16 and fps above 0"
+        raise UsageError(message, hint="for example --episodes 1 --size 480x480 --fps 60")
     if not live:
         select_backend()
     loaded = load_run(run, checkpoint, device=device)

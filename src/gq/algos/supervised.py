@@ -11,6 +11,16 @@ from gq.config import OptimConfig, TrainConfig
 from gq.data.sampler import Batch, WindowSampler
 
 
+def num_valid_steps(batch: Batch) -> Tensor:
+    """Return what a loss over all steps of the windows averages over."""
+    return batch.valid.sum()
+
+
+def num_windows(batch: Batch) -> Tensor:
+    """Return what a loss over one step per window averages over."""
+    return batch.valid.new_tensor(len(batch.valid), dtype=torch.float32)
+
+
 class SupervisedLearner:
     """Train a model on windows of a dataset.
 
@@ -27,9 +37,11 @@ class SupervisedLearner:
         train: TrainConfig,
         *,
         autocast: Callable[[], AbstractContextManager],
+        num_terms: Callable[[Batch], Tensor] = num_valid_steps,
     ) -> None:
+        """Take the loss as a mean over `num_terms` of its batch, so that the parts of a batch can be weighted."""
         self.model, self.loss, self.sampler = model, loss, sampler
-        self.optim, self.train, self.autocast = optim, train, autocast
+        self.optim, self.train, self.autocast, self.num_terms = optim, train, autocast, num_terms
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
         )
@@ -42,12 +54,12 @@ class SupervisedLearner:
         self.optimizer.zero_grad()
         batch = self.sampler.sample(self.train.batch_size)
         total = torch.zeros((), device=batch.valid.device)
-        num_valid = batch.valid.sum()
+        num_terms = self.num_terms(batch)
         for start, end in self.micro_batches():
             part = Batch(*(array[start:end] for array in batch))
             with self.autocast():
                 loss = self.loss(self.model, part)
-            share = part.valid.sum() / num_valid  # so that the parts add up to the loss of the whole batch
+            share = self.num_terms(part) / num_terms  # so that the parts add up to the loss of the whole batch
             (loss * share).backward()
             total += loss.detach() * share
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip or math.inf)

@@ -46,10 +46,11 @@ def download(
         return
     if dataset is None:
         raise UsageError("no dataset given", hint="gq download builtin/hopper/medium, or see gq download --list")
-    from gq.data.datasets import download as download_dataset
     from gq.data.registry import resolve
 
     entry = resolve(dataset)
+    from gq.data.datasets import download as download_dataset
+
     verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
     with output.progress(f"{verb} {entry.id}", unit=unit) as move:
         done = download_dataset(entry.id, num_transitions=transitions, force=force, progress=move, note=output.note)

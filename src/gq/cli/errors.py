@@ -7,10 +7,11 @@ from typing import Any
 import typer
 import typer.core
 
-from gq.errors import GqError
+from gq.errors import DataError, GqError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
 
+DEFAULT_HINTS = {DataError: "correct the file, or train on another: gq download --list"}
 OUT_OF_MEMORY_HINT = "compute a batch in more parts, --set train.num_micro_batches=N, or see gq params"
 
 
@@ -28,7 +29,7 @@ class Group(typer.core.TyperGroup):
         except GqError as error:
             if os.environ.get("GQ_DEBUG"):
                 raise
-            fail(str(error), error.hint, error.exit_code)
+            fail(str(error), error.hint or DEFAULT_HINTS.get(type(error), ""), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", "", 130)
         except BrokenPipeError:

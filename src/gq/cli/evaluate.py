@@ -45,7 +45,7 @@ def evaluate(
     from gq.engine.evaluate import evaluate as evaluate_run
 
     limit = options.max_steps(folder)
-    with output.progress(f"evaluating {folder.name}", unit="steps") as move:
+    with output.progress("evaluating", unit="steps") as move:
         evaluation = evaluate_run(
             folder,
             targets=targets,

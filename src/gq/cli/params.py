@@ -54,9 +54,12 @@ def params(
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     reports, on_task = collect(model, task, dataset, batch_size)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
-    for report in reports:
-        if report.warning:
-            output.warn(report.warning)
+    too_large = [report for report in reports if report.warning]
+    if len(too_large) == 1:
+        output.warn(too_large[0].warning)
+    elif too_large:
+        names = ", ".join(report.size for report in too_large)
+        output.warn(f"less than one token of data per parameter, so they can learn the data by heart: {names}")
     counts = "\n".join(str(report.parameters) for report in reports)
     output.result(document, quiet=counts, human=tables(output, reports, on_task))
 
@@ -134,17 +137,11 @@ def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
     if largest.published_difference:
         terms = ", ".join(f"{name} {count:+,}" for name, count in largest.published_difference.items())
         notes.append(f"published - counted for {largest.size}: {terms}")
-    headings = [
-        "size",
-        "FLOPs/token",
-        "training",
-        f"memory (batch {largest.batch_size})",
-        "KV cache",
-        "tokens/parameter",
-    ]
     return Group(
         f"Decision Transformers for {task}",
         output.table(["size", "counted", "formula", "published formula"], counts),
-        output.table(headings, costs),
+        output.table(["size", "forward", "training", "memory", "KV cache", "data"], costs),
+        f"forward, training: FLOPs per token; memory: training on {largest.batch_size} windows at once;",
+        "KV cache: one episode in bfloat16; data: tokens of the dataset per parameter",
         *notes,
     )

@@ -55,7 +55,7 @@ def render(
     from gq.rendering import render as render_run
 
     limit = options.max_steps(folder)
-    with output.progress(f"filming {folder.name}", unit="steps") as move:
+    with output.progress("filming", unit="steps") as move:
         rendering = render_run(
             folder,
             targets=targets,

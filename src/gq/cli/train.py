@@ -33,7 +33,7 @@ Examples:
 
 train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
-Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates; default: 5000.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
@@ -135,17 +135,22 @@ def run_training(
 ) -> None:
     """Resolve the configuration, train, print the result."""
     from gq.config import flatten, parse_settings, read_config_file
-    from gq.engine.offline import prepare, train
-    from gq.engine.runs import resume_config
-    from gq.paths import new_run_folder, runs_folder
 
     given = flatten(read_config_file(config_file)) if config_file else {}
     given = {key: value for key, value in given.items() if key != "algo"}
     given |= parse_settings(settings or []) | flags
+    from gq.engine.runs import resume_config, was_killed_at_birth
+
+    if resume and out and was_killed_at_birth(out):
+        output.note(f"{out} has nothing saved yet: starting again")
+        resume = False
     if resume:
         out, wanted = resume_config(algo, size, given, out)
     else:
-        wanted = preset(algo, size or str(given.pop("size", "1m"))).replace(given)
+        wanted = preset(algo, size, given).replace(given)
+    from gq.engine.offline import prepare, train
+    from gq.paths import new_run_folder, runs_folder
+
     prepared = prepare(wanted)
     config = prepared[0]
     out = out or new_run_folder(config.task, config.algo, config.size)
@@ -185,8 +190,11 @@ def show_plan(output: Output, config: "RunConfig", out: Path) -> None:
     output.result(document, quiet=out, human=to_toml(config).rstrip())
 
 
-def preset(algo: str, size: str) -> Any:
-    """Return the preset of an algorithm."""
+def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
+    """Return the preset of an algorithm; takes the size out of the given settings where it chooses the preset."""
     from gq import presets
 
-    return presets.dt(size) if algo == "dt" else presets.bc()
+    if algo == "bc":
+        return presets.bc()
+    stated = str(given.pop("size", "1m"))
+    return presets.dt(size or stated)

@@ -72,7 +72,7 @@ class Trajectories:
     def best(self, fraction: float) -> "Trajectories":
         """Keep the episodes of highest return while their rows are at most `fraction` of all rows, at least one."""
         order = np.argsort(self.returns, kind="stable")[::-1]
-        kept = np.cumsum(self.lengths[order]) <= fraction * self.num_transitions
+        kept = np.cumsum(self.lengths[order]) <= fraction * self.num_transitions + 1e-6  # 0.29 * 100 is below 29
         kept[0] = True
         return self.select(np.sort(order[kept]))
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from gq.algos import bc, dt
-from gq.algos.supervised import SupervisedLearner
+from gq.algos.supervised import SupervisedLearner, num_valid_steps, num_windows
 from gq.config import BCConfig, DTConfig
 from gq.data.sampler import WindowSampler
 from gq.data.trajectories import Trajectories
@@ -53,8 +53,16 @@ def build_learner(config: DTConfig | BCConfig, trajectories: Trajectories, compu
         delayed=config.data.mode == "delayed",
         backward=isinstance(config, BCConfig),
     )
-    loss = dt.action_loss if isinstance(config, DTConfig) else bc.action_loss
-    return SupervisedLearner(model, loss, sampler, config.optim, config.train, autocast=compute.autocast)
+    is_dt = isinstance(config, DTConfig)
+    return SupervisedLearner(
+        model,
+        dt.action_loss if is_dt else bc.action_loss,
+        sampler,
+        config.optim,
+        config.train,
+        autocast=compute.autocast,
+        num_terms=num_valid_steps if is_dt else num_windows,
+    )
 
 
 def build_policy(config: DTConfig | BCConfig, model: nn.Module, compute: Compute) -> Policy:

@@ -22,6 +22,7 @@ from gq.paths import checkpoint_folders, last_dataset, new_run_folder
 from gq.versions import versions
 
 if TYPE_CHECKING:
+    from gq.engine.checkpoint import Checkpoint
     from gq.engine.precision import Compute
 
 TARGET_PERCENTILES = (50, 90, 99)
@@ -115,12 +116,13 @@ def run_training(
     import torch
 
     from gq.engine.building import build_learner, build_policy
-    from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
     from gq.engine.loop import Loop
     from gq.evaluation.rollout import roll_out
     from gq.evaluation.statistics import summarise
 
     assert isinstance(config, DTConfig | BCConfig)
+    digest = fingerprint(trajectories)
+    checkpoint = last_checkpoint(run, digest, config.data.dataset)  # may refuse, so before anything is said
     torch.manual_seed(config.train.seed)
     learner = build_learner(config, trajectories, compute)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
@@ -139,16 +141,8 @@ def run_training(
         episodes = roll_out(policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs])
         return summarise(episodes, reference_for(config.task, config.data.dataset))
 
-    facts: dict[str, Any] = {
-        "dataset_sha256": fingerprint(trajectories),
-        "parameters": parameters,
-        "versions": versions(),
-    }
-    checkpoint = load_checkpoint(choose_checkpoint(run, "last")) if checkpoint_folders(run) else None
+    facts: dict[str, Any] = {"dataset_sha256": digest, "parameters": parameters, "versions": versions()}
     if checkpoint:
-        if checkpoint.state["dataset_sha256"] != facts["dataset_sha256"]:
-            message = f"{config.data.dataset} is not the data that this run began with"
-            raise GqError(message, hint="restore the file, or start a new run")
         listener.note(f"going on from step {checkpoint.state['step']}")
     write_json(run / "environment.json", {**facts, "compute": str(compute)})
     mirrors = open_mirrors(config.log, run, config.to_dict(), listener.note)
@@ -170,3 +164,20 @@ def run_training(
         best_step=loop.progress.best_step,
         evaluation=loop.last_evaluation,
     )
+
+
+def last_checkpoint(run: Path, dataset_sha256: str, dataset: str) -> "Checkpoint | None":
+    """Return the checkpoint to go on from, or None where there is none yet.
+
+    Raises:
+        GqError: it is damaged, or comes from other data.
+    """
+    from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
+
+    if not checkpoint_folders(run):
+        return None
+    checkpoint = load_checkpoint(choose_checkpoint(run, "last"))
+    if checkpoint.state["dataset_sha256"] != dataset_sha256:
+        message = f"{dataset} is not the data that this run began with"
+        raise GqError(message, hint="restore the file, or start a new run")
+    return checkpoint

@@ -71,6 +71,11 @@ def resume_config(
     return run, config
 
 
+def was_killed_at_birth(run: Path) -> bool:
+    """Tell whether a process made the run's folder and was killed before it had written the configuration."""
+    return (run / ".lock").exists() and not is_run(run)
+
+
 def newest_unfinished(algo: str) -> Path:
     """Return the newest run of an algorithm in the runs folder that has steps left.
 

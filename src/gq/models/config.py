@@ -1,5 +1,6 @@
 """The shapes of the models, as plain numbers."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,13 +24,15 @@ class ModelConfig:
     num_heads: Count = 4
     num_kv_heads: Count = 2  # gpt2 has no grouped queries: equal to num_heads there
     head_dim: Annotated[int, Ge(0)] = 0  # 0: embed_dim / num_heads
-    mlp_ratio: Annotated[float, Gt(0)] = 3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
+    mlp_ratio: Annotated[float, Gt(0), Lt(math.inf)] = (
+        3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
+    )
     activation: Literal["silu", "gelu", "relu"] = "silu"
     dropout: Rate = 0.0
     context_length: Count = 20  # environment steps; each is three tokens
     timestep_embedding: bool = True  # a learned vector per step of the episode, added to its three tokens
     max_timestep: Count = 1000  # rows of that table; later steps share the last row
-    rope_theta: Annotated[float, Gt(1)] = 10_000.0
+    rope_theta: Annotated[float, Gt(1), Lt(math.inf)] = 10_000.0
 
     @property
     def attention_head_dim(self) -> int:
@@ -45,6 +48,8 @@ class ModelConfig:
         """Return what makes this shape impossible, or None."""
         if not self.head_dim and self.embed_dim % self.num_heads:
             return f"model.embed_dim {self.embed_dim} is not a multiple of model.num_heads {self.num_heads}"
+        if not self.mlp_dim:
+            return f"model.mlp_ratio {self.mlp_ratio} of model.embed_dim {self.embed_dim} leaves an MLP without width"
         if self.num_heads % self.num_kv_heads:
             return f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
         if self.backbone == "gpt2" and self.num_kv_heads != self.num_heads:
