@@ -32,7 +32,7 @@ APART = {
     "algos": BASICS | {"models", "data", "config"},
     "evaluation": BASICS | {"models.config", "envs"},
 }
-EXCEPTIONS = {"data.builtin_worker -> envs.make"}  # it simulates
+EXCEPTIONS = {"data.builtin_worker -> envs.make.make"}  # it simulates
 HEAVY = {"torch", "mujoco", "gymnasium", "h5py"}
 FACADE = "gq"  # gq/__init__.py names everything, lazily
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 90

@@ -11,7 +11,7 @@ from gq.errors import DataError, GqError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
 
-DEFAULT_HINTS = {DataError: "correct the file, or train on another: gq download --list"}
+DEFAULT_HINTS: dict[type[GqError], str] = {DataError: "correct the file, or train on another: gq download --list"}
 OUT_OF_MEMORY_HINT = "compute a batch in more parts, --set train.num_micro_batches=N, or see gq params"
 
 
