@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def test_a_wrong_training_option_is_refused(
         (["train", "dt", "--dataset", "hoper"], "there is no dataset hoper", "did you mean hopper"),
         (["train", "bc", "--dataset", "nothing.hdf5"], "there is no dataset file nothing.hdf5", "check the path"),
         (["train", "dt", "--dataset", "hopper"], "mujoco/hopper/medium-v0 is not in the cache", "gq download mujoco"),
+        (["train", "dt", "--dataset", ""], "--dataset is empty", "leave --dataset away"),
         (["download"], "no dataset given", "gq download builtin/hopper/medium"),
         (["download", "hoper"], "there is no dataset hoper", "did you mean hopper"),
         (["download", "builtin/hopper/medium", "--transitions", "0"], "cannot simulate 0", "1 or more"),
@@ -116,9 +118,14 @@ def test_a_wrong_name_is_refused(arguments: list[str], message: str, hint: str) 
         (["eval", "--checkpoint", "99"], "has no checkpoint 99", "last, best or one of the steps 4"),
         (["eval", "--device", "cuda:99"], "device cuda:99 is not available", "--device cpu"),
         (["render", "--size", "axb"], "--size axb is not a size", "--size 640x480"),
-        (["render", "--size", "4x4"], "width and height at least 16", "--size 480x480"),
+        (["eval", "--seed", "-1"], "the seed -1 is negative", "0 or more"),
+        (["render", "--size", "4x4"], "width and height must be at least 16", "--size 480x480"),
+        (["render", "--size", "640x99999"], "at most 4096 pixels", "--size 480x480"),
+        (["render", "--seed", "-1"], "the seed at least 0", "--seed 0"),
+        (["render", "--output", "film.txt"], "film.txt is not a video's name", ".mp4 or .gif"),
         (["render", "--episodes", "0"], "episodes must be at least 1", "--episodes 1"),
         (["render", "--fps", "0"], "fps above 0", "--fps 60"),
+        (["render", "--fps", "nan"], "fps above 0", "--fps 60"),
     ],
 )
 @pytest.mark.usefixtures("any_gl")
@@ -313,6 +320,15 @@ def test_no_backend_at_all_is_one_message(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.setattr(gl, "probe", lambda backend: "its library is not installed")
     assert_refused(gq("render", trained), FAILED, "no OpenGL backend renders here", "egl .*osmesa .*glfw")
+
+
+def test_a_window_without_a_display_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if sys.platform != "linux":
+        pytest.skip("elsewhere there is always a display")
+    result = gq("render", trained, "--live")
+    assert_refused(result, FAILED, "cannot open a window: no usable display", "without --live a video is written")
 
 
 # The same from a child process, which nothing has been imported into

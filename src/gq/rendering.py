@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gq.engine.building import LoadedRun, load_run
-from gq.envs.gl import select_backend
+from gq.envs import gl
 from gq.envs.make import make
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Step, roll_out
@@ -18,6 +18,8 @@ from gq.evaluation.statistics import Episode
 from gq.video import VideoWriter, draw_overlay, writer_path
 
 RENDER_SEED = 0
+SIDE_PIXELS = (16, 4096)  # of each episode's picture; larger ones are beyond what OpenGL drivers promise
+MAX_FPS = 1000
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,17 @@ def render(
         UsageError: a value out of range, or no such camera.
         GqError: no GL backend works, or the checkpoint is damaged.
     """
-    if num_episodes < 1 or width < 16 or height < 16 or fps <= 0:
-        message = "episodes must be at least 1, width and height at least 16 and fps above 0"
-        raise UsageError(message, hint="for example --episodes 1 --size 480x480 --fps 60")
+    check_request(num_episodes, width, height, fps, seed, output)
     if not live:
-        select_backend()
+        gl.select_backend()
     loaded = load_run(run, checkpoint, device=device)
     chosen = list(targets) or [max(loaded.config.eval.targets)]
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
     options |= camera_option(loaded.config.task, camera)
     if live:
+        if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
+            raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
         return watch_live(loaded, pairs[:1], options)
     date = datetime.now().strftime("%Y%m%d-%H%M%S")
     path, reason = writer_path(output or run / "videos" / f"{date}.mp4")
@@ -100,6 +102,19 @@ def camera_option(task: str, camera: str | None) -> dict[str, str]:
     if camera not in names:
         raise UsageError(f"{task} has no camera {camera}", hint=f"it has: {', '.join(names) or 'none'}")
     return {"camera_name": camera}
+
+
+def check_request(num_episodes: int, width: int, height: int, fps: float, seed: int, output: Path | None) -> None:
+    """Raise UsageError for a value out of range, or a file that is not a video's."""
+    smallest, largest = SIDE_PIXELS
+    if not (smallest <= min(width, height) and max(width, height) <= largest):
+        message = f"width and height must be at least {smallest} and at most {largest} pixels"
+        raise UsageError(message, hint="for example --size 480x480")
+    if num_episodes < 1 or seed < 0 or not 0 < fps <= MAX_FPS:
+        message = f"episodes must be at least 1, the seed at least 0, and fps above 0 and at most {MAX_FPS}"
+        raise UsageError(message, hint="for example --episodes 1 --seed 0 --fps 60")
+    if output and output.suffix.lower() not in (".mp4", ".gif"):
+        raise UsageError(f"{output} is not a video's name", hint="end it in .mp4 or .gif")
 
 
 def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> Rendering:

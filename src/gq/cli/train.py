@@ -9,6 +9,7 @@ import typer
 from gq.cli import options
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
+from gq.errors import UsageError
 
 if TYPE_CHECKING:
     from gq.config import RunConfig
@@ -108,7 +109,13 @@ def flag_values(
     seed: int | None,
     device: str | None,
 ) -> dict[str, Any]:
-    """Return the flags that were given, by configuration key."""
+    """Return the flags that were given, by configuration key.
+
+    Raises:
+        UsageError: a dataset without a name, as from an empty shell variable.
+    """
+    if dataset == "":
+        raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
     flags = {
         "data.dataset": dataset,
         "task": task,
@@ -139,11 +146,12 @@ def run_training(
     given = flatten(read_config_file(config_file)) if config_file else {}
     given = {key: value for key, value in given.items() if key != "algo"}
     given |= parse_settings(settings or []) | flags
-    from gq.engine.runs import resume_config, was_killed_at_birth
+    if resume:
+        from gq.engine.runs import resume_config, was_killed_at_birth
 
-    if resume and out and was_killed_at_birth(out):
-        output.note(f"{out} has nothing saved yet: starting again")
-        resume = False
+        if out and was_killed_at_birth(out):
+            output.note(f"{out} has nothing saved yet: starting again")
+            resume = False
     if resume:
         out, wanted = resume_config(algo, size, given, out)
     else:

@@ -50,9 +50,11 @@ def evaluate(
     Episode i of each target has seed `seed + i`, so targets and runs are compared on the same starts.
 
     Raises:
-        UsageError: no such checkpoint, or a number of episodes below 1.
+        UsageError: no such checkpoint, a number of episodes below 1, or a negative seed.
         GqError: the checkpoint is damaged.
     """
+    if seed < 0:
+        raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
     if num_episodes < 1:
         raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
     loaded = load_run(run, checkpoint, device=device)
