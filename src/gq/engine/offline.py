@@ -153,7 +153,8 @@ def run_training(
     card = run_card(
         config, name=run.name, parameters=parameters, results=loop.last_evaluation, versions=facts["versions"]
     )
-    write_text(run / "README.md", card)
+    if loop.last_evaluation or not (run / "README.md").exists():  # else a finished run was resumed
+        write_text(run / "README.md", card)
     return TrainResult(
         run=run,
         task=config.task,

@@ -83,7 +83,10 @@ def newest_unfinished(algo: str) -> Path:
         UsageError: there is none.
     """
     for run in all_runs():
-        config = read_config(run)
+        try:
+            config = read_config(run)
+        except GqError:
+            continue  # a run that nobody asked for must not stand in the way
         if config.algo == algo and last_step(run) < config.train.steps:
             return run
     raise UsageError(f"there is no unfinished {algo} run in {runs_folder()}", hint="name one with --out DIR --resume")
