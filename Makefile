@@ -9,7 +9,7 @@ CONSTRAINTS := -c constraints.txt
 
 demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
 	$(BIN)/gq download builtin/hopper/medium
-	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 2000
+	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 1500
 	$(BIN)/gq eval --latest
 	$(BIN)/gq render --latest
 
