@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its return
 	$(BIN)/gq download builtin/hopper/medium
 	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 1500
 	$(BIN)/gq eval --latest
-	$(BIN)/gq render --latest
+	$(BIN)/gq render --latest --episodes 2
 
 test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
 	$(BIN)/python -m pytest -m "not slow"

@@ -58,7 +58,7 @@ def render(
         targets: default: the highest target of the run.
         output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
         width, height: pixels of each episode's picture.
-        fps: at most so many frames a second of simulated time; playback is in real time.
+        fps: about so many frames a second of simulated time; playback is in real time.
         camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
         overlay: write time, reward and return-to-go on each picture.
         live: open a window instead of writing a file.
@@ -144,12 +144,12 @@ class Film:
         loaded: LoadedRun,
         targets: Sequence[float],
         path: Path,
-        max_fps: float,
+        wanted_fps: float,
         *,
         overlay: bool,
         progress: Callable[[int, int | None], None],
     ) -> None:
-        self.loaded, self.targets, self.path, self.max_fps = loaded, targets, path, max_fps
+        self.loaded, self.targets, self.path, self.wanted_fps = loaded, targets, path, wanted_fps
         self.overlay, self.progress = overlay, progress
         self.num_frames, self.fps, self.stride = 0, 0.0, 0
         self.pictures: list[np.ndarray] = []
@@ -181,9 +181,9 @@ class Film:
         self.progress(step.index + 1, None)
 
     def open(self, step: Step) -> None:
-        """Choose the stride that gives real time at no more than the asked frames a second, and open the file."""
+        """Choose the stride that gives real time at nearest to the asked frames a second, and open the file."""
         seconds_per_step = step.environments[0].unwrapped.dt
-        self.stride = max(1, math.ceil(1 / (seconds_per_step * self.max_fps) - 1e-9))
+        self.stride = max(1, round(1 / (seconds_per_step * self.wanted_fps)))
         self.fps = 1 / (seconds_per_step * self.stride)
         self.pictures = [step.environments[row].render() for row in range(len(self.targets))]
         self.writer = VideoWriter(self.path, self.fps).__enter__()

@@ -1,0 +1,68 @@
+"""Films show every episode, in real time, with the camera on the robot."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from commandline import train_tiny
+from gq.errors import UsageError
+from gq.rendering import camera_option, render, tile
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("trained"))
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    with av.open(path) as video:
+        return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+
+
+def test_a_film_has_a_frame_every_stride_of_the_longest_episode(run: Path, tmp_path: Path) -> None:
+    film = render(run, num_episodes=2, output=tmp_path / "a.mp4", width=64, height=48)
+    assert film.path == tmp_path / "a.mp4"
+    assert film.fps == pytest.approx(62.5)  # Hopper's step is 8 ms: every second one is nearest to 60 frames a second
+    longest = max(episode.length for episode in film.episodes)
+    frames = decoded(tmp_path / "a.mp4")
+    assert len(frames) == film.num_frames == -(-longest // 2)
+    assert frames[0].shape == (48, 128, 3), "two episodes side by side"
+
+
+def test_the_overlay_can_be_switched_off(run: Path, tmp_path: Path) -> None:
+    films = {}
+    for overlay in (True, False):
+        path = tmp_path / f"{overlay}.mp4"
+        render(run, output=path, width=160, height=120, overlay=overlay)
+        films[overlay] = decoded(path)[0].astype(int)
+    difference = np.abs(films[True] - films[False])
+    assert difference[:25, :60].mean() > 10, "text is at the top left"
+    assert difference[60:].mean() < difference[:25, :60].mean() / 4, "the rest differs by compression only"
+
+
+def test_the_same_seed_gives_the_same_episodes_as_evaluation(run: Path, tmp_path: Path) -> None:
+    from gq.engine.evaluate import evaluate
+
+    film = render(run, targets=[50.0], seed=3, output=tmp_path / "a.gif", width=64, height=64, fps=5)
+    measured = evaluate(run, targets=[50.0], seed=3, num_episodes=1)
+    assert measured.results[0].return_mean == pytest.approx(film.episodes[0].episode_return)
+
+
+def test_the_camera_follows_the_robot_where_the_model_has_one() -> None:
+    assert camera_option("Hopper-v5", None) == {"camera_name": "track"}
+    assert camera_option("Reacher-v5", None) == {}
+    with pytest.raises(UsageError, match="Hopper-v5 has no camera front") as refused:
+        camera_option("Hopper-v5", "front")
+    assert refused.value.hint == "it has: track"
+
+
+@pytest.mark.parametrize(("num_pictures", "shape"), [(1, (2, 3)), (2, (2, 6)), (3, (4, 6)), (4, (4, 6)), (5, (4, 9))])
+def test_pictures_are_tiled_in_reading_order(num_pictures: int, shape: tuple[int, int]) -> None:
+    pictures = [np.full((2, 3, 3), index + 1, np.uint8) for index in range(num_pictures)]
+    tiled = tile(pictures)
+    assert tiled.shape == (*shape, 3)
+    corners = tiled[::2, ::3, 0].flatten()
+    assert corners[:num_pictures].tolist() == list(range(1, num_pictures + 1))
+    assert not corners[num_pictures:].any()
