@@ -95,10 +95,10 @@ def open_mirrors(config: LogConfig, run: Path, resolved: dict[str, Any], note: C
         try:
             import wandb
 
-            session = wandb.init(
+            run_there = wandb.init(
                 project=config.wandb_project, id=run.name, name=run.name, dir=run, config=resolved, resume="allow"
             )
-            writers["W&B"] = lambda step, metrics: session.log(metrics, step=step)
+            writers["W&B"] = lambda step, metrics: run_there.log(metrics, step=step)
         except Exception as error:
             note(f"W&B is off: {error}; pip install 'gym-qwen[wandb]'")
     return Mirrors(writers, note)
