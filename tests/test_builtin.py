@@ -210,8 +210,10 @@ def test_a_worker_that_fails_gives_one_error_with_its_reason(tmp_path: Path, mon
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     code = f"""
+import signal
 import gq.data.builtin_worker as worker
 from gq.data.builtin import simulate
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
 start, pids = worker.start_worker, []
 def remember(call):
     process = start(call)
