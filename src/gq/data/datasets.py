@@ -90,7 +90,9 @@ def stored_trajectories(entry: registry.DatasetEntry) -> Trajectories | None:
 
 
 def canonical_name(name: str) -> str:
-    """Return the absolute path of an existing file, else the id that a name stands for.
+    """Return the absolute path of an existing file or folder, else the id that a name stands for.
+
+    A folder goes before an id of the same name only if it holds a Minari dataset.
 
     Raises:
         UsageError: neither a file nor a dataset.
@@ -99,9 +101,15 @@ def canonical_name(name: str) -> str:
     is_dataset_folder = (path / "main_data.hdf5").is_file() or (path / "data" / "main_data.hdf5").is_file()
     if path.is_file() or is_dataset_folder:
         return str(path.resolve())
-    if path.suffix or name.startswith((".", "/", "~")):
+    is_path = bool(path.suffix) or name.startswith((".", "/", "~"))
+    if is_path and not path.is_dir():
         raise UsageError(f"there is no dataset file {name}", hint="check the path, or see gq download --list")
-    return registry.resolve(name).id
+    try:
+        return registry.resolve(name).id
+    except UsageError:
+        if path.is_dir():
+            return str(path.resolve())  # reading it will say what it lacks
+        raise
 
 
 def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
