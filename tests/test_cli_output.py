@@ -367,3 +367,11 @@ def test_halfcheetah_leaves_no_log_file(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "1000         1" in result.stdout, "one whole episode was run"
     assert not list(empty.iterdir())
+
+
+def test_params_of_the_newest_run_are_those_of_its_own_task(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GQ_RUNS_DIR", str(trained.parent))
+    newest = json.loads(gq("params", "--latest", "--json").stdout)
+    named = json.loads(gq("params", trained, "--json").stdout)
+    assert newest == named
+    assert (newest["task"], len(newest["models"])) == ("Hopper-v5", 1)

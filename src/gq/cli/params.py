@@ -27,6 +27,7 @@ def params(
             autocompletion=options.complete_from(options.known_sizes, options.known_runs),
         ),
     ] = None,
+    latest: options.Latest = False,
     task: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +53,10 @@ def params(
 ) -> None:
     """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter."""
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    if model is None and latest:
+        from gq.paths import find_run
+
+        model = str(find_run(None, latest=True)[0])
     reports, on_task = collect(model, task, dataset, batch_size)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
     too_large = [report for report in reports if report.warning]
@@ -59,7 +64,7 @@ def params(
         output.warn(too_large[0].warning)
     elif too_large:
         names = ", ".join(report.size for report in too_large)
-        output.warn(f"less than one token of data per parameter, so they can learn the data by heart: {names}")
+        output.warn(f"less than a tenth of a token of data per parameter: {names} can learn the data by heart")
     counts = "\n".join(str(report.parameters) for report in reports)
     output.result(document, quiet=counts, human=tables(output, reports, on_task))
 
