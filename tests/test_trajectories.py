@@ -134,13 +134,21 @@ def test_the_best_share_is_what_a_loop_over_sorted_episodes_keeps(
     order = sorted(range(len(lengths)), key=lambda episode: trajectories.returns[episode])
     kept, num_rows = [order[-1]], lengths[order[-1]]
     for episode in reversed(order[:-1]):
-        if num_rows + lengths[episode] > fraction * sum(lengths):
+        if num_rows + lengths[episode] > fraction * sum(lengths) + 1e-6:  # shares are decimal, floats are not
             break
         kept.append(episode)
         num_rows += lengths[episode]
     best = trajectories.best(fraction)
     assert first_rows(best) == [int(trajectories.offsets[episode]) for episode in sorted(kept)]
     assert best.num_transitions == num_rows
+
+
+def test_a_share_that_is_met_exactly_is_not_lost_to_rounding() -> None:
+    assert 0.29 * 100 < 29
+    trajectories = make_trajectories([29, 71], rewards=[2.0] * 29 + [0.1] * 71)
+    assert trajectories.best(0.29).num_transitions == 29
+    three = make_trajectories([19, 10, 71], rewards=[3.0] * 19 + [2.0] * 10 + [0.01] * 71)
+    assert three.best(0.29).num_transitions == 29
 
 
 def test_selected_episodes_keep_their_rows_and_their_provenance() -> None:
