@@ -5,7 +5,6 @@ import pickle
 import re
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -496,12 +495,11 @@ except GqError as error:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_reading_a_million_rows_takes_seconds_at_most(tmp_path):
+def test_a_million_rows_without_timeouts_are_cut_at_the_limit(tmp_path):
     flat = rows([1000] * 1000, terminated=[False] * 1000, width=17, num_actions=6)
     path = write_hdf5(tmp_path / "halfcheetah.hdf5", {name: a for name, a in flat.items() if name != "timeouts"})
-    start = time.perf_counter()
-    assert read_trajectories(path).num_episodes == 1000
-    assert time.perf_counter() - start < 5  # 0.3 s on an idle core
+    lengths = read_trajectories(path).lengths
+    assert (len(lengths), lengths.min(), lengths.max()) == (1000, 1000, 1000)
 
 
 # The real files; the numbers are those of the table in their README

@@ -6,9 +6,9 @@ import os
 def prepare() -> None:
     """Let idle OpenMP threads sleep, after a spin so short that nobody else misses the core.
 
-    By default they spin between parallel regions for as long as it takes, which doubles the time of a training step as
-    soon as another process wants the core, and has cost a factor of 4.9. Sleeping at once costs 10 to 20 % on an idle
-    machine. GNU's OpenMP takes the number, others the policy; variables that the user set are left alone.
+    Spinning between parallel regions for as long as it takes doubles the time of a training step as soon as another
+    process wants the core; sleeping at once costs 10 to 20 % on an idle machine. GNU's OpenMP takes the number, others
+    the policy; variables that the user set are left alone.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
