@@ -110,7 +110,7 @@ def lock_run(run: Path) -> Iterator[None]:
         lock = filelock.FileLock(run / ".lock", timeout=0)
         lock.acquire()
         for leftover in (run / "checkpoints").glob(".*.partial"):  # of a process that was killed while saving
-            shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     except filelock.Timeout:
         raise GqError(f"another process is training {run}", hint="wait for it, or choose another --out") from None
     except OSError as error:
