@@ -4,31 +4,22 @@ The method is ARS V2-t of Mania, Guy and Recht (arXiv 1803.07055, algorithm 2): 
 observations, antithetic perturbations, the best directions averaged and divided by the spread of their returns.
 The survival bonus is subtracted while searching, so that standing still earns nothing. It needs gq installed.
 
-    python scripts/train_builtin_policies.py search --env Hopper-v5 --iterations 220 --seed 2 --out ars/hopper
-    python scripts/train_builtin_policies.py measure ars/hopper --iteration 120 220 --noise 0.1 0.2
-    python scripts/train_builtin_policies.py export ars/hopper --iteration 120 --noise 0.2 \
-        --output src/gq/data/policies/hopper-medium.safetensors
-    python scripts/train_builtin_policies.py export ars/hopper --iteration 220 --noise 0.1 \
-        --output src/gq/data/policies/hopper-expert.safetensors
+    python scripts/train_builtin_policies.py --env Hopper-v5 --iterations 220 --seed 2 --out ars/hopper
 
-`search` writes a snapshot every few iterations and resumes from the newest one. `export` measures the very policy that
-it writes and stores the figures with it. These lines made the packaged policies; the search takes a few minutes.
+It writes a snapshot every few iterations and resumes from the newest one. `package_builtin_policies.py` makes the
+packaged files from them.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-from importlib.metadata import version
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from gq.data.builtin_worker import run_episode
-from gq.data.linear_policy import LinearPolicy
 from gq.envs.make import make
 from gq.files import atomic_path
 
@@ -74,18 +65,17 @@ def roll_out(weight: np.ndarray, mean: np.ndarray, std: np.ndarray, seed: int) -
     """Run one episode without noise: action = weight @ ((observation - mean) / std), clipped, in half ranges."""
     env = _environment
     low, high = env.action_space.low, env.action_space.high
+    center, half, scaled = (low + high) / 2, (high - low) / 2, weight / std
     observation, _ = env.reset(seed=seed)
-    total, length = 0.0, 0
-    sums, squares = np.zeros_like(mean), np.zeros_like(mean)
+    observations, total = [], 0.0
     while True:
-        sums += observation
-        squares += observation**2
-        action = np.clip(weight @ ((observation - mean) / std), -1, 1)
-        observation, reward, terminated, truncated, _ = env.step(action * (high - low) / 2 + (high + low) / 2)
+        observations.append(observation)
+        action = (scaled @ (observation - mean)).clip(-1, 1)
+        observation, reward, terminated, truncated, _ = env.step(action * half + center)
         total += float(reward)
-        length += 1
         if terminated or truncated:
-            return Result(total, length, sums, squares)
+            seen = np.array(observations)
+            return Result(total, len(seen), seen.sum(axis=0), (seen**2).sum(axis=0))
 
 
 class Statistics:
@@ -115,7 +105,8 @@ def search(arguments: argparse.Namespace) -> None:
     """Search, and report each snapshot."""
     recipe = RECIPES[arguments.env]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    document = {"env_id": arguments.env, "seed": arguments.seed, **recipe._asdict()}
+    method = f"linear policy by augmented random search V2-t, seed {arguments.seed}"
+    document = {"env_id": arguments.env, "method": method, "seed": arguments.seed, **recipe._asdict()}
     (arguments.out / "search.json").write_text(json.dumps(document, indent=2))
     probe: Any = make(arguments.env)
     (observation_dim,), (action_dim,) = probe.observation_space.shape, probe.action_space.shape
@@ -160,89 +151,15 @@ def improve(
     return weight + recipe.step_size / max(scores[best].std(), 1e-6) * gradient
 
 
-def load_policy(folder: Path, iteration: int, noise: float) -> LinearPolicy:
-    """Return a snapshot as a policy that can be packaged."""
-    document = json.loads((folder / "search.json").read_text())
-    weight, statistics, _ = load_snapshot(folder / f"iteration-{iteration:06d}.npz")
-    mean, std = statistics.mean_and_std()
-    space: Any = make(document["env_id"]).action_space
-    return LinearPolicy(
-        env_id=document["env_id"],
-        weight=(weight / std).astype(np.float32),  # the normalisation folded in
-        mean=mean.astype(np.float32),
-        noise=noise,
-        action_low=space.low,
-        action_high=space.high,
-        metadata={"method": f"ARS V2-t, seed {document['seed']}, iteration {iteration}"},
-    )
-
-
-def measured(policy: LinearPolicy, num_episodes: int) -> dict[str, str]:
-    """Return the figures of the first episodes that `gq.data.builtin` simulates with seed 0."""
-    env = make(policy.env_id)
-    episodes = [run_episode(env, policy, np.random.default_rng([0, i])) for i in range(num_episodes)]
-    returns = np.array([episode.rows[:, -1].sum(dtype=np.float64) for episode in episodes])
-    return {
-        "return_mean": f"{returns.mean():.1f}",
-        "return_std": f"{returns.std():.1f}",
-        "return_min": f"{returns.min():.1f}",
-        "return_max": f"{returns.max():.1f}",
-        "length_mean": f"{np.mean([len(episode.rows) for episode in episodes]):.1f}",
-        "num_episodes": str(num_episodes),
-        "num_terminated": str(sum(episode.terminated for episode in episodes)),
-    }
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Print the returns of snapshots at several noise levels."""
-    for iteration in arguments.iteration:
-        for noise in arguments.noise:
-            figures = measured(load_policy(arguments.folder, iteration, noise), arguments.episodes)
-            line = "  ".join(f"{name.removeprefix('return_')} {value:>6}" for name, value in figures.items())
-            print(f"iteration {iteration:4d}  noise {noise:.2f}  {line}", flush=True)
-
-
-def export(arguments: argparse.Namespace) -> None:
-    """Write a snapshot as a packaged policy, with the returns of that policy."""
-    policy = load_policy(arguments.folder, arguments.iteration, arguments.noise)
-    metadata = {
-        "env_id": policy.env_id,
-        "noise": str(policy.noise),
-        **policy.metadata,
-        **measured(policy, arguments.episodes),
-        **{f"{package}_version": version(package) for package in ("gymnasium", "mujoco", "numpy")},
-    }
-    arrays = {name: getattr(policy, name) for name in ("weight", "mean", "action_low", "action_high")}
-    save_file(arrays, arguments.output, metadata=metadata)
-    print(json.dumps(metadata, indent=2))
-
-
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("search")
-    command.add_argument("--env", choices=sorted(RECIPES), required=True)
-    command.add_argument("--iterations", type=int, default=500)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--workers", type=int, default=os.cpu_count())
-    command.add_argument("--out", type=Path, required=True)
-    command.set_defaults(run=search)
-    command = commands.add_parser("measure")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--iteration", type=int, nargs="+", required=True)
-    command.add_argument("--noise", type=float, nargs="*", default=[0.0])
-    command.add_argument("--episodes", type=int, default=50)
-    command.set_defaults(run=measure)
-    command = commands.add_parser("export")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--iteration", type=int, required=True)
-    command.add_argument("--noise", type=float, required=True, help="standard deviation, in half action ranges")
-    command.add_argument("--episodes", type=int, default=50)
-    command.add_argument("--output", type=Path, required=True)
-    command.set_defaults(run=export)
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    parser.add_argument("--env", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, required=True)
+    search(parser.parse_args())
 
 
 if __name__ == "__main__":

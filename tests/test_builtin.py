@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from gq.data.builtin import POLICIES, download_builtin, simulate
-from gq.data.builtin_worker import simulate_in_workers
+from gq.data.builtin import download_builtin, simulate
+from gq.data.builtin_worker import simulate_in_workers, simulate_policy
 from gq.data.formats import read_trajectories
-from gq.data.linear_policy import LinearPolicy, load_policy
+from gq.data.packaged_policy import ENVIRONMENTS, NAMES, Network, PackagedPolicy, Slots, load_policy
 from gq.data.trajectories import Trajectories
 from gq.errors import GqError, UsageError
 
@@ -100,44 +100,113 @@ def test_expert_returns_3000_and_medium_is_spread_below_it(medium: Trajectories)
     assert medium.returns.std() > 400
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("hopper-medium", 1200, 2200), ("hopper-expert", 3300, 3600)])
-def test_packaged_policies_are_small_and_state_their_returns(name: str, low: float, high: float) -> None:
-    policy = load_policy(name)
-    assert low <= float(policy.metadata["return_mean"]) <= high
-    assert int(policy.metadata["num_episodes"]) >= 50
-    assert {"env_id", "noise", "method", "return_std", "gymnasium_version", "mujoco_version"} <= set(policy.metadata)
-    assert (SOURCE_FOLDER / "gq" / "data" / "policies" / f"{name}.safetensors").stat().st_size <= 400_000
-    assert len(policy.sha256) == 64
+# The measured mean returns of 50 episodes, to half a standard deviation.
+RETURNS = {
+    "builtin/hopper/medium": 2113,
+    "builtin/hopper/medium-replay": 792,
+    "builtin/hopper/expert": 3368,
+}
 
 
-def test_every_dataset_has_its_policy() -> None:
-    folder = SOURCE_FOLDER / "gq" / "data" / "policies"
-    assert sorted(path.stem for path in folder.iterdir()) == sorted(POLICIES.values())
+@pytest.mark.parametrize("name", NAMES)
+def test_packaged_policies_state_their_returns(name: str) -> None:
+    metadata = load_policy(name).metadata
+    assert metadata["return_mean"] == pytest.approx(RETURNS[name], abs=0.5)
+    assert metadata["num_episodes"] >= 50
+    assert {"env_id", "noise", "method", "return_std", "gymnasium_version", "mujoco_version"} <= set(metadata)
 
 
-def test_actions_are_clipped_and_mapped_to_the_action_box() -> None:
-    policy = LinearPolicy(
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_expert_is_better_than_medium_and_medium_than_its_past(environment: str) -> None:
+    medium, replay, expert = (
+        load_policy(f"builtin/{environment}/{level}").metadata["return_mean"]
+        for level in ("medium", "medium-replay", "expert")
+    )
+    assert replay < medium < expert
+
+
+def test_every_environment_has_its_file_and_all_together_are_small() -> None:
+    files = sorted((SOURCE_FOLDER / "gq" / "data" / "policies").iterdir())
+    assert [path.stem for path in files] == sorted(ENVIRONMENTS)
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_stated_returns_are_those_of_the_dataset(environment: str) -> None:
+    """The first episode of each dataset is within what its 50 measured ones span."""
+    for level in ("medium", "medium-replay", "expert"):
+        name = f"builtin/{environment}/{level}"
+        made, metadata = simulate(name, 1, num_workers=1), load_policy(name).metadata
+        assert metadata["return_min"] - 0.1 <= made.returns[0] <= metadata["return_max"] + 0.1
+        assert np.abs(made.actions).max() <= load_policy(name).action_high.max()
+
+
+def tiny_policy(*weights: list[list[float]], noise: float = 0.0, squash: bool = False) -> PackagedPolicy:
+    """Return a policy whose first layer subtracts (1, 0), in boxes of +-0.4 and 0 to 10."""
+    arrays = tuple(np.array(weight, np.float32) for weight in weights)
+    biases = tuple(np.zeros(len(weight), np.float32) for weight in weights)
+    network = Network(mean=np.array([1, 0], np.float32), weights=arrays, biases=biases, squash=squash)
+    return PackagedPolicy(
         env_id="none",
-        weight=np.array([[1.0, 0.0], [0.0, 100.0]], np.float32),
-        mean=np.array([1.0, 0.0], np.float32),
-        noise=0.0,
+        networks=(network, network),
+        probabilities=np.array([0.5, 0.5]),
+        noise=noise,
         action_low=np.array([-0.4, 0.0], np.float32),
         action_high=np.array([0.4, 10.0], np.float32),
         metadata={},
     )
-    action = policy.act(np.array([1.5, -2.0]), np.random.default_rng(0))
-    np.testing.assert_allclose(action, [0.2, 0.0], atol=1e-7)
 
 
-def test_noise_has_the_stated_spread() -> None:
-    zeros = np.zeros((3, 2), np.float32)
-    box = np.full(3, 2.0, np.float32)
-    policy = LinearPolicy(
-        env_id="none", weight=zeros, mean=zeros[0], noise=0.1, action_low=-box, action_high=box, metadata={}
-    )
-    generator = np.random.default_rng(0)
-    actions = np.stack([policy.act(np.zeros(2), generator) for _ in range(2000)])
-    assert actions.std() == pytest.approx(0.2, rel=0.05)  # half an action range is 2
+def test_actions_are_clipped_and_mapped_to_the_action_box() -> None:
+    policy = tiny_policy([[1.0, 0.0], [0.0, 100.0]])
+    observations = np.array([[1.5, -2.0, 9.0], [0.0, 0.001, 9.0]])  # the last column is not the policy's
+    actions = policy.to_box(Slots(policy.networks, 2).act(observations))
+    np.testing.assert_allclose(actions, [[0.2, 0.0], [-0.4, 5.5]], atol=1e-6)
+    assert actions.dtype == np.float32
+
+
+def test_hidden_layers_are_rectified_and_the_last_one_squashed() -> None:
+    policy = tiny_policy([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0, 0.0], [0.0, 0.0, -1.0]], squash=True)
+    values = Slots(policy.networks, 2).act(np.array([[1.5, 2.0], [0.0, -1.0]]))
+    np.testing.assert_allclose(values, np.tanh([[1.0, -2.0], [1.0, 0.0]]), rtol=1e-6)
+
+
+def test_each_slot_has_its_own_network() -> None:
+    first, second = tiny_policy([[1.0, 0.0], [0.0, 1.0]]), tiny_policy([[0.0, 1.0], [5.0, 0.0]])
+    slots = Slots((first.networks[0], second.networks[0]), 2)
+    slots.choose(1, 1)
+    np.testing.assert_allclose(slots.act(np.array([[3.0, 4.0], [3.0, 4.0]])), [[2.0, 4.0], [4.0, 10.0]])
+
+
+def test_the_number_of_environments_in_a_process_changes_no_bit() -> None:
+    policy = load_policy("builtin/hopper/medium-replay")
+    alone, together = (simulate_policy(policy, 3, num_slots=number) for number in (1, 5))
+    for _, a, b in zip(range(8), alone, together, strict=False):
+        assert a.terminated == b.terminated
+        np.testing.assert_array_equal(a.rows, b.rows)
+
+
+def test_the_packaged_noise_is_in_the_data() -> None:
+    policy = load_policy("builtin/hopper/expert")
+    made = simulate("builtin/hopper/expert", 3000, num_workers=1)
+    means = Slots(policy.networks, 1)
+    residuals = np.concatenate([made.actions[i] - means.act(made.observations[i : i + 1])[0] for i in range(3000)])
+    inside = np.abs(made.actions[:3000].ravel()) < 0.5  # not clipped, neither the action nor nearly all its noise
+    assert residuals[inside].std() == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_replay_dataset_has_about_as_many_rows_of_each_network() -> None:
+    policy = load_policy("builtin/hopper/medium-replay")
+    made = simulate("builtin/hopper/medium-replay", 30_000)
+    generators = [np.random.default_rng([0, i]) for i in range(made.num_episodes)]
+    chosen = [
+        (generator.integers(2**31), generator.choice(len(policy.networks), p=policy.probabilities))[1]
+        for generator in generators
+    ]
+    rows = np.bincount(chosen, weights=made.lengths, minlength=len(policy.networks)) / made.num_transitions
+    assert len(rows) == 7
+    assert rows.min() > 0.3 / 7
+    assert rows.max() < 2.2 / 7
 
 
 def test_the_canonical_file_reads_back_equal(tmp_path: Path) -> None:
@@ -151,7 +220,7 @@ def test_the_canonical_file_reads_back_equal(tmp_path: Path) -> None:
         attributes = dict(file.attrs)
     assert attributes["env_id"] == "Hopper-v5"
     assert attributes["source"] == MEDIUM
-    assert attributes["policy_sha256"] == load_policy("hopper-medium").sha256
+    assert attributes["policy_sha256"] == load_policy(MEDIUM).sha256
     assert attributes["num_transitions"] == expected.num_transitions
     assert attributes["return_mean"] == pytest.approx(expected.returns.mean())
     assert {"licence", "seed", "gymnasium_version", "mujoco_version", "policy_return_mean"} <= set(attributes)
@@ -203,7 +272,7 @@ def test_a_worker_that_fails_gives_one_error_with_its_reason(tmp_path: Path, mon
     (tmp_path / "gymnasium.py").write_text("raise RuntimeError('broken installation')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(GqError, match=r"a simulation process ended: .*broken installation"):
-        next(simulate_in_workers("hopper-medium", 0, 2))
+        next(simulate_in_workers(MEDIUM, 0, 2))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

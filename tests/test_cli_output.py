@@ -16,7 +16,7 @@ import pytest
 
 from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command, train_tiny
 from gq.config import read_config_file
-from gq.data.registry import known_ids
+from gq.data.registry import ENTRIES
 from gq.envs import gl
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError
@@ -109,11 +109,11 @@ def test_download_in_three_modes(own_home: Path) -> None:
 
 
 def test_the_list_of_datasets_in_three_modes() -> None:
-    assert [entry["id"] for entry in document("download", "--list")["datasets"]] == list(known_ids())
-    assert gq("download", "--list", "-q").stdout.splitlines() == list(known_ids())
-    lines = human_lines("download", "--list")
-    assert lines[0].split()[:2] == ["dataset", "task"]
-    assert [line.split()[0] for line in lines[1:]] == list(known_ids())
+    assert [entry["id"] for entry in document("download", "--list")["datasets"]] == list(ENTRIES)
+    assert gq("download", "--list", "-q").stdout.splitlines() == list(ENTRIES)
+    lines = human_lines("download", "--list", "humanoid")
+    assert lines[0].split()[:2] == ["dataset", "size"]
+    assert [line.split()[0] for line in lines[1:]] == [name for name in ENTRIES if "humanoid" in name]
 
 
 def test_train_in_three_modes(data: Path, own_home: Path) -> None:
@@ -179,7 +179,7 @@ def test_eval_in_three_modes(run: Path) -> None:
     assert means == [round(result["return_mean"], 1) for result in printed["results"]]
     lines = human_lines(*command)
     assert lines[0].startswith(f"{run.name}, step-000000004, Hopper-v5")
-    assert [line.split()[0] for line in lines[1:]] == ["target", "30", "10"]
+    assert [line.split()[0] for line in lines[1:]] == ["target", "30", "10", "Scores"]
     assert len(list((run / "evals").iterdir())) == 3
 
 

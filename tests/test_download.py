@@ -1,270 +1,45 @@
-"""Names, the cache, and downloads against a server with faults."""
+"""Downloads of Minari's and D4RL's datasets and of checkpoints, against servers with every fault."""
 
-import hashlib
-import importlib.util
-import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
+from downloading import (
+    D4RL_FILE,
+    D4RL_HOPPER,
+    HOPPER,
+    MINARI_FILE,
+    Site,
+    assert_cached,
+    isolate,
+    plain_server,
+    write_d4rl,
+    write_minari,
+)
 from gq.data import transfer
-from gq.data.datasets import load_dataset
-from gq.data.download import fetch_minari
+from gq.data.datasets import download, load_dataset
+from gq.data.download import refused_file
 from gq.data.formats import read_trajectories
-from gq.data.registry import cached, known_ids, resolve
+from gq.data.manifest import read_record
+from gq.data.registry import cached, resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
+from gq.paths import last_dataset
 
-SHARED = Path(__file__).parents[1].parent / "shared"
-FAKEHUB = SHARED / "tools" / "fakehub.py"
-HOPPER = "mujoco/hopper/medium-v0"
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("name", "identifier"),
-    [
-        ("hopper", HOPPER),
-        ("Hopper", HOPPER),
-        ("hopper/medium", HOPPER),
-        ("hopper-medium", HOPPER),
-        ("hopper/medium-v0", HOPPER),
-        ("mujoco/hopper/medium", HOPPER),
-        (HOPPER, HOPPER),
-        ("humanoid", "mujoco/humanoid/medium-v0"),
-        ("humanoid_expert", "mujoco/humanoid/expert-v0"),
-        ("humanoid_medium-v2", "mujoco/humanoid/medium-v0"),
-        ("ant/simple", "mujoco/ant/simple-v0"),
-        ("builtin/hopper", "builtin/hopper/medium"),
-        ("builtin/hopper/medium", "builtin/hopper/medium"),
-        ("builtin/hopper-expert", "builtin/hopper/expert"),
-    ],
-)
-def test_ids_and_short_forms_resolve(name, identifier):
-    assert resolve(name).id == identifier
-    assert identifier in known_ids()
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["hopper-medium-v2", "hopper-medium-v0", "hopper_medium_replay-v2", "walker2d-random", "d4rl/hopper-medium-v2"],
-)
-def test_a_d4rl_name_never_becomes_another_dataset(name):
-    with pytest.raises(UsageError, match=f"{name} is a D4RL dataset") as caught:
-        resolve(name)
-    assert "--dataset FILE.hdf5" in caught.value.hint
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "suggested"),
-    [
-        ("hoper", "hopper"),
-        ("humanoid/meduim", "humanoid/medium"),
-        ("builtin/ant", "builtin/hopper/medium"),
-        ("hopper-v5", "hopper"),
-        ("mujoco/hopper/medium-v2", HOPPER),
-        ("builtin/hopper/simple", "builtin/hopper/medium"),
-        ("zzz", "known: hopper, walker2d"),
-        ("", "known: hopper, walker2d"),
-    ],
-)
-def test_an_unknown_name_is_refused_with_suggestions(name, suggested):
-    with pytest.raises(UsageError, match=f"there is no dataset {name}") as caught:
-        resolve(name)
-    assert suggested in caught.value.hint
-
-
-def test_entries_say_task_place_and_size(monkeypatch, tmp_path):
-    monkeypatch.setenv("GQ_HOME", str(tmp_path))
-    assert len(known_ids()) == 17
-    entry = resolve("humanoid/expert")
-    assert (entry.kind, entry.task, entry.level) == ("minari", "Humanoid-v5", "expert")
-    assert entry.path == tmp_path / "datasets" / "minari" / "humanoid" / "expert.hdf5"
-    assert entry.remote_paths[1] == (
-        "datasets/farama-minari/mujoco/resolve/main/humanoid/expert-v0/data/main_data.hdf5"
-    )
-    assert abs(entry.size_bytes / 2_946_805_796 - 1) < 0.05  # the hosted file
-    builtin = resolve("builtin/hopper/expert")
-    assert builtin.path == tmp_path / "datasets" / "builtin" / "hopper" / "expert.hdf5"
-    assert builtin.remote_paths == ()
-
-
-def test_the_registry_loads_nothing_heavy():
-    code = "import sys, gq.data.registry; print({'numpy', 'h5py', 'torch', 'mujoco'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert result.stdout.strip() == "set()"
-
-
-# A server with faults
-
-
-@pytest.fixture(scope="session")
-def fakehub() -> ModuleType:
-    if not FAKEHUB.exists():
-        pytest.skip("the stand-in for the Hub is absent")
-    specification = importlib.util.spec_from_file_location("fakehub", FAKEHUB)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def private_cache(monkeypatch, tmp_path) -> Path:
-    """Keep tests away from the user's cache, Minari root and proxies, and make retries quick."""
-    for name in ("HF_HUB_OFFLINE", "GQ_DATA_DIR", "GQ_RUNS_DIR", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GQ_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "no-minari"))
-    monkeypatch.setattr(transfer, "BACK_OFF_S", 0.001)
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
-    return tmp_path / "home"
-
-
-def write_minari(folder: Path, *, num_episodes: int = 12, bad_value: float = 0.0) -> Path:
-    """Write a small Hopper dataset as Minari does: main_data.hdf5 and metadata.json."""
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    with h5py.File(folder / "main_data.hdf5", "w") as root:
-        for number in range(num_episodes):
-            group = root.create_group(f"episode_{number}")
-            length = 50 + number
-            observations = generator.standard_normal((length + 1, 11))
-            observations[7, 2] += bad_value
-            group["observations"] = observations
-            group["actions"] = generator.uniform(-1, 1, (length, 3)).astype(np.float32)
-            group["rewards"] = generator.standard_normal(length)
-            group["terminations"] = np.arange(length) == (length - 1 if number % 2 else -1)
-            group["truncations"] = np.arange(length) == (-1 if number % 2 else length - 1)
-    specification = '{"id": "Hopper-v5", "low": -Infinity}'
-    metadata = {"dataset_id": HOPPER, "env_spec": specification, "author": ["A", "B"], "minari_version": "0.5.4"}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    return folder
+FILES = {HOPPER: MINARI_FILE, D4RL_HOPPER: D4RL_FILE}
+KINDS = pytest.mark.parametrize("name", FILES)
 
 
 @pytest.fixture
-def serve(fakehub, monkeypatch, tmp_path) -> Iterator[Callable[..., SimpleNamespace]]:
-    """Return a function that serves a dataset with the given faults and points HF_ENDPOINT at it."""
-    root = tmp_path / "hub"
-    raw = write_minari(root / "farama-minari" / "mujoco" / "hopper" / "medium-v0" / "data")
-    servers = []
-
-    def start(**faults: object) -> SimpleNamespace:
-        server, url = fakehub.serve(root, **faults)
-        servers.append(server)
-        monkeypatch.setenv("HF_ENDPOINT", url + "/")
-        size = (raw / "main_data.hdf5").stat().st_size
-        return SimpleNamespace(raw=raw, url=url, size=size, requests=lambda: data_requests(server))
-
-    yield start
-    for server in servers:  # not waited for: shutting down takes half a second
-        threading.Thread(target=server.shutdown, daemon=True).start()
-
-
-def data_requests(server: ThreadingHTTPServer) -> list[tuple]:
-    """Return (method, path, Range, status, bytes) of the requests for data; each is logged after its last byte."""
-    found: list[tuple] = []
-    for _ in range(100):
-        before, found = found, [request for request in server.log if "main_data" in request[1]]
-        if found and found == before:
-            break
-        time.sleep(0.02)
-    return found
-
-
-def assert_fetched(entry_name: str, raw: Path) -> None:
-    """Compare the cache with the served files, and check that nothing else is left."""
-    entry = resolve(entry_name)
-    expected, found = read_trajectories(raw), load_dataset(entry_name)
-    for name in ("observations", "actions", "rewards", "terminals", "offsets"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.task == "Hopper-v5"
-    assert found.source == entry.id
-    assert [path.name for path in entry.path.parent.iterdir() if not path.name.endswith(".lock")] == [entry.path.name]
-
-
-def test_a_download_becomes_the_canonical_file_with_provenance(serve, private_cache):
-    hub = serve()
-    reports: list[tuple[int, int | None]] = []
-    path = fetch_minari(resolve("hopper"), lambda done, total: reports.append((done, total)))
-    assert path == private_cache / "datasets" / "minari" / "hopper" / "medium.hdf5"
-    assert_fetched("hopper", hub.raw)
-    assert reports[0] == (0, hub.size)
-    assert reports[-1] == (hub.size, hub.size)
-    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
-    attributes = load_dataset("hopper").attributes
-    assert attributes["source_url"] == f"{hub.url}/{resolve('hopper').remote_paths[1]}"
-    assert attributes["source_sha256"] == sha256(hub.raw / "main_data.hdf5")
-    assert attributes["author"] == "A, B"
-
-
-def test_what_is_in_the_cache_is_fetched_again_only_by_force(serve):
-    hub = serve()
-    path = fetch_minari(resolve("hopper"))
-    assert fetch_minari(resolve("hopper")) == path
-    assert len(hub.requests()) == 1
-    fetch_minari(resolve("hopper"), force=True)
-    assert len(hub.requests()) == 2
-    assert_fetched("hopper", hub.raw)
-
-
-def test_a_broken_connection_is_resumed_with_range(serve):
-    hub = serve(drop_after=30_000, only="*.hdf5")
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
-    requests = hub.requests()
-    assert len(requests) == -(-hub.size // 30_000)
-    assert [request[2] for request in requests[:3]] == [None, "bytes=30000-", "bytes=60000-"]
-    assert [request[3] for request in requests[:3]] == [200, 206, 206]
-    assert sum(request[4] for request in requests) == hub.size
-
-
-def test_a_later_run_resumes_what_an_interrupted_one_left(serve):
-    hub = serve()
-    with pytest.raises(KeyboardInterrupt):
-        fetch_minari(resolve("hopper"), interrupted_after(40_000))
-    assert not cached(resolve("hopper"))
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
-    first_byte = int(hub.requests()[-1][2].removeprefix("bytes=").rstrip("-"))
-    assert 40_000 - transfer.CHUNK_BYTES <= first_byte <= 40_000 + transfer.CHUNK_BYTES
-
-
-def test_a_server_that_ignores_range_starts_again(serve):
-    hub = serve(drop_after=30_000, ignore_range=True, times=2, only="*.hdf5")
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
-    assert [request[3] for request in hub.requests()] == [200, 200, 206]
-    assert [request[4] for request in hub.requests()][:2] == [30_000, 30_000]
-
-
-def test_a_file_replaced_meanwhile_starts_again(serve):
-    hub = serve()
-    with pytest.raises(KeyboardInterrupt):
-        fetch_minari(resolve("hopper"), interrupted_after(20_000))
-    shutil.rmtree(hub.raw)
-    write_minari(hub.raw, num_episodes=14)
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
-    assert load_dataset("hopper").num_episodes == 14
-    assert hub.requests()[-1][2].startswith("bytes=")  # asked for the rest
-    assert hub.requests()[-1][3] == 200  # and given all
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
+    isolate(monkeypatch)
+    site = Site(tmp_path / "hub", monkeypatch)
+    yield site
+    site.close()
 
 
 def interrupted_after(limit_bytes: int) -> Callable[[int, int | None], None]:
@@ -277,189 +52,303 @@ def interrupted_after(limit_bytes: int) -> Callable[[int, int | None], None]:
     return report
 
 
-def test_a_busy_server_is_asked_again(serve):
-    hub = serve(fail_first=3)
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
+@KINDS
+def test_a_download_becomes_the_canonical_file_with_provenance(site: Site, own_home: Path, name: str) -> None:
+    site.start()
+    raw = site.root / FILES[name]
+    reports: list[tuple[int, int | None]] = []
+    done = download(name, progress=lambda num_bytes, total: reports.append((num_bytes, total)))
+    assert done.path == resolve(name).path
+    assert done.path.is_relative_to(own_home / "datasets")
+    assert_cached(name, raw)
+    size = raw.stat().st_size
+    assert reports[0] == (0, size)
+    assert reports[-1] == (size, size)
+    assert [one for one, _ in reports] == sorted(one for one, _ in reports)
+    attributes = load_dataset(name).attributes
+    assert attributes["source_url"] == f"{site.url}/{resolve(name).remote_paths[-1]}"
+    assert attributes["source_sha256"] == sha256(raw)
+    assert attributes["source_bytes"] == size
+    assert attributes["licence"] == {HOPPER: "none declared", D4RL_HOPPER: "CC BY 4.0"}[name]
+    assert attributes["env_id"] == "Hopper-v5"
+    assert last_dataset() == name
 
 
+def test_the_result_counts_what_is_in_the_file(site: Site) -> None:
+    site.start()
+    done = download("hopper")
+    expected = read_trajectories(site.root / MINARI_FILE)
+    assert (done.num_transitions, done.num_episodes) == (sum(range(50, 62)), 12)
+    assert done.return_mean == pytest.approx(float(expected.returns.mean()))
+    assert done.return_std == pytest.approx(float(expected.returns.std()))
+    assert (done.size_bytes, done.sha256) == (done.path.stat().st_size, sha256(done.path))
+    assert not done.was_cached
+    assert download("hopper").was_cached
+    assert load_dataset("hopper").attributes["author"] == "A, B"
+
+
+def test_what_is_in_the_cache_is_fetched_again_only_by_force(site: Site) -> None:
+    site.start()
+    notes: list[str] = []
+    download("hopper")
+    assert download("hopper", note=notes.append).was_cached
+    assert notes == [f"{HOPPER} is in the cache already"]
+    assert len(site.requests()) == 1
+    assert not download("hopper", force=True).was_cached
+    assert len(site.requests()) == 2
+    assert_cached("hopper", site.root / MINARI_FILE)
+
+
+# Resuming
+
+
+@KINDS
+def test_a_broken_connection_is_resumed_with_range(site: Site, name: str) -> None:
+    site.start(drop_after=9_000, only="*.hdf5")
+    download(name)
+    raw = site.root / FILES[name]
+    assert_cached(name, raw)
+    requests = site.requests()
+    assert len(requests) == -(-raw.stat().st_size // 9_000)
+    assert [request[2] for request in requests[:3]] == [None, "bytes=9000-", "bytes=18000-"]
+    assert [request[3] for request in requests[:3]] == [200, 206, 206]
+    assert sum(request[4] for request in requests) == raw.stat().st_size
+
+
+def test_a_later_run_resumes_what_an_interrupted_one_left(site: Site) -> None:
+    site.start()
+    with pytest.raises(KeyboardInterrupt):
+        download("hopper", progress=interrupted_after(40_000))
+    assert not cached(resolve("hopper"))
+    download("hopper")
+    assert_cached("hopper", site.root / MINARI_FILE)
+    first_byte = int(site.requests()[-1][2].removeprefix("bytes=").rstrip("-"))
+    assert 40_000 - transfer.CHUNK_BYTES <= first_byte <= 40_000 + transfer.CHUNK_BYTES
+
+
+def test_a_server_that_ignores_range_starts_again(site: Site) -> None:
+    site.start(drop_after=30_000, ignore_range=True, times=2, only="*.hdf5")
+    download("hopper")
+    assert_cached("hopper", site.root / MINARI_FILE)
+    assert [request[3] for request in site.requests()] == [200, 200, 206]
+    assert [request[4] for request in site.requests()][:2] == [30_000, 30_000]
+
+
+@KINDS
+def test_a_file_replaced_meanwhile_starts_again(site: Site, name: str) -> None:
+    site.start()
+    with pytest.raises(KeyboardInterrupt):
+        download(name, progress=interrupted_after(20_000))
+    write_minari((site.root / MINARI_FILE).parent, num_episodes=14)
+    write_d4rl(site.root / D4RL_FILE, num_episodes=14)
+    download(name)
+    assert_cached(name, site.root / FILES[name])
+    assert load_dataset(name).num_episodes == 14
+    assert site.requests()[-1][2].startswith("bytes=")  # asked for the rest
+    assert site.requests()[-1][3] == 200  # and given all
+
+
+# Faults
+
+
+@KINDS
 @pytest.mark.parametrize(
     ("faults", "reason", "num_requests"),
     [
         ({"fail_first": 99}, "503 Service", 4),
-        ({"html_error": 200}, "something else, which starts with b'<!DOCTYPE html>", 4),
+        ({"html_error": 200}, "something else, which starts with b'<!DOCTY", 4),
         ({"html_error": 403}, "403 Forbidden", 1),
+        ({"html_error": 404}, "404 Not Found", 1),
         ({"wrong_size": 1000}, "the server sends .* bytes of a file that has", 4),
         ({"wrong_hash": True}, "not the sha256", 1),
         ({"drop_after": 0}, "broke off|something else", 4),
+        ({"drop_after": 9_000, "ignore_range": True}, "broke off after 9,000 of", 4),
+        ({"drop_after": 9_000, "change_etag": 1}, "not the sha256", None),
     ],
 )
-def test_a_lasting_fault_is_one_line_with_url_and_next_step(serve, faults, reason, num_requests):
-    hub = serve(**faults, only="*.hdf5")
+def test_a_lasting_fault_is_one_line_and_leaves_no_wrong_file(
+    site: Site, name: str, faults: dict, reason: str, num_requests: int | None
+) -> None:
+    site.start(**faults, only="*.hdf5")
     with pytest.raises(GqError, match=reason) as caught:
-        fetch_minari(resolve("hopper"))
-    assert str(caught.value).startswith(f"cannot download {hub.url}/datasets/farama-minari/mujoco/resolve/main/hopper/")
+        download(name)
+    assert str(caught.value).startswith(f"cannot download {site.url}/{resolve(name).remote_paths[-1]}: ")
     assert "\n" not in str(caught.value)
-    assert "gq download builtin/hopper/medium" in caught.value.hint
+    assert caught.value.hint
     assert caught.value.exit_code == 1
-    assert len(hub.requests()) == num_requests
-    assert not cached(resolve("hopper"))
+    assert num_requests in (None, len(site.requests()))
+    assert not cached(resolve(name))
+    with pytest.raises(UsageError, match="is not in the cache"):
+        load_dataset(name)
+    site.start()
+    download(name)
+    assert_cached(name, site.root / FILES[name])
 
 
-def test_a_missing_file_and_a_dead_server_are_reported(serve, monkeypatch):
-    hub = serve()
-    with pytest.raises(GqError, match=r"ant/medium-v0/data/metadata\.json: 404 Not Found"):
-        fetch_minari(resolve("ant"))
+@KINDS
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"fail_first": 3},
+        {"fail_first": 2, "retry_after": "0"},
+        {"html_error": 200, "times": 2},
+        {"html_error": 502, "times": 1},
+        {"wrong_size": 1000, "times": 1},
+        {"drop_after": 9_000, "times": 3},
+    ],
+)
+def test_a_passing_fault_is_survived(site: Site, name: str, faults: dict) -> None:
+    site.start(**faults, only="*.hdf5")
+    download(name)
+    assert_cached(name, site.root / FILES[name])
+
+
+@KINDS
+def test_what_was_wrong_is_not_kept_for_the_next_run(site: Site, name: str) -> None:
+    site.start(wrong_hash=True, times=1, only="*.hdf5")
+    with pytest.raises(GqError, match="not the sha256"):
+        download(name)
+    download(name)
+    assert [request[2] for request in site.requests()] == [None, None]
+    assert_cached(name, site.root / FILES[name])
+
+
+def test_a_missing_file_and_a_dead_server_are_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.start()
+    with pytest.raises(GqError, match=r"ant/medium-v0/data/metadata\.json: 404 Not Found") as caught:
+        download("ant")
+    assert "gq download --list" in caught.value.hint
+    with pytest.raises(GqError, match=r"gym_mujoco/walker_mixed\.hdf5: 404 Not Found"):
+        download("walker2d-medium-replay-v0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(GqError, match=r"cannot download http://127\.0\.0\.1:9/datasets/.*refused"):
-        fetch_minari(resolve("hopper"))
-    monkeypatch.setenv("HF_ENDPOINT", hub.url.removeprefix("http://"))
-    with pytest.raises(UsageError, match="not a web address"):
-        fetch_minari(resolve("hopper"))
+    with pytest.raises(GqError, match=r"cannot download http://127\.0\.0\.1:9/datasets/.*refused") as caught:
+        download("hopper")
+    assert "gq download builtin/hopper/medium" in caught.value.hint
+    for variable, name in (("HF_ENDPOINT", "hopper"), ("GQ_D4RL_URL", "hopper-medium-v2")):
+        monkeypatch.setenv(variable, site.url.removeprefix("http://"))
+        with pytest.raises(UsageError, match=f"{variable} is .*, not a web address"):
+            download(name)
 
 
-def test_data_unfit_to_train_on_are_refused_and_not_kept(serve):
-    hub = serve()
-    shutil.rmtree(hub.raw)
-    write_minari(hub.raw, bad_value=float("nan"))
+@KINDS
+def test_data_unfit_to_train_on_are_refused_and_kept_aside(site: Site, name: str) -> None:
+    site.start()
+    write_minari((site.root / MINARI_FILE).parent, bad_value=float("nan"))
+    with h5py.File(site.root / D4RL_FILE, "r+") as root:
+        root["observations"][7, 2] = np.nan
+    bad = (site.root / FILES[name]).read_bytes()
+    aside = refused_file(resolve(name))
     for _ in range(2):
-        with pytest.raises(DataError, match="observations holds NaN at episode_0, step 7, column 2"):
-            fetch_minari(resolve("hopper"))
-    assert len(hub.requests()) == 2
-    shutil.rmtree(hub.raw)
-    write_minari(hub.raw)
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", hub.raw)
+        with pytest.raises(DataError, match=f"^{site.url}/.*observations holds NaN at .*7, column 2") as caught:
+            download(name)
+        assert caught.value.hint.endswith(f"it is kept aside: gq repair {aside}")
+        assert aside.read_bytes() == bad
+        assert not cached(resolve(name))
+    assert len(site.requests()) == 2
+    write_minari((site.root / MINARI_FILE).parent)
+    write_d4rl(site.root / D4RL_FILE)
+    download(name)
+    assert_cached(name, site.root / FILES[name])  # which leaves nothing else in the folder
 
 
-def test_two_threads_that_ask_at_once_download_once(serve):
-    hub = serve()
+def test_two_threads_that_ask_at_once_download_once(site: Site) -> None:
+    site.start()
     start = threading.Barrier(2)
-    found: list[Path] = []
+    notes: list[str] = []
+    found = []
 
     def ask() -> None:
         start.wait()
-        found.append(fetch_minari(resolve("hopper")))
+        found.append(download("hopper", note=notes.append))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [resolve("hopper").path] * 2
-    assert len(hub.requests()) == 1
-    assert_fetched("hopper", hub.raw)
+    assert sorted(done.was_cached for done in found) == [False, True]
+    assert len(site.requests()) == 1
+    assert_cached("hopper", site.root / MINARI_FILE)
 
 
-def test_a_redirect_is_followed_and_its_announced_hash_checked(tmp_path):
-    """The Hub answers with a redirect to its storage, whose own ETag is not the file's hash."""
-    content = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 100
-    announced = {"digest": "0" * 64}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/file":
-                self.send_response(302)
-                self.send_header("X-Linked-Etag", f'"{announced["digest"]}"')
-                self.send_header("X-Linked-Size", str(len(content)))
-                self.send_header("Location", "/storage")
-                self.end_headers()
-                return
-            first = int((self.headers["Range"] or "bytes=0-")[6:-1])
-            self.send_response(206 if first else 200)
-            self.send_header("ETag", '"storage"')
-            self.send_header("Content-Length", str(len(content) - first))
-            if first:
-                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            self.end_headers()
-            self.wfile.write(content[first : first + 9000])  # always breaks off
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url, target = f"http://127.0.0.1:{server.server_address[1]}/file", tmp_path / "file.hdf5"
-    try:
-        with pytest.raises(GqError, match="not the sha256"):
-            transfer.fetch(url, target, magic=b"\x89HDF")
-        assert not target.exists()
-        announced["digest"] = hashlib.sha256(content).hexdigest()
-        assert transfer.fetch(url, target, magic=b"\x89HDF") == announced["digest"]
-        assert target.read_bytes() == content
-    finally:
-        server.shutdown()
-        server.server_close()
+# An ordinary web server, which announces no hashes
 
 
-# Without a server
+def test_d4rl_from_an_ordinary_server_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (site.root / D4RL_FILE).read_bytes()
+    with plain_server({f"/base/{D4RL_FILE}": content}, drop_after=20_000) as server:
+        monkeypatch.setenv("GQ_D4RL_URL", f"{server.url}/base/")
+        download(D4RL_HOPPER)
+    assert [headers.get("Range") for _, headers in server.log[:2]] == [None, "bytes=20000-"]
+    assert server.log[1][1]["If-Range"] == '"1-2"'
+    assert_cached(D4RL_HOPPER, site.root / D4RL_FILE)
 
 
-def test_an_installed_minari_root_is_read_instead_of_the_network(monkeypatch, tmp_path):
-    root = tmp_path / "minari"
-    raw = write_minari(root / HOPPER / "data")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", raw)
-    assert load_dataset("hopper").attributes["source_path"] == str(root / HOPPER)
-    assert (raw / "main_data.hdf5").exists()
+@pytest.mark.parametrize("position", [0.3, 0.99])
+def test_a_truncated_file_that_looks_whole_to_http_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch, position: float
+) -> None:
+    content = (site.root / D4RL_FILE).read_bytes()
+    files = {f"/{D4RL_FILE}": content[: int(len(content) * position)]}
+    with plain_server(files) as server:
+        monkeypatch.setenv("GQ_D4RL_URL", server.url)
+        with pytest.raises(
+            DataError, match=f"^{server.url}/gym_mujoco_v2/hopper_medium-v2.hdf5 is truncated"
+        ) as caught:
+            download(D4RL_HOPPER)
+        assert caught.value.hint.endswith("gq download d4rl/hopper-medium-v2")
+        assert not cached(resolve(D4RL_HOPPER))
+        files[f"/{D4RL_FILE}"] = content
+        download(D4RL_HOPPER)
+    assert_cached(D4RL_HOPPER, site.root / D4RL_FILE)
 
 
-def test_hf_hub_offline_is_honoured_but_the_cache_still_serves(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(GqError, match="HF_HUB_OFFLINE is set") as caught:
-        fetch_minari(resolve("hopper"))
-    assert "builtin/hopper/medium" in caught.value.hint
+def test_the_hash_of_the_first_download_is_checked_ever_after(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (site.root / D4RL_FILE).read_bytes()
+    other = write_d4rl(site.root / "other.hdf5", seed=1).read_bytes()
+    files = {f"/{D4RL_FILE}": content}
+    entry = resolve(D4RL_HOPPER)
+    with plain_server(files) as server:
+        monkeypatch.setenv("GQ_D4RL_URL", server.url)
+        download(D4RL_HOPPER)
+        first = read_record(entry).source
+        assert first is not None
+        assert (first.sha256, first.num_bytes) == (sha256(site.root / D4RL_FILE), len(content))
+        files[f"/{D4RL_FILE}"] = other
+        for _ in range(2):
+            with pytest.raises(
+                GqError, match=r"not the file that it should be: .* the first download, of 20"
+            ) as caught:
+                download(D4RL_HOPPER, force=True)
+            assert f"delete {entry.path}.json" in caught.value.hint
+        np.testing.assert_array_equal(
+            load_dataset(D4RL_HOPPER).rewards, read_trajectories(site.root / D4RL_FILE).rewards
+        )
+        files[f"/{D4RL_FILE}"] = content
+        download(D4RL_HOPPER, force=True)
+        assert read_record(entry).source == first
+        files[f"/{D4RL_FILE}"] = other
+        entry.path.with_name(entry.path.name + ".json").unlink()
+        download(D4RL_HOPPER, force=True)
+        assert read_record(entry).source.sha256 == sha256(site.root / "other.hdf5")
+
+
+def test_a_changed_file_is_refused_before_it_is_transferred_where_the_hash_is_announced(site: Site) -> None:
+    site.start()
+    download("hopper")
+    write_minari((site.root / MINARI_FILE).parent, num_episodes=14)
+    with pytest.raises(GqError, match="not the file that it should be"):
+        download("hopper", force=True)
+    assert site.requests()[-1][4] <= site.size
+    assert load_dataset("hopper").num_episodes == 12
+
+
+@pytest.mark.usefixtures("site")
+def test_a_pinned_hash_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "minari" / "mujoco" / "humanoid" / "expert-v0" / "data"
+    write_minari(folder)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    write_minari(tmp_path / "minari" / HOPPER / "data")
-    fetch_minari(resolve("hopper"))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "no-minari"))
-    assert fetch_minari(resolve("hopper")).is_file()
-
-
-def test_a_damaged_cache_is_named_when_loaded_and_mended_by_download(monkeypatch, tmp_path):
-    raw = write_minari(tmp_path / "minari" / HOPPER / "data")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    path = fetch_minari(resolve("hopper"))
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"medium\.hdf5 is truncated: it has 3,000 of") as caught:
-        load_dataset("hopper")
-    assert caught.value.hint == f"gq download {HOPPER} --force"
-    fetch_minari(resolve("hopper"))
-    assert_fetched("hopper", raw)
-
-
-def test_a_cache_that_cannot_be_written_is_named_with_gq_home(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GQ_HOME", str(tmp_path / "file"))
-    with pytest.raises(GqError, match=r"cannot write in .*file.datasets.minari.hopper: Not a directory") as caught:
-        fetch_minari(resolve("hopper"))
-    assert "GQ_HOME" in caught.value.hint
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_read_only_cache_is_named_with_gq_home(tmp_path):
-    folder = tmp_path / "home"
-    folder.mkdir(mode=0o555)
-    with pytest.raises(GqError, match=r"cannot write in .*Permission denied") as caught:
-        fetch_minari(resolve("hopper"))
-    assert "GQ_HOME" in caught.value.hint
-
-
-def test_load_dataset_takes_paths_and_names(tmp_path, monkeypatch):
-    raw = write_minari(tmp_path / "minari" / HOPPER / "data")
-    monkeypatch.chdir(tmp_path / "minari")
-    assert load_dataset(HOPPER).source == str(raw.parent)  # a folder of that name goes first
-    assert load_dataset("./mujoco/hopper/medium-v0/data/main_data.hdf5").num_episodes == 12
-    for name in ("absent.hdf5", "./absent", "~/absent-dataset", str(tmp_path / "absent")):
-        with pytest.raises(UsageError, match=r"there is no dataset file .*absent"):
-            load_dataset(name)
-    with pytest.raises(UsageError, match=r"mujoco is a folder without main_data\.hdf5"):
-        load_dataset("mujoco")
-    with pytest.raises(UsageError, match="mujoco/hopper/medium-v0 is not in the cache") as caught:
-        load_dataset("hopper")
-    assert caught.value.hint == f"gq download {HOPPER}"
-    with pytest.raises(UsageError, match="there is no dataset hoper"):
-        load_dataset("hoper")
+    with pytest.raises(GqError, match="the file that gq knows has 8253be69") as caught:
+        download("humanoid/expert")
+    assert "train from its path" in caught.value.hint
+    assert not cached(resolve("humanoid/expert"))

@@ -80,7 +80,7 @@ class Walk:
             for index, episode in enumerate(running.tolist()):
                 self.contexts.append((episode, step, tuple(array[index] for array in self.given)))  # type: ignore[arg-type]
                 self.chosen.append(self.own[index])
-            self.policy.record(running, trajectories.rewards[rows])
+            self.policy.record(running, self.forced, trajectories.rewards[rows])
         return self
 
 
@@ -127,12 +127,9 @@ def test_a_walked_episode_gives_the_predictions_of_training(backbone: str, monke
 class LatePolicy(DTPolicy):
     """The defect: each action lands one slot late, so the model sees 0, a_0, ..., a_{t-2}."""
 
-    def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        actions = super().act(rows, observations)
-        slot = min(self.step, K - 1)
-        self._actions[rows, slot] = self.previous[rows] if self.step else 0
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        super().record(rows, self.previous[rows], rewards)
         self.previous[rows] = actions
-        return actions
 
     def reset(self, target_returns: np.ndarray) -> None:
         super().reset(target_returns)
@@ -140,19 +137,17 @@ class LatePolicy(DTPolicy):
 
 
 class ForgetfulPolicy(DTPolicy):
-    """The defect: the placeholder of the current step is never overwritten with the chosen action."""
+    """The defect: the context never learns of the actions."""
 
-    def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        actions = super().act(rows, observations)
-        self._actions[:] = 0
-        return actions
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        super().record(rows, np.zeros_like(actions), rewards)
 
 
 class StalePolicy(DTPolicy):
     """The defect: the return-to-go of the previous step."""
 
-    def record(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        super().record(rows, self.previous[rows])
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        super().record(rows, actions, self.previous[rows])
         self.previous[rows] = rewards
 
     def reset(self, target_returns: np.ndarray) -> None:
@@ -189,7 +184,7 @@ def play(
     rows, actions = np.arange(len(targets)), []
     for seen, earned in zip(observations, rewards, strict=True):
         actions.append(policy.act(rows, seen))
-        policy.record(rows, earned)
+        policy.record(rows, actions[-1], earned)
     return np.array(actions)
 
 
@@ -199,7 +194,7 @@ def test_the_return_to_go_falls_by_the_reward_and_below_zero_too() -> None:
         policy, np.zeros((3, 2, OBSERVATION_DIM), np.float32), np.array([[1.0, 2.0], [0.5, 3.0], [0.5, -1.0]]), [100, 4]
     )
     assert policy.returns_to_go.tolist() == [98.0, 0.0]
-    policy.record(np.array([1]), np.array([2.5]))
+    policy.record(np.array([1]), np.zeros((1, ACTION_DIM)), np.array([2.5]))
     assert policy.returns_to_go.tolist() == [98.0, -2.5]
 
 
@@ -230,7 +225,7 @@ def test_an_episode_that_ended_does_not_touch_the_others() -> None:
         rows = np.arange(3) if step < 3 else np.array([0, 2]) if step < 7 else np.array([2])
         actions = policy.act(rows, observations[step, rows])
         np.testing.assert_allclose(actions, together[step, rows], rtol=0, atol=1e-6)
-        policy.record(rows, rewards[step, rows])
+        policy.record(rows, actions, rewards[step, rows])
 
 
 def test_a_reset_forgets_the_episodes_before() -> None:
@@ -242,12 +237,21 @@ def test_a_reset_forgets_the_episodes_before() -> None:
     assert play(policy, observations[:, :1], rewards[:, :1], [10]).shape == (8, 1, ACTION_DIM), "a smaller group"
 
 
+def test_the_context_holds_the_executed_action_not_the_proposed_one() -> None:
+    policy = DTPolicy(make_model(), autocast=nullcontext)
+    policy.reset(np.array([5.0]))
+    rows, zeros = np.arange(1), np.zeros((1, OBSERVATION_DIM), np.float32)
+    executed = policy.act(rows, zeros) + 0.125
+    policy.record(rows, executed, np.ones(1))
+    assert np.array_equal(policy.context(rows, zeros)[1][0], executed)
+
+
 def test_the_given_targets_are_not_written_to() -> None:
     targets = np.array([5.0, 6.0])
     policy = DTPolicy(make_model(), autocast=nullcontext)
     policy.reset(targets)
-    policy.act(np.arange(2), np.zeros((2, OBSERVATION_DIM), np.float32))
-    policy.record(np.arange(2), np.ones(2))
+    actions = policy.act(np.arange(2), np.zeros((2, OBSERVATION_DIM), np.float32))
+    policy.record(np.arange(2), actions, np.ones(2))
     assert targets.tolist() == [5.0, 6.0]
 
 
@@ -273,7 +277,7 @@ def test_behaviour_cloning_acts_on_the_windows_it_was_trained_on(num_observation
         with torch.no_grad():
             predicted = model.scaling.unscale_actions(model(batch.observations, batch.valid)).numpy()
         np.testing.assert_allclose(actions, predicted, rtol=0, atol=1e-6, err_msg=f"step {step}")
-        policy.record(running, np.ones(len(running)))
+        policy.record(running, actions, np.ones(len(running)))
 
 
 def test_behaviour_cloning_ignores_the_target() -> None:

@@ -17,7 +17,7 @@ FLOORS = [
     {"config", "data", "parameters", "video"},
     {"presets", "algos", "evaluation"},
     {"engine"},
-    {"rendering", "collect"},
+    {"rendering", "collecting"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -28,9 +28,9 @@ APART = {
     "paths": {"errors"},
     "models": BASICS,
     "envs": BASICS | {"models.config"},
-    "data": BASICS | {"models.config", "envs.tasks"},
+    "data": BASICS | {"models.config", "envs.tasks", "envs.restore", "envs.transitions"},
     "algos": BASICS | {"models", "data", "config"},
-    "evaluation": BASICS | {"models.config", "envs"},
+    "evaluation": BASICS | {"models.config", "envs", "data.trajectories"},
 }
 EXCEPTIONS = {"data.builtin_worker -> envs.make.make"}  # it simulates
 HEAVY = {"torch", "mujoco", "gymnasium", "h5py"}

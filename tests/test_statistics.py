@@ -157,8 +157,8 @@ class NumpyPolicy:
         self.acted.append(rows.tolist())
         return np.stack([self.weight @ observation for observation in observations]).astype(np.float32)
 
-    def record(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        assert len(rows) == len(rewards)
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        assert len(rows) == len(actions) == len(rewards)
         self.recorded.append(rows.tolist())
 
 

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gq import presets as presets
+    from gq.collecting import collect as collect
     from gq.data.datasets import download as download
     from gq.data.datasets import load_dataset as load_dataset
     from gq.engine.building import load_run as load_run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "GqError": ("gq.errors", "GqError"),
+    "collect": ("gq.collecting", "collect"),
     "download": ("gq.data.datasets", "download"),
     "evaluate": ("gq.engine.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),

@@ -43,5 +43,5 @@ class BCPolicy:
         inputs = [torch.as_tensor(buffer[rows], device=self.device) for buffer in (self._observations, self._valid)]
         return self.model.scaling.unscale_actions(self.model(*inputs)).float().cpu().numpy()
 
-    def record(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Ignore rewards."""
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """Ignore what happened."""

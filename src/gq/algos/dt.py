@@ -62,12 +62,11 @@ class DTPolicy:
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
         context = self.context(rows, observations)
-        actions = self.model.act(*context).float().cpu().numpy()
-        self._actions[rows, min(self.step, self.context_length - 1)] = actions
-        return actions
+        return self.model.act(*context).float().cpu().numpy()
 
-    def record(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Take in the rewards [E'] that followed; ends the step."""
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """Take in the actions [E', A] that were executed and the rewards [E'] that followed; ends the step."""
+        self._actions[rows, min(self.step, self.context_length - 1)] = actions
         if not self.delayed:
             self.returns_to_go[rows] -= rewards
         self.step += 1

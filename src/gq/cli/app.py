@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gq.cli import download, evaluate, params, render
+from gq.cli import collect, download, evaluate, params, render, repair
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.train import train_app
 
@@ -50,9 +50,11 @@ def root(
 
 
 app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache.")(download.download)
+app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)
+app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)
 app.command(epilog=params.EXAMPLES, short_help="Report what models cost.")(params.params)
 
 

@@ -1,29 +1,56 @@
 """`gq download`."""
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+from gq.errors import UsageError
+
+if TYPE_CHECKING:
+    from gq.data.catalog import DatasetEntry
 
 EXAMPLES = """\b
 Examples:
   gq download builtin/hopper/medium      simulated here, needs no network
   gq download builtin/hopper/expert --transitions 200000
   gq download humanoid                   Minari's mujoco/humanoid/medium-v0
-  gq download --list"""
+  gq download humanoid --level expert    or --all for every level
+  gq download hopper-medium-replay-v2    D4RL's
+  gq download tdmpc2/dog-run-1           an official TD-MPC2 checkpoint
+  gq download --list humanoid
+  gq download --verify"""
+
+
+def known_names() -> list[str]:
+    """Return the ids of all datasets and checkpoints."""
+    from gq.data.registry import ENTRIES
+
+    return list(ENTRIES)
 
 
 def download(
-    dataset: Annotated[
-        str | None,
+    names: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="ID", help="A dataset's name.", autocompletion=options.complete_from(options.known_datasets)
+            metavar="[ID]...",
+            help="Names of datasets; with --list words to look for.",
+            autocompletion=options.complete_from(known_names),
+            show_default=False,
         ),
     ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List the datasets that gq knows.")] = False,
+    level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="medium, expert, ... for an ID that says none.")
+    ] = None,
+    all_levels: Annotated[bool, typer.Option("--all", help="Every level of an environment.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List what gq knows: size, rows, returns, licence.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash what is cached again, of one ID or of all.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove an ID from the cache.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and do nothing.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     transitions: Annotated[
         int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
     ] = None,
@@ -34,41 +61,97 @@ def download(
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Fetch or simulate a dataset, check it, and keep it in the cache.
+    """Fetch or simulate datasets, check them, and keep them in the cache.
 
     `gq train` takes the one downloaded last unless told otherwise.
     """
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    from gq.errors import UsageError
+    modes = {"--list": list_all, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
+    chosen = [name for name, is_on in modes.items() if is_on]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} do not go together", hint="give one of them")
+    from gq.cli import datasets
 
     if list_all:
-        show_list(output)
+        datasets.show_list(output, names or [])
         return
-    if dataset is None:
-        raise UsageError("no dataset given", hint="gq download builtin/hopper/medium, or see gq download --list")
-    from gq.data.registry import resolve
+    entries = selected(names or [], level, all_levels)
+    if verify:
+        datasets.show_verified(output, entries)
+        return
+    if not entries:
+        what = "nothing named to remove" if remove else "no dataset given"
+        raise UsageError(what, hint="gq download builtin/hopper/medium, or see gq download --list")
+    if remove:
+        datasets.show_removed(output, entries, yes=yes)
+    elif dry_run:
+        datasets.show_plan(output, entries, transitions=transitions, force=force)
+    else:
+        settings = {"num_transitions": transitions, "force": force, "offline": offline}
+        fetch_all(output, entries, settings, is_single=len(names or []) == 1 and not all_levels)
+        if not (level or all_levels):
+            tell_other_levels(output, names or [])
 
-    entry = resolve(dataset)
-    from gq.data.datasets import download as download_dataset
 
-    verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
-    with output.progress(f"{verb} {entry.id}", unit=unit) as move:
-        done = download_dataset(entry.id, num_transitions=transitions, force=force, progress=move, note=output.note)
-    output.note(
-        f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
-        f"return {done.return_mean:.0f} ± {done.return_std:.0f}"
-    )
-    output.result({**dataclasses.asdict(done), "path": str(done.path)}, quiet=done.path, human=str(done.path))
+def selected(names: list[str], level: str | None, all_levels: bool) -> "list[DatasetEntry]":
+    """Return what the names stand for, each once."""
+    from gq.data import registry
 
-
-def show_list(output: Output) -> None:
-    """Print the registry."""
-    from gq.data.registry import ENTRIES, cached
-
-    entries = list(ENTRIES.values())
-    documents = [
-        {"id": e.id, "task": e.task, "size_bytes": e.size_bytes, "cached": cached(e), "kind": e.kind} for e in entries
+    if level and all_levels:
+        raise UsageError("--level and --all do not go together", hint="give one of them")
+    if (level or all_levels) and not names:
+        raise UsageError("--level and --all need an environment", hint="gq download humanoid --all")
+    found = [
+        entry
+        for name in names
+        for entry in (registry.all_levels(name) if all_levels else [registry.resolve(name, level=level)])
     ]
-    rows = [(e.id, e.task, f"{e.size_bytes / 1e6:,.0f} MB", e.kind, "cached" if cached(e) else "") for e in entries]
-    table = output.table(["dataset", "task", "about", "kind", ""], rows)
-    output.result({"datasets": documents}, quiet="\n".join(e.id for e in entries), human=table)
+    return list({entry.id: entry for entry in found}.values())
+
+
+def fetch_all(output: Output, entries: "list[DatasetEntry]", settings: dict[str, Any], *, is_single: bool) -> None:
+    """Get datasets one after the other, and print where they are."""
+    from gq.cli.datasets import size_text
+    from gq.data.datasets import download as download_dataset
+    from gq.data.download import address_of
+    from gq.data.registry import cached
+
+    if len(entries) > 1:
+        missing = [entry for entry in entries if settings["force"] or not cached(entry)]
+        size = size_text(sum(entry.size_bytes for entry in missing), is_exact=False)
+        output.note(f"{len(entries)} datasets, {len(missing)} of them to get: {size} in all")
+    results = []
+    for entry in entries:
+        if entry.kind != "builtin" and (settings["force"] or not cached(entry)):
+            size = size_text(entry.size_bytes, is_exact=entry.size_is_exact)
+            output.note(f"{entry.id}: {size} from {address_of(entry)}")
+        verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
+        with output.progress(verb, unit=unit) as move:  # without the id, lest rate and time left wrap
+            done = download_dataset(entry.id, **settings, progress=move, note=output.note)
+        if done.num_transitions is None:
+            output.note(f"{done.id}: {done.size_bytes / 1e6:,.1f} MB, kept as it is")
+        else:
+            output.note(
+                f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
+                f"return {done.return_mean:.0f} ± {done.return_std:.0f}"
+            )
+        results.append(done)
+    documents = [{**dataclasses.asdict(done), "path": str(done.path)} for done in results]
+    paths = "\n".join(str(done.path) for done in results)
+    output.result(documents[0] if is_single else {"datasets": documents}, quiet=paths, human=paths)
+
+
+def tell_other_levels(output: Output, names: list[str]) -> None:
+    """Say how the levels that were not asked for are got, and how large they are."""
+    from gq.cli.datasets import size_text
+    from gq.data import registry
+
+    for name in names:
+        if registry.says_level(name):
+            continue
+        got = registry.resolve(name)
+        others = [entry for entry in registry.GROUPS[got.group].values() if entry is not got]
+        listed = ", ".join(
+            f"--level {entry.level} ({size_text(entry.size_bytes, is_exact=entry.size_is_exact)})" for entry in others
+        )
+        output.note(f"this was {got.level}; gq download {name} {listed}, or --all")

@@ -55,6 +55,8 @@ def evaluate(
             device=device or "auto",
             watch=lambda step: move(step.index + 1, limit),
         )
+    for warning in evaluation.warnings:
+        output.warn(warning)
     means = " ".join(f"{summary.return_mean:.1f}" for summary in evaluation.results)
     output.result(evaluation.to_dict(), quiet=means, human=table(output, evaluation))
 
@@ -78,8 +80,19 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
                 str(s.num_episodes),
             )
         )
-    reference = evaluation.results[0].reference
-    score = f"score ({reference})" if reference else "score"
+    reference = evaluation.reference
+    score = f"score ({reference.name})" if reference else "score"
     headings = ["target", "return", "95 % interval", "IQM", score, "length", "episodes"]
     caption = f"{evaluation.run}, {evaluation.checkpoint}, {evaluation.task}, trained on {evaluation.dataset}"
-    return Group(caption, output.table(headings, rows))
+    return Group(caption, output.table(headings, rows), basis(evaluation))
+
+
+def basis(evaluation: "Evaluation") -> str:
+    """Return the line that says what scores refer to, and which engine gave the returns."""
+    engine = "mujoco {mujoco}, gymnasium {gymnasium}".format(**evaluation.versions)
+    reference = evaluation.reference
+    if reference is None:
+        return f"No scores: there is no reference for {evaluation.task}. {engine}"
+    ends = f"0 is a return of {reference.minimum:g}, 100 of {reference.maximum:g}"
+    note = f". {reference.note}" if reference.note else ""
+    return f"Scores by {reference.title}: {ends}{note}. {engine}"

@@ -1,12 +1,8 @@
 """Built-in datasets: real MuJoCo episodes, simulated from the small policies that come with gq.
 
-Both policies come from one augmented random search on Hopper-v5 (scripts/train_builtin_policies.py): a good snapshot
-with little exploration noise, and a partly trained one with more. The noise is Gaussian, its standard deviation in half
-action ranges. Measured with gymnasium 1.4.0, mujoco 3.17.0 and numpy 2.4.6 on the first 50 episodes of seed 0:
-
-    dataset                snapshot  noise  return                             length  fell over
-    builtin/hopper/medium       120    0.2  2113 ± 839  (454 ... 3287)            661   38 of 50
-    builtin/hopper/expert       220    0.1  3368 ± 162  (2550 ... 3493)           988    3 of 50
+For each of five environments there is medium (a partly trained policy, much exploration noise), expert (the best one
+found, little noise) and medium-replay (an episode is of one of the policies along the search, from the first to
+medium's). scripts/train_builtin_policies.py made them; `load_policy(name).metadata` says how and what they measured.
 """
 
 import os
@@ -18,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from gq.data.builtin_worker import Episode, simulate_here, simulate_in_workers
-from gq.data.linear_policy import LinearPolicy, load_policy
+from gq.data.packaged_policy import PackagedPolicy, load_policy
 from gq.data.trajectories import Trajectories
-from gq.errors import UsageError, suggest
+from gq.envs.tasks import TASKS
+from gq.errors import UsageError
 from gq.files import write_error
 
-POLICIES = {"builtin/hopper/medium": "hopper-medium", "builtin/hopper/expert": "hopper-expert"}
 DEFAULT_NUM_TRANSITIONS = 100_000
 TRANSITIONS_PER_WORKER = 20_000  # below, starting a process costs more than it saves
 
@@ -48,7 +44,7 @@ def simulate(
     name, number, seed and engine versions give equal bits, whatever the number of workers.
 
     Args:
-        name: a key of `POLICIES`.
+        name: one of `packaged_policy.NAMES`.
         seed: 0 or more; episode i draws its start and its noise from (seed, i).
         num_workers: processes; by default as many as there are cores and it pays for. With 1, this process simulates.
         progress: called after each episode with the rows so far, at most `num_transitions`, and `num_transitions`.
@@ -60,10 +56,7 @@ def simulate(
     check(name, num_transitions, seed)
     if num_workers is None:
         num_workers = max(1, min(num_cores(), num_transitions // TRANSITIONS_PER_WORKER))
-    policy_name = POLICIES[name]
-    stream = (
-        simulate_here(policy_name, seed) if num_workers == 1 else simulate_in_workers(policy_name, seed, num_workers)
-    )
+    stream = simulate_here(name, seed) if num_workers == 1 else simulate_in_workers(name, seed, num_workers)
     episodes: list[Episode] = []
     num_rows = 0
     with closing(stream):  # ends the workers, also after Ctrl-C
@@ -109,9 +102,7 @@ def download_builtin(
 
 def check(name: str, num_transitions: int, seed: int) -> None:
     """Raise UsageError for an unknown name or a number out of range."""
-    if name not in POLICIES:
-        hint = suggest(name, POLICIES, otherwise="built-in datasets: " + ", ".join(POLICIES))
-        raise UsageError(f"there is no built-in dataset {name}", hint=hint)
+    load_policy(name)
     if num_transitions < 1:
         raise UsageError(f"cannot simulate {num_transitions} transitions", hint="ask for 1 or more")
     if seed < 0:
@@ -125,8 +116,8 @@ def num_cores() -> int:
 
 def assemble(name: str, episodes: list[Episode], request: dict[str, int]) -> Trajectories:
     """Put episodes back to back, with their provenance."""
-    policy = load_policy(POLICIES[name])
-    num_observations = policy.weight.shape[1]
+    policy = load_policy(name)
+    num_observations = TASKS[policy.env_id].observation_dim
     rows = np.concatenate([episode.rows for episode in episodes])
     offsets = np.cumsum([0] + [len(episode.rows) for episode in episodes], dtype=np.int64)
     terminals = np.zeros(len(rows), dtype=bool)
@@ -140,11 +131,11 @@ def assemble(name: str, episodes: list[Episode], request: dict[str, int]) -> Tra
         source=name,
         task=policy.env_id,
     )
-    trajectories.attributes.update(provenance(name, policy, trajectories), **request)
+    trajectories.attributes.update(provenance(policy, trajectories), **request)
     return trajectories
 
 
-def provenance(name: str, policy: LinearPolicy, trajectories: Trajectories) -> dict[str, str | int | float]:
+def provenance(policy: PackagedPolicy, trajectories: Trajectories) -> dict[str, str | int | float]:
     """Return what a file should say about where its numbers come from."""
     return {
         "origin": "simulated by gq",
@@ -153,11 +144,11 @@ def provenance(name: str, policy: LinearPolicy, trajectories: Trajectories) -> d
         "num_episodes": trajectories.num_episodes,
         "return_mean": float(trajectories.returns.mean()),
         "return_std": float(trajectories.returns.std()),
-        "policy": f"{POLICIES[name]}.safetensors: linear, {policy.metadata['method']}, Gaussian action noise of "
-        f"{policy.noise:g} half action ranges, clipped",
+        "policy": f"{policy.metadata['method']}; Gaussian action noise of {policy.noise:g} half action ranges, clipped",
+        "policy_num_networks": len(policy.networks),
         "policy_sha256": policy.sha256,
-        "policy_return_mean": float(policy.metadata["return_mean"]),
-        "policy_return_std": float(policy.metadata["return_std"]),
-        "policy_num_episodes": int(policy.metadata["num_episodes"]),
+        "policy_return_mean": policy.metadata["return_mean"],
+        "policy_return_std": policy.metadata["return_std"],
+        "policy_num_episodes": policy.metadata["num_episodes"],
         **{f"{package}_version": version(package) for package in ("gymnasium", "mujoco", "numpy")},
     }

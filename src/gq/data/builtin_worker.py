@@ -1,16 +1,22 @@
-"""Simulate episodes of a packaged policy, in this process or in several, with the same bits either way."""
+"""Simulate episodes of a packaged policy, in this process or in several, with the same bits either way.
+
+A process steps a few environments in turn and evaluates their policies together.
+"""
 
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gq.data.linear_policy import LinearPolicy, load_policy
+from gq.data.packaged_policy import PackagedPolicy, Slots, load_policy
+from gq.envs.tasks import TASKS
 from gq.errors import GqError
+
+NUM_SLOTS = 4  # environments in a process: more save little time, and their unfinished episodes are thrown away
 
 
 class Episode(NamedTuple):
@@ -20,33 +26,75 @@ class Episode(NamedTuple):
     terminated: bool  # False: stopped by the time limit
 
 
-def run_episode(env: Any, policy: LinearPolicy, generator: np.random.Generator) -> Episode:
-    """Run one episode, whose start and noise come from the generator."""
-    observation, _ = env.reset(seed=int(generator.integers(2**31)))
-    rows = []
-    while True:
-        action = policy.act(observation, generator)
-        following, reward, terminated, truncated, _ = env.step(action)
-        rows.append(np.concatenate([observation, action, [reward]], dtype=np.float32, casting="same_kind"))
-        observation = following
-        if terminated or truncated:
-            return Episode(np.stack(rows), bool(terminated))
+class Simulation:
+    """Hold M environments, each in the middle of an episode; episode i draws all its chance from (seed, i)."""
+
+    def __init__(self, policy: PackagedPolicy, environments: list[Any], seed: int, numbers: Iterator[int]) -> None:
+        self._policy, self._environments, self._seed, self._numbers = policy, environments, seed, numbers
+        task = TASKS[policy.env_id]
+        num_slots, longest = len(environments), task.max_episode_steps
+        self._width = task.observation_dim
+        self._slots = Slots(policy.networks, num_slots)
+        self._observations = np.zeros((num_slots, task.observation_dim))
+        self._rows = np.zeros((num_slots, longest, task.observation_dim + task.action_dim + 1), np.float32)
+        self._noise = np.zeros((num_slots, longest, task.action_dim))
+        self._steps = np.zeros(num_slots, np.int64)
+        self._episodes = [0] * num_slots
+        for slot in range(num_slots):
+            self._reset(slot)
+
+    def _reset(self, slot: int) -> None:
+        """Begin the next episode in a slot."""
+        number = self._episodes[slot] = next(self._numbers)
+        generator = np.random.default_rng([self._seed, number])
+        self._observations[slot], _ = self._environments[slot].reset(seed=int(generator.integers(2**31)))
+        if len(self._policy.networks) > 1:
+            self._slots.choose(slot, int(generator.choice(len(self._policy.networks), p=self._policy.probabilities)))
+        self._noise[slot] = self._policy.noise * generator.standard_normal(self._noise[slot].shape)
+        self._steps[slot] = 0
+
+    def step(self) -> Iterator[tuple[int, Episode]]:
+        """Step every environment once; yield the number and content of each episode that ends."""
+        everyone = np.arange(len(self._environments))
+        noisy = self._slots.act(self._observations) + self._noise[everyone, self._steps]
+        actions = self._policy.to_box(noisy)  # [M, A]
+        self._rows[everyone, self._steps, : self._width] = self._observations
+        self._rows[everyone, self._steps, self._width : -1] = actions
+        for slot, environment in enumerate(self._environments):
+            observation, reward, terminated, truncated, _ = environment.step(actions[slot])
+            self._rows[slot, self._steps[slot], -1] = reward
+            self._observations[slot] = observation
+            self._steps[slot] += 1
+            if terminated or truncated:
+                yield self._episodes[slot], Episode(self._rows[slot, : self._steps[slot]].copy(), bool(terminated))
+                self._reset(slot)
 
 
-def simulate_here(policy_name: str, seed: int, *, first: int = 0, stride: int = 1) -> Generator[Episode, None, None]:
-    """Yield episodes first, first + stride, ... without end; episode i draws from (seed, i)."""
+def simulate_policy(
+    policy: PackagedPolicy, seed: int, *, first: int = 0, stride: int = 1, num_slots: int = NUM_SLOTS
+) -> Generator[Episode, None, None]:
+    """Yield episodes first, first + stride, ... in this order and without end."""
     from gq.envs.make import make
 
-    policy = load_policy(policy_name)
-    env = make(policy.env_id)
+    environments = [make(policy.env_id) for _ in range(num_slots)]
     try:
-        for index in count(first, stride):
-            yield run_episode(env, policy, np.random.default_rng([seed, index]))
+        simulation = Simulation(policy, environments, seed, count(first, stride))
+        finished: dict[int, Episode] = {}
+        for number in count(first, stride):
+            while number not in finished:
+                finished.update(simulation.step())
+            yield finished.pop(number)
     finally:
-        env.close()
+        for environment in environments:
+            environment.close()
 
 
-def simulate_in_workers(policy_name: str, seed: int, num_workers: int) -> Generator[Episode, None, None]:
+def simulate_here(name: str, seed: int, *, first: int = 0, stride: int = 1) -> Generator[Episode, None, None]:
+    """Yield episodes of a built-in dataset; see `simulate_policy`."""
+    yield from simulate_policy(load_policy(name), seed, first=first, stride=stride)
+
+
+def simulate_in_workers(name: str, seed: int, num_workers: int) -> Generator[Episode, None, None]:
     """Yield episodes 0, 1, 2, ... without end; worker w of W simulates episodes w, w + W, w + 2 W, ...
 
     Closing the generator ends the workers.
@@ -54,11 +102,12 @@ def simulate_in_workers(policy_name: str, seed: int, num_workers: int) -> Genera
     Raises:
         GqError: a worker ended by itself.
     """
-    num_columns = sum(load_policy(policy_name).weight.shape) + 1
+    task = TASKS[load_policy(name).env_id]
+    num_columns = task.observation_dim + task.action_dim + 1
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for first in range(num_workers):
-            workers.append(start_worker(f"serve({policy_name!r}, {seed}, {first}, {num_workers})"))
+            workers.append(start_worker(f"serve({name!r}, {seed}, {first}, {num_workers})"))
         for index in count():
             yield receive(workers[index % num_workers], num_columns)
     finally:
@@ -84,10 +133,10 @@ def start_worker(call: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment)
 
 
-def serve(policy_name: str, seed: int, first: int, stride: int) -> None:
+def serve(name: str, seed: int, first: int, stride: int) -> None:
     """Write episodes to standard output until nobody reads them: a line `num_rows terminated`, then the rows."""
     try:
-        for episode in simulate_here(policy_name, seed, first=first, stride=stride):
+        for episode in simulate_here(name, seed, first=first, stride=stride):
             sys.stdout.buffer.write(b"%d %d\n" % (len(episode.rows), episode.terminated) + episode.rows.tobytes())
             sys.stdout.buffer.flush()
     except BrokenPipeError:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from gq.data import registry
 from gq.data.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
-from gq.data.download import fetch_minari
+from gq.data.cache import check_unchanged, holding, put_on_record, sound_record
+from gq.data.download import fetch_dataset
 from gq.data.formats import AGAIN, read_trajectories
+from gq.data.manifest import Stored
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError, UsageError
 from gq.files import write_json
@@ -16,77 +18,90 @@ from gq.paths import datasets_folder
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A dataset in the cache."""
+    """A dataset or checkpoint in the cache; what is counted over transitions is None for a checkpoint."""
 
     id: str
     path: Path
     task: str
-    num_transitions: int
-    num_episodes: int
-    return_mean: float
-    return_std: float
+    num_transitions: int | None
+    num_episodes: int | None
+    return_mean: float | None
+    return_std: float | None
     was_cached: bool
+    size_bytes: int
+    sha256: str
 
 
 def download(
     name: str,
     *,
+    level: str | None = None,
     num_transitions: int | None = None,
     force: bool = False,
+    offline: bool = False,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Downloaded:
-    """Fetch or simulate a dataset unless it is in the cache, read it whole as a check, and make it the default.
+    """Fetch or simulate a dataset unless it is in the cache undamaged, and make it the default; or fetch a checkpoint.
+
+    What is in the cache is hashed and compared with its record. One process works, others wait for it.
 
     Args:
+        level: medium, expert, ... where the name says none.
         num_transitions: how many to simulate, for built-in datasets.
         force: get it again; the old file is replaced only by a complete new one.
+        offline: never use the network.
         progress: called with what is done and the total, in bytes or simulated steps.
+        note: called with lines of text for people, such as known defects of the data.
 
     Raises:
         UsageError: no such dataset, or another size of it is cached already.
         GqError: it could not be fetched or written.
     """
-    entry = registry.resolve(name)
+    entry = registry.resolve(name, level=level)
     if num_transitions is not None and entry.kind != "builtin":
         raise UsageError(f"{entry.id} has a fixed size", hint="--transitions is for builtin/... datasets")
-    stored = None if force else stored_trajectories(entry)
-    was_cached = stored is not None
-    if stored is None and entry.kind == "builtin":
-        num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
-        download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
-    elif stored is None:
-        fetch_minari(entry, progress, force=force)
-    trajectories = stored or read_trajectories(entry.path, source=entry.id)
+    with holding(entry, note):
+        stored = None if force else sound_record(entry)
+        was_cached = stored is not None
+        if stored is None and entry.path.is_file() and not force:
+            note(f"{entry.path} is damaged; getting it again")
+        if stored is None and entry.kind == "builtin":
+            num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
+            download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
+            stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id))
+        elif stored is None:
+            obtained = fetch_dataset(entry, offline=offline, report=progress, note=note)
+            stored = put_on_record(entry, obtained.source, obtained.trajectories)
     if was_cached:
-        asked = trajectories.attributes.get("num_requested_transitions")
-        if num_transitions is not None and num_transitions != asked:
-            message = f"{entry.id} is in the cache with {asked} transitions, not {num_transitions}"
-            raise UsageError(
-                message, hint=f"replace it: gq download {entry.id} --transitions {num_transitions} --force"
-            )
+        check_size(entry, stored, num_transitions)
         note(f"{entry.id} is in the cache already")
-    write_json(datasets_folder() / "last.json", {"dataset": entry.id})
+    if entry.note:
+        look = "" if entry.kind != "d4rl" else f"; look at it: gq repair {entry.id}"
+        note(f"known of {entry.id}: {entry.note}{look}")
+    if entry.kind != "tdmpc2":
+        write_json(datasets_folder() / "last.json", {"dataset": entry.id})
     return Downloaded(
         id=entry.id,
         path=entry.path,
         task=entry.task,
-        num_transitions=trajectories.num_transitions,
-        num_episodes=trajectories.num_episodes,
-        return_mean=float(trajectories.returns.mean()),
-        return_std=float(trajectories.returns.std()),
+        num_transitions=stored.num_transitions,
+        num_episodes=stored.num_episodes,
+        return_mean=stored.return_mean,
+        return_std=stored.return_std,
         was_cached=was_cached,
+        size_bytes=stored.num_bytes,
+        sha256=stored.sha256,
     )
 
 
-def stored_trajectories(entry: registry.DatasetEntry) -> Trajectories | None:
-    """Return what the cache holds of a dataset, or None if there is nothing or it is damaged."""
-    if not registry.cached(entry):
-        return None
-    try:
-        return read_trajectories(entry.path, source=entry.id)
-    except DataError:
-        return None
+def check_size(entry: registry.DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
+    """Raise UsageError if a cached simulation was asked for with another number of transitions."""
+    asked = stored.num_requested_transitions
+    if num_transitions in (None, asked):
+        return
+    message = f"{entry.id} is in the cache with {asked} transitions, not {num_transitions}"
+    raise UsageError(message, hint=f"replace it: gq download {entry.id} --transitions {num_transitions} --force")
 
 
 def canonical_name(name: str) -> str:
@@ -123,10 +138,14 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     if Path(found).is_absolute():
         return read_trajectories(Path(found), task=task)
     entry = registry.resolve(found)
+    if entry.kind == "tdmpc2":
+        raise UsageError(f"{entry.id} is a TD-MPC2 checkpoint, not a dataset", hint="see gq download --list")
     if not registry.cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     try:
-        return read_trajectories(entry.path, task=task, source=entry.id)
+        trajectories = read_trajectories(entry.path, task=task, source=entry.id)
     except DataError as error:
-        hint = f"gq download {entry.id} --force" if error.hint == AGAIN else error.hint
+        hint = f"gq download {entry.id}" if error.hint == AGAIN else error.hint
         raise DataError(str(error), hint=hint) from error
+    check_unchanged(entry)
+    return trajectories

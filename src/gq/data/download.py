@@ -1,116 +1,200 @@
-"""Bring Minari's datasets into the cache, from the network or an installed copy."""
+"""Bring datasets and checkpoints into the cache: from the network, an installed Minari, or a simulation.
+
+Whoever calls these functions holds the dataset's lock (`gq.data.cache.holding`).
+"""
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from gq.data.formats import HDF5_MAGIC, data_file, read_trajectories, time_limits, write_canonical
-from gq.data.registry import DatasetEntry, cached
-from gq.data.transfer import Report, fetch, silent
+from gq.data.catalog import DatasetEntry
+from gq.data.formats import AGAIN, HDF5_MAGIC, data_file, read_trajectories, time_limits, write_canonical
+from gq.data.manifest import Record, Source, now, read_record, record_path, write_record
+from gq.data.old_ant import ATTRIBUTES, read_old_ant
+from gq.data.trajectories import Trajectories
+from gq.data.transfer import Expected, Note, RemoteFile, Report, fetch, silent
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+DEFAULT_D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+ZIP_MAGIC = b"PK\x03\x04"  # of PyTorch's files
 OFFLINE_HINT = "offline? this needs no network: gq download builtin/hopper/medium"
 RETRY_HINT = f"run it again to go on where it stopped; {OFFLINE_HINT}"
+LARGE_BYTES = 300_000_000  # converting more than that takes seconds
 
 
-def fetch_minari(entry: DatasetEntry, report: Report = silent, *, force: bool = False) -> Path:
-    """Put a Minari dataset into the cache and return its canonical file.
+@dataclass(frozen=True)
+class Obtained:
+    """A file that was put into the cache."""
 
-    What is there already is read as a check, and kept if it is sound. Else the dataset comes from an installed Minari
-    folder (MINARI_DATASETS_PATH) that has it, or from HF_ENDPOINT. One process fetches, others wait for it.
+    source: Source
+    trajectories: Trajectories | None = None  # None for checkpoints
+
+
+def fetch_dataset(
+    entry: DatasetEntry, *, offline: bool = False, report: Report = silent, note: Note = silent
+) -> Obtained:
+    """Put a dataset of Minari or D4RL, or a checkpoint, into the cache; an installed Minari goes before the network.
 
     Args:
+        offline: never use the network.
         report: called with the bytes so far and the total.
-        force: fetch again, even if the cache holds it.
+        note: called with a line of text for people.
 
     Raises:
         GqError: the network, the source's file or the cache is at fault.
     """
-    with holding(entry.path):
-        if not force and is_sound(entry):
-            return entry.path
-        installed = installed_minari(entry)
-        if installed:
-            convert(installed, entry, {"source_path": str(installed), "source_sha256": sha256(data_file(installed))})
-            return entry.path
-        metadata_url, data_url = remote_urls(entry)
-        raw = entry.path.with_suffix(".download")
-        fetch(metadata_url, raw / "metadata.json", magic=b"{", hint=RETRY_HINT)
-        digest = fetch(data_url, raw / "main_data.hdf5", magic=HDF5_MAGIC, report=report, hint=RETRY_HINT)
-        try:
-            convert(raw, entry, {"source_url": data_url, "source_sha256": digest})
-        except DataError:
-            shutil.rmtree(raw)  # otherwise the next try would stop at the same bad file
-            raise
+    installed = installed_minari(entry)
+    if installed:
+        return convert_installed(entry, installed, note)
+    if offline or is_offline():
+        reason = "--offline forbids the network" if offline else "HF_HUB_OFFLINE is set"
+        raise GqError(f"{entry.id} is not here, and {reason}", hint=OFFLINE_HINT)
+    urls = remote_urls(entry)
+    raw = raw_folder(entry)
+    for url in urls[:-1]:
+        fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token_for(entry)), raw / Path(url).name, note=note)
+    remote = RemoteFile(
+        url=urls[-1],
+        magic=ZIP_MAGIC if entry.kind == "tdmpc2" else HDF5_MAGIC,
+        hint=RETRY_HINT,
+        token=token_for(entry),
+        expected=expected_content(entry),
+        spare_bytes=entry.canonical_bytes,
+    )
+    file = raw / Path(urls[-1]).name
+    digest = fetch(remote, file, report=report, note=note)
+    source = Source(where=urls[-1], num_bytes=file.stat().st_size, sha256=digest, time=now())
+    if entry.kind == "tdmpc2":
+        if read_record(entry).source is None:
+            write_record(entry, Record(id=entry.id, source=source))  # first, so that a kill does not lose it
+        file.replace(entry.path)
+        return Obtained(source)
+    if source.num_bytes > LARGE_BYTES:
+        note(f"converting {source.num_bytes / 1e9:.1f} GB")
+    try:
+        return Obtained(source, convert(file, entry, source, note))
+    except DataError as error:  # the next try must not stop at the same bad file
+        hint = f"nothing of it was kept; try again: gq download {entry.id}"
+        if error.hint != AGAIN:
+            file.replace(refused_file(entry))
+            hint = f"{error.hint}; it is kept aside: gq repair {refused_file(entry)}".removeprefix("; ")
         shutil.rmtree(raw)
-    return entry.path
+        message = str(error).replace(str(raw), urls[-1].rpartition("/")[0])  # it names files that are gone now
+        raise DataError(message, hint=hint) from error
 
 
-def is_sound(entry: DatasetEntry) -> bool:
-    """Tell whether the cache holds a dataset undamaged, by reading it."""
-    if not cached(entry):
-        return False
-    try:
-        read_trajectories(entry.path)
-    except DataError:
-        return False
-    return True
+def refused_file(entry: DatasetEntry) -> Path:
+    """Return where a file lies that arrived whole but must not be trained on."""
+    return entry.path.with_suffix(".refused.hdf5")
 
 
-@contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """Hold the lock of a file in the cache, waiting for whoever has it.
+def raw_folder(entry: DatasetEntry) -> Path:
+    """Return where files lie as they come from the network, until they are converted."""
+    return entry.path.with_suffix(".download")
 
-    Raises:
-        GqError: its folder cannot be written.
-    """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        message = f"cannot write in {path.parent}: {error.strerror or error}"
-        raise GqError(message, hint="let GQ_HOME name a folder that you can write") from error
-    try:
-        yield
-    finally:
-        lock.release()
+
+def expected_content(entry: DatasetEntry) -> Expected | None:
+    """Return what the data file's hash must be: what gq knows of it, or what the first download had."""
+    if entry.sha256_start:
+        hint = "get it elsewhere and train from its path, if you trust it"
+        return Expected(sha256=entry.sha256_start, says="the file that gq knows", hint=hint)
+    source = read_record(entry).source
+    if source is None:
+        return None
+    hint = f"if you trust the new file, delete {record_path(entry)} and download it again"
+    return Expected(sha256=source.sha256, says=f"the first download, of {source.time[:10]},", hint=hint)
 
 
 def installed_minari(entry: DatasetEntry) -> Path | None:
     """Return the folder of a dataset in an installed Minari root, if it is there in HDF5 format."""
+    if entry.kind != "minari":
+        return None
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
     return root / entry.id if (root / entry.id / "data" / "main_data.hdf5").is_file() else None
 
 
-def remote_urls(entry: DatasetEntry) -> list[str]:
-    """Return where the entry's remote files are.
+def convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> Obtained:
+    """Write an installed Minari dataset to the canonical file."""
+    file = data_file(folder)
+    source = Source(where=str(folder), num_bytes=file.stat().st_size, sha256=sha256(file), time=now())
+    expected = expected_content(entry)
+    if expected:
+        expected.check(str(file), source.sha256)
+    return Obtained(source, convert(file, entry, source, note))
+
+
+def is_offline() -> bool:
+    """Tell whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def address_of(entry: DatasetEntry) -> str:
+    """Return where a download would take the data from, for people: an address, a folder, or `simulation`.
 
     Raises:
-        GqError: HF_HUB_OFFLINE forbids the network, or HF_ENDPOINT is no web address.
+        UsageError: HF_ENDPOINT or GQ_D4RL_URL is no web address.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise GqError(f"{entry.id} is not here, and HF_HUB_OFFLINE is set", hint=OFFLINE_HINT)
-    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    if not endpoint.startswith(("http://", "https://")):
-        raise UsageError(f"HF_ENDPOINT is {endpoint}, not a web address", hint=f"the default is {DEFAULT_ENDPOINT}")
-    return [f"{endpoint.rstrip('/')}/{path}" for path in entry.remote_paths]
+    installed = installed_minari(entry)
+    if installed or entry.kind == "builtin":
+        return str(installed or "simulation")
+    return remote_urls(entry)[-1]
 
 
-def convert(folder: Path, entry: DatasetEntry, provenance: dict[str, Any]) -> None:
-    """Write a Minari folder's episodes to the canonical file.
+def remote_urls(entry: DatasetEntry) -> list[str]:
+    """Return where the entry's remote files are, the data last.
 
     Raises:
-        DataError: its file must not be trained on.
+        UsageError: HF_ENDPOINT or GQ_D4RL_URL is no web address.
+    """
+    name, default = ("GQ_D4RL_URL", DEFAULT_D4RL_URL) if entry.kind == "d4rl" else ("HF_ENDPOINT", DEFAULT_ENDPOINT)
+    base = os.environ.get(name) or default
+    if not base.startswith(("http://", "https://")):
+        raise UsageError(f"{name} is {base}, not a web address", hint=f"the default is {default}")
+    return [f"{base.rstrip('/')}/{path}" for path in entry.remote_paths]
+
+
+def token_for(entry: DatasetEntry) -> str:
+    """Return HF_TOKEN for what comes from the Hub, else nothing.
+
+    Raises:
+        UsageError: it cannot be a token.
+    """
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if entry.kind == "d4rl" or not token:
+        return ""
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("HF_TOKEN holds characters that no token has", hint="set it again, or unset it")
+    return token
+
+
+def convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Trajectories:
+    """Write the episodes of a file to the canonical file, and return them.
+
+    Raises:
+        DataError: the file must not be trained on.
         GqError: the cache cannot be written.
     """
-    trajectories = read_trajectories(folder, task=entry.task, source=entry.id)
-    attributes = {**trajectories.attributes, **provenance, "licence": "none declared by the source"}
+    attributes: dict[str, Any] = {
+        "source_url" if "://" in source.where else "source_path": source.where,
+        "source_sha256": source.sha256,
+        "source_bytes": source.num_bytes,
+        "downloaded": source.time,
+        "licence": entry.licence,
+    }
+    trajectories = None
+    if entry.kind == "d4rl" and entry.task == "Ant-v5":
+        trajectories = read_old_ant(file, entry.id)
+        attributes |= ATTRIBUTES if trajectories else {}
+    if trajectories is None:
+        trajectories = read_trajectories(file, task=entry.task, source=entry.id)
+    attributes = {**trajectories.attributes, **attributes, "num_dropped_rows": trajectories.num_dropped_rows}
+    recorded = attributes.pop("env_id", entry.task)
+    if recorded != entry.task:
+        note(f"{source.where} says it is of {recorded}, gq takes it for {entry.task}")
+        attributes["source_env_id"] = recorded
     write_canonical(entry.path, trajectories, timeouts=time_limits(trajectories), attributes=attributes)
+    return trajectories

@@ -53,7 +53,7 @@ def from_flat(path: str, columns: Mapping[str, Any], *, source: str, task: str |
     check_widths(path, columns["observations"].shape[1], columns["actions"].shape[1], task)
     arrays = {}
     for name, column in columns.items():
-        values = as_float32(column[()])
+        values = read_float32(column, num_rows)
         arrays[name] = values if name in ("observations", "actions") else values.reshape(-1)
         check_finite(path, name, arrays[name], lambda row: f"row {row:,}")
     terminals = arrays["terminals"] != 0
@@ -131,7 +131,7 @@ def from_episodes(
     arrays = [np.empty((offsets[-1], *shape), np.float32) for shape in ((widths[0],), (widths[1],), (), ())]
     for start, length, columns in zip(offsets, lengths, episodes.values(), strict=False):
         for array, column in zip(arrays, columns.values(), strict=True):
-            array[start : start + length] = as_float32(column[:length]).reshape(length, *array.shape[1:])
+            read_float32(column, length, out=array[start : start + length])
 
     labels = list(episodes)
 
@@ -177,7 +177,20 @@ def check_headers(
     return lengths, shared
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Return values as float32; what float32 cannot hold becomes infinite, for `check_finite` to find."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
+def read_float32(column: Any, num_rows: int, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the first rows of a column as float32; what float32 cannot hold becomes infinite, for `check_finite`.
+
+    HDF5 converts piece by piece, so that a float64 column never lies in memory whole.
+
+    Args:
+        out: float32 [num_rows, ...], where the values go; it may lack a column's last dimension if that is 1.
+    """
+    if out is None:
+        out = np.empty((num_rows, *column.shape[1:]), np.float32)
+    target = out.reshape(num_rows, *column.shape[1:])  # a view: `out` is contiguous
+    if hasattr(column, "read_direct"):
+        column.read_direct(target, np.s_[:num_rows])
+    else:
+        with np.errstate(over="ignore"):
+            target[:] = column[:num_rows]
+    return out

@@ -64,8 +64,11 @@ class Trajectories:
         A constant column tells the model nothing, and dividing by its rounding noise would turn the first deviation
         at evaluation into a huge input.
         """
-        observations = self.observations.astype(np.float64)
-        mean, std = observations.mean(axis=0), observations.std(axis=0)
+        mean = self.observations.mean(axis=0, dtype=np.float64)
+        squares = np.zeros_like(mean)
+        for block in np.array_split(self.observations, self.num_transitions // 10_000 + 1):  # no copy of all in float64
+            squares += ((block - mean) ** 2).sum(axis=0)
+        std = np.sqrt(squares / self.num_transitions)
         constant = std < 1e-5 * np.maximum(1, np.abs(mean))
         return mean.astype(np.float32), np.where(constant, 1, std + 1e-6).astype(np.float32)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gq.engine.building import load_run
-from gq.envs.scores import reference_for
+from gq.envs.engines import installed_engines, mismatch
+from gq.envs.scores import Reference, reference_for
 from gq.errors import UsageError
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Summary, summarise
@@ -28,7 +29,9 @@ class Evaluation:
     step: int
     seed: int
     results: list[Summary]
+    reference: Reference | None  # that the scores refer to
     versions: dict[str, str]
+    warnings: list[str]  # of engine or environment versions that differ from those of the training or the data
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -66,6 +69,8 @@ def evaluate(
     episodes = roll_out(
         loaded.policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs], watch=watch
     )
+    origin = loaded.state.get("dataset", {}).get("origin", config.data.dataset)
+    reference = reference_for(config.task, origin)
     evaluation = Evaluation(
         run=run.name,
         task=config.task,
@@ -73,10 +78,27 @@ def evaluate(
         checkpoint=loaded.checkpoint.name,
         step=loaded.state["step"],
         seed=seed,
-        results=summarise(episodes, reference_for(config.task, config.data.dataset)),
+        results=summarise(episodes, reference),
+        reference=reference,
         versions=versions(),
+        warnings=version_warnings(loaded.state, config.task, config.data.dataset),
     )
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     document = {**evaluation.to_dict(), "episodes": [asdict(episode) for episode in episodes]}
     write_json(run / "evals" / f"{date}.json", document)
     return evaluation
+
+
+def version_warnings(state: dict[str, Any], task: str, dataset: str) -> list[str]:
+    """Return a line, with the next step, for each way in which a checkpoint's numbers come from other versions.
+
+    Args:
+        state: the checkpoint's, with `versions` at training and, in `dataset`, those that the data record; what it does
+            not have is not compared.
+    """
+    installed, found = installed_engines(), []
+    if difference := mismatch(state.get("versions", {}), installed, task):
+        found.append(f"the run was trained with {difference}: evaluate all runs that you compare with one version")
+    if difference := mismatch(state.get("dataset", {}), installed, task):
+        found.append(f"its data come from {difference}: see how they differ, gq repair {dataset} --replay 5")
+    return found

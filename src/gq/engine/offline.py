@@ -12,7 +12,8 @@ from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
 from gq.engine.runs import lock_run, run_card
-from gq.envs.scores import reference_for
+from gq.envs.engines import recorded_engines
+from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Summary
@@ -135,13 +136,15 @@ def run_training(
     targets = config.eval.targets if config.algo == "dt" else config.eval.targets[-1:]  # behaviour cloning has none
     seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
     pairs = [(seed, target) for target in targets for seed in seeds]
+    origin = origin_of(config.data.dataset, trajectories.attributes)
 
     def evaluate() -> list[Summary]:
         learner.model.eval()
         episodes = roll_out(policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs])
-        return summarise(episodes, reference_for(config.task, config.data.dataset))
+        return summarise(episodes, reference_for(config.task, origin))
 
     facts: dict[str, Any] = {"dataset_sha256": digest, "parameters": parameters, "versions": versions()}
+    facts["dataset"] = {"origin": origin, **recorded_engines(trajectories.attributes)}  # for what evaluates it later
     if checkpoint:
         listener.note(f"going on from step {checkpoint.state['step']}")
     write_json(run / "environment.json", {**facts, "compute": str(compute)})

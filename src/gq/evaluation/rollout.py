@@ -25,8 +25,8 @@ class Policy(Protocol):
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
 
-    def record(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Take in the rewards [E'] that followed."""
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """Take in the actions [E', A] that were executed, perhaps with noise, and the rewards [E'] that followed."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_group(
                 running[i] = not (terminated[row] or truncated)
             returns[rows] += rewards
             lengths[rows] += 1
-            policy.record(rows, rewards)
+            policy.record(rows, actions, rewards)
             if watch:
                 watch(Step(index, rows, rewards, returns.copy(), environments))
             rows = rows[running]

@@ -1,0 +1,178 @@
+"""What `gq download` says of datasets without fetching any: the list, a plan, a verification, a removal."""
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from gq.cli.output import Output
+from gq.errors import GqError, UsageError
+
+if TYPE_CHECKING:
+    from gq.data.catalog import DatasetEntry
+
+LEGEND = "~ is about; returns with ~ are read off a training curve. More of a row: gq download --list WORD"
+
+
+def size_text(num_bytes: int, *, is_exact: bool) -> str:
+    """Return a size for people: `about 110 MB`, or `2.95 GB` where it is known."""
+    text = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+    return text if is_exact else f"about {text}"
+
+
+def document_of(entry: "DatasetEntry") -> dict[str, Any]:
+    """Return what is known of a dataset; what was counted in a cached file goes before what others say."""
+    from gq.data.manifest import read_record, state_of
+
+    state = state_of(entry)
+    record = read_record(entry)
+    stored = record.stored if state in ("intact", "touched") else None
+    counted = stored is not None and stored.num_transitions is not None
+    source = record.source or stored  # what a download was, or the simulation itself
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "task": entry.task,
+        "level": entry.level,
+        "size_bytes": source.num_bytes if source else entry.size_bytes,
+        "size_is_exact": entry.size_is_exact or source is not None,
+        "num_transitions": stored.num_transitions if stored and counted else entry.num_transitions,
+        "return_mean": stored.return_mean if stored and counted else entry.return_mean,
+        "return_std": stored.return_std if stored and counted else entry.return_std,
+        "returns_source": "counted in the file" if counted else entry.returns_source,
+        "licence": entry.licence,
+        "cached": state not in ("absent", "changed"),
+        "state": {"absent": "", "changed": "damaged"}.get(state, "cached"),
+        "cached_bytes": entry.path.stat().st_size if state != "absent" else 0,
+        "path": str(entry.path),
+        "note": entry.note,
+    }
+
+
+def show_list(output: Output, words: list[str]) -> None:
+    """Print the datasets that fit all words; without words, those that are many of a kind in one row."""
+    from gq.data.registry import ENTRIES
+
+    documents = [document_of(entry) for entry in ENTRIES.values()]
+    searched = ("id", "task", "licence", "state")
+    documents = [d for d in documents if all(w.lower() in " ".join(d[k] for k in searched).lower() for w in words)]
+    if not documents:
+        raise UsageError(f"no dataset fits {' '.join(words)}", hint="see all of them: gq download --list")
+    rows = list(list_rows(documents, fold=not words))
+    table = output.table(["dataset", "size", "rows", "return", "licence", "cached"], rows)
+    output.result({"datasets": documents}, quiet="\n".join(d["id"] for d in documents), human=table)
+    if not (output.json_mode or output.quiet):
+        output.note(LEGEND)
+
+
+def list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[str, ...]]:
+    """Yield the rows of the list.
+
+    Args:
+        fold: put checkpoints and D4RL's older files that are not cached into one row a kind.
+    """
+    folded: dict[str, list[dict[str, Any]]] = {}
+    for document in documents:
+        is_old = document["id"].endswith(("-v0", "-v1")) and document["kind"] == "d4rl"
+        if fold and not document["state"] and (is_old or document["kind"] == "tdmpc2"):
+            folded.setdefault(document["id"][-2:] if is_old else "tdmpc2", []).append(document)
+            continue
+        yield (
+            document["id"],
+            size_text(document["size_bytes"], is_exact=document["size_is_exact"]).replace("about ", "~"),
+            rows_text(document),
+            return_text(document),
+            document["licence"],
+            {"cached": "yes", "damaged": "damaged"}.get(document["state"], "no"),
+        )
+    for word, of_kind in folded.items():
+        sizes = [size_text(size(document["size_bytes"] for document in of_kind), is_exact=True) for size in (min, max)]
+        name = f"{of_kind[0]['kind']}: {len(of_kind)} more with --list {word}"
+        yield name, f"~{sizes[0]} to {sizes[1]}", "", "", of_kind[0]["licence"], "no"
+
+
+def rows_text(document: dict[str, Any]) -> str:
+    """Return a number of rows for people."""
+    if document["num_transitions"] is None:
+        return ""
+    sign = "" if document["returns_source"] == "counted in the file" else "~"
+    return f"{sign}{document['num_transitions']:,}"
+
+
+def return_text(document: dict[str, Any]) -> str:
+    """Return a mean return for people, with its standard deviation where that is known."""
+    if document["return_mean"] is None:
+        return ""
+    if document["return_std"] is None:
+        return f"~{document['return_mean']:.0f}"
+    return f"{document['return_mean']:.0f} ± {document['return_std']:.0f}"
+
+
+def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int | None, force: bool) -> None:
+    """Print what a download would do."""
+    from gq.data.catalog import NUM_BUILTIN_TRANSITIONS
+    from gq.data.download import address_of
+
+    documents: list[dict[str, Any]] = []
+    for entry in entries:
+        known = document_of(entry)
+        is_needed = force or not known["cached"]
+        if entry.kind == "builtin" and transitions is not None:
+            known["size_bytes"] = known["size_bytes"] * transitions // NUM_BUILTIN_TRANSITIONS
+        action = ("simulate" if entry.kind == "builtin" else "fetch") if is_needed else "nothing: it is cached"
+        keys = ("id", "size_bytes", "size_is_exact", "cached", "path", "licence", "note")
+        documents.append({"action": action, "from": address_of(entry), **{key: known[key] for key in keys}})
+    total = sum(document["size_bytes"] for document in documents if not document["action"].startswith("nothing"))
+    lines = []
+    for document in documents:
+        size = size_text(document["size_bytes"], is_exact=document["size_is_exact"])
+        lines.append(f"{document['id']}: {document['action']}, {size}, {document['licence']}")
+        lines += [f"  from {document['from']}", f"  to   {document['path']}"]
+    lines.append(f"{size_text(total, is_exact=False)} in all; nothing was done")
+    paths = "\n".join(document["path"] for document in documents)
+    output.result({"datasets": documents, "total_bytes": total}, quiet=paths, human="\n".join(lines))
+
+
+def show_verified(output: Output, entries: "list[DatasetEntry]") -> None:
+    """Print which cached files are what was put there; without entries, of all that are cached."""
+    from gq.data.cache import in_cache, verify
+
+    found = verify(entries or in_cache())
+    documents = [
+        {"id": one.id, "path": str(one.path), "sound": not one.problem, "problem": one.problem, "mend": one.mend}
+        for one in found
+    ]
+    damaged = [one for one in found if one.problem]
+    rows = [(one.id, one.problem or "sound", one.mend) for one in found]
+    output.result(
+        {"datasets": documents, "num_damaged": len(damaged)},
+        quiet="\n".join(one.id for one in damaged),
+        human=output.table(["dataset", "state", "mend it"], rows) if rows else "the cache holds no datasets",
+    )
+    if damaged:
+        names = ", ".join(one.id for one in damaged)
+        raise GqError(f"{len(damaged)} of {len(found)} not sound: {names}", hint=damaged[0].mend)
+
+
+def is_terminal() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
+def show_removed(output: Output, entries: "list[DatasetEntry]", *, yes: bool) -> None:
+    """Remove datasets from the cache after asking, and print what that freed."""
+    from gq.data.cache import remove
+
+    names = ", ".join(entry.id for entry in entries)
+    if not yes:
+        if not is_terminal():
+            raise UsageError(f"not removing {names} without being sure", hint="add --yes")
+        import typer
+
+        typer.confirm(f"remove {names} from the cache?", abort=True, err=True)
+    documents: list[dict[str, Any]] = []
+    for entry in entries:
+        num_bytes = remove(entry)
+        documents.append({"id": entry.id, "path": str(entry.path), "freed_bytes": num_bytes})
+        output.note(f"{entry.id}: {num_bytes / 1e6:,.1f} MB freed" if num_bytes else f"{entry.id} was not in the cache")
+    paths = "\n".join(document["path"] for document in documents)
+    output.result({"removed": documents}, quiet=paths, human=paths)

@@ -1,0 +1,357 @@
+"""Roll a policy into a dataset: equal options and versions give equal bits, however often it was interrupted.
+
+Episodes run as `gq.evaluation.recording` says. Equal bits hold for one type of processor and number of threads, or one
+type of GPU; both are recorded with the data. Finished episodes are kept in `.NAME.parts` beside the output until it is
+written.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gq.data.episode_log import EpisodeLog
+from gq.data.formats import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
+from gq.data.packaged_policy import load_policy
+from gq.data.parts import Request, begin, fingerprint, lock_parts, remove
+from gq.data.trajectories import Trajectories
+from gq.engine.building import load_run
+from gq.engine.builtin_policy import BuiltinPolicy
+from gq.engine.collection import Plan, run_plan
+from gq.engine.precision import Compute, choose_compute
+from gq.engine.signals import StopRequest
+from gq.envs.tasks import resolve_task
+from gq.errors import DataError, Interrupted, UsageError
+from gq.evaluation.recording import BLOCK_SIZE, Recipe
+from gq.evaluation.rollout import Policy
+from gq.files import sha256, sync, write_error
+from gq.paths import find_run
+from gq.versions import versions
+
+DEFAULT_NUM_EPISODES = 100
+MAX_NUM_TARGETS = 1000  # an attribute of the file holds them
+FORMAT = 1  # of the parts, and of all that decides the bits besides what a request says
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A dataset that was collected; `to_dict` is the JSON document."""
+
+    file: Path
+    env_id: str
+    policy: str
+    episodes: int
+    transitions: int
+    return_mean: float
+    return_std: float
+    length_mean: float
+    terminated_share: float  # of the episodes; the others reached the time limit
+    sha256: str  # of the file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "file": str(self.file)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A policy to collect with."""
+
+    policy: Policy
+    env_id: str
+    description: dict[str, Any]  # what a file says about it
+    target: float  # where none is asked for
+    noise: float
+
+
+def collect(
+    source: str | Path,
+    output: Path,
+    *,
+    num_episodes: int | None = None,
+    num_transitions: int | None = None,
+    targets: Sequence[float] = (),
+    noise: float | None = None,
+    random_share: float = 0.0,
+    seed: int = 0,
+    num_envs: int = BLOCK_SIZE,
+    checkpoint: str | Path = "best",
+    device: str = "auto",
+    force: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Collected:
+    """Run whole episodes of a policy and write them as a canonical dataset.
+
+    A call that was stopped or killed goes on when it is repeated, and ends with the same file. A file that is there
+    already is returned as it is if the same request made it.
+
+    Args:
+        source: a run's folder or name, or the name of a policy that comes with gq, such as `builtin/hopper/expert`.
+        num_episodes: how many; DEFAULT_NUM_EPISODES if neither number is given.
+        num_transitions: collect until there are so many rows; the last episode may go beyond.
+        targets: target returns, one episode after the other takes the next; default: the run's highest.
+        noise: standard deviation of Gaussian noise on the actions, in half action ranges, before they are clipped;
+            default: none for a run, for a built-in policy that of its dataset.
+        random_share: of the steps, which take a uniformly random action.
+        seed: 0 or more; episode i draws its start and its noise from (seed, i).
+        num_envs: environments at a time, 1 to BLOCK_SIZE; the data do not depend on it.
+        checkpoint: `best`, `last`, a step number, or a checkpoint folder.
+        force: replace another file at `output`, and throw away unfinished parts of another request.
+        note: told when a signal came, or that unfinished parts were found.
+        progress: called after each step with the steps so far and an estimate of all.
+
+    Raises:
+        UsageError: no such run or policy, a value out of range, or `output` is there or begun by another request.
+        GqError: another process collects into `output`, or it cannot be written.
+        Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
+    """
+    output = output.expanduser()
+    check(num_episodes, num_transitions, targets, noise, random_share, seed, num_envs, output)
+    loaded = load_source(source, checkpoint, device)
+    recipe = Recipe(
+        seed=seed,
+        targets=choose_targets(loaded, targets),
+        noise=float(loaded.noise if noise is None else noise),
+        random_share=float(random_share),
+    )
+    if num_episodes is None and num_transitions is None:
+        num_episodes = DEFAULT_NUM_EPISODES
+    request = make_request(loaded, recipe, num_episodes, num_transitions)
+    with lock_parts(output) as parts:
+        if output.exists() and not force:
+            collected = existing(output, parts, request)
+            note(f"{output} is there already")
+            return collected
+        begin(parts, request, force=force, note=note)
+        task = resolve_task(loaded.env_id)
+        dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+        with StopRequest(note) as stop, EpisodeLog(parts / "episodes", **dims) as log:
+            plan = Plan(log, task, num_episodes=num_episodes, num_transitions=num_transitions)
+            run_plan(
+                plan,
+                loaded.policy,
+                recipe,
+                num_envs=num_envs,
+                is_stopped=lambda: bool(stop.requested),
+                progress=progress,
+            )
+            if not plan.is_complete:
+                message = f"stopped by {stop.requested}, {len(log.lengths)} finished episodes are kept"
+                raise Interrupted(message, hint="the same command goes on")
+            collected = write_output(output, parts, request, assemble(log, plan.first, request))
+        remove(parts)
+    return collected
+
+
+def check(
+    num_episodes: int | None,
+    num_transitions: int | None,
+    targets: Sequence[float],
+    noise: float | None,
+    random_share: float,
+    seed: int,
+    num_envs: int,
+    output: Path,
+) -> None:
+    """Raise UsageError for values out of range, or a folder as output."""
+    if num_episodes is not None and num_transitions is not None:
+        raise UsageError("both a number of episodes and one of transitions are given", hint="leave one away")
+    for name, number in (("episodes", num_episodes), ("transitions", num_transitions)):
+        if number is not None and number < 1:
+            raise UsageError(f"cannot collect {number} {name}", hint="ask for 1 or more")
+    if len(targets) > MAX_NUM_TARGETS or not all(math.isfinite(target) for target in targets):
+        raise UsageError(f"targets must be at most {MAX_NUM_TARGETS} numbers", hint="for example --target 1800,3600")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise UsageError(f"the noise {noise:g} is not 0 or more", hint="in half action ranges, for example --noise 0.2")
+    if not 0 <= random_share <= 1:
+        raise UsageError(f"the share {random_share:g} of random actions is not from 0 to 1", hint="--random-share 0.1")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"the seed {seed} is negative or too large", hint="give 0 or more, below 2^63")
+    if not 1 <= num_envs <= BLOCK_SIZE:
+        raise UsageError(f"cannot run {num_envs} environments at a time", hint=f"1 to {BLOCK_SIZE}")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", hint=f"name a file, for example {output / 'data.hdf5'}")
+
+
+def load_source(source: str | Path, checkpoint: str | Path, device: str) -> Source:
+    """Load a run's policy or a built-in one.
+
+    Raises:
+        UsageError: there is no such run, checkpoint, policy or device.
+        GqError: the checkpoint is damaged.
+    """
+    if isinstance(source, str) and source.startswith("builtin/"):
+        packaged = load_policy(source)
+        description = {"policy": source, "policy_sha256": packaged.sha256}
+        return Source(BuiltinPolicy(packaged), packaged.env_id, description, 0.0, packaged.noise)
+    run, folder = find_run(source) if isinstance(source, str) else (source, None)
+    loaded = load_run(run, folder or checkpoint, device=device)
+    description = {
+        "policy": run.resolve().name,
+        "checkpoint": loaded.checkpoint.name,
+        "policy_sha256": sha256(loaded.checkpoint / "model.safetensors"),
+        "device": describe(choose_compute(device, loaded.config.train.precision)),
+    }
+    target = max(loaded.config.eval.targets, default=0.0)
+    return Source(loaded.policy, loaded.config.task, description, float(target), 0.0)
+
+
+def describe(compute: Compute) -> str:
+    """Return what the last bits of a policy's actions depend on."""
+    precision = "bfloat16" if compute.bfloat16 else "float32"
+    if compute.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(compute.device)}, {precision}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{compute.device.type} {capability}, {torch.get_num_threads()} threads, {precision}"
+
+
+def choose_targets(source: Source, targets: Sequence[float]) -> tuple[float, ...]:
+    """Return the target returns asked for, or the source's own; none for a policy that takes none.
+
+    Raises:
+        UsageError: some are asked for that the policy would ignore.
+    """
+    source.policy.reset(np.zeros(1))
+    if len(source.policy.returns_to_go):
+        return tuple(float(target) for target in targets) or (source.target,)
+    if len(targets):
+        raise UsageError(f"{source.description['policy']} takes no target return", hint="leave --target away")
+    return ()
+
+
+def make_request(source: Source, recipe: Recipe, num_episodes: int | None, num_transitions: int | None) -> Request:
+    """Return everything that the data depend on."""
+    return {
+        "format": FORMAT,
+        "env_id": source.env_id,
+        **source.description,
+        **asdict(recipe),
+        "targets": list(recipe.targets),
+        "num_requested_episodes": num_episodes,
+        "num_requested_transitions": num_transitions,
+        **{f"{name}_version": version for name, version in versions().items()},
+    }
+
+
+def existing(output: Path, parts: Path, request: Request) -> Collected:
+    """Return what is in an output that the same request made, and remove parts that a kill left over.
+
+    Raises:
+        UsageError: another request made it, or something else did.
+        DataError: it is damaged.
+    """
+    hint = "replace it with --force, or choose another --output"
+    try:
+        with open_hdf5(output) as root:
+            attributes = plain_attributes(root.attrs)
+    except DataError:
+        attributes = {}
+    if "request_sha256" not in attributes:
+        raise UsageError(f"{output} is there already, and gq collect did not make it", hint=hint)
+    wanted = recorded(request)
+    for name in request:
+        if attributes.get(name) != wanted.get(name):
+            made_with = f"made with {name} = {attributes.get(name)}, not {wanted.get(name)}"
+            raise UsageError(f"{output} is there already, {made_with}", hint=hint)
+    if attributes["request_sha256"] != fingerprint(request):
+        raise UsageError(f"{output} is there already, made by another gq", hint=hint)
+    trajectories = read_trajectories(output)
+    remove(parts)
+    return summarise(output, request, trajectories)
+
+
+def recorded(request: Request) -> dict[str, Any]:
+    """Return what the file records of a request, by attribute."""
+    return {name: value for name, value in request.items() if value not in (None, []) and name != "format"}
+
+
+def assemble(log: EpisodeLog, num_episodes: int, request: Request) -> Trajectories:
+    """Put the first episodes of a log back to back.
+
+    Raises:
+        DataError: the log was damaged since it was opened.
+    """
+    offsets = np.cumsum([0] + [log.lengths[number] for number in range(num_episodes)], dtype=np.int64)
+    num_rows = int(offsets[-1])
+    trajectories = Trajectories(
+        observations=np.empty((num_rows, log.observation_dim), np.float32),
+        actions=np.empty((num_rows, log.action_dim), np.float32),
+        rewards=np.empty(num_rows, np.float32),
+        terminals=np.zeros(num_rows, bool),
+        offsets=offsets,
+        source=f"collected from {request['policy']}",
+        task=request["env_id"],
+    )
+    for number in range(num_episodes):
+        episode, rows = log.read(number), slice(offsets[number], offsets[number + 1])
+        trajectories.observations[rows] = episode.observations
+        trajectories.actions[rows] = episode.actions
+        trajectories.rewards[rows] = episode.rewards
+        trajectories.terminals[rows.stop - 1] = episode.terminated
+    return trajectories
+
+
+def write_output(output: Path, parts: Path, request: Request, trajectories: Trajectories) -> Collected:
+    """Write the canonical file, whole or not at all.
+
+    Raises:
+        GqError: it cannot be written.
+    """
+    returns = trajectories.returns
+    attributes = recorded(request) | {
+        "origin": "collected by gq",
+        "licence": "belongs to whoever collected it",
+        "command": command(request),
+        "request_sha256": fingerprint(request),
+        "episode_starts": "episode i: reset(seed=int(numpy.random.default_rng([seed, i]).integers(2**31)))",
+        "num_episodes": trajectories.num_episodes,
+        "num_transitions": trajectories.num_transitions,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "length_mean": float(trajectories.lengths.mean()),
+    }
+    written = parts / "data.hdf5"  # in there, so that a kill while writing leaves nothing beside the output
+    write_canonical(written, trajectories, timeouts=time_limits(trajectories), attributes=attributes)
+    try:
+        written.replace(output)
+        sync(output.parent)
+    except OSError as error:
+        raise write_error(output, error) from error
+    return summarise(output, request, trajectories)
+
+
+def summarise(output: Path, request: Request, trajectories: Trajectories) -> Collected:
+    """Return the figures of a file."""
+    returns = trajectories.returns
+    return Collected(
+        file=output,
+        env_id=request["env_id"],
+        policy=request["policy"],
+        episodes=trajectories.num_episodes,
+        transitions=trajectories.num_transitions,
+        return_mean=float(returns.mean()),
+        return_std=float(returns.std()),
+        length_mean=float(trajectories.lengths.mean()),
+        terminated_share=float(trajectories.terminals.sum() / trajectories.num_episodes),
+        sha256=sha256(output),
+    )
+
+
+def command(request: Request) -> str:
+    """Return the command that collects the same data."""
+    options = {
+        "checkpoint": request.get("checkpoint", "").removeprefix("step-").lstrip("0"),
+        "target": ",".join(f"{target!r}" for target in request["targets"]),
+        "noise": request["noise"],
+        "random-share": request["random_share"],
+        "seed": request["seed"],
+        "episodes": request["num_requested_episodes"],
+        "transitions": request["num_requested_transitions"],
+    }
+    given = [f"--{name} {value}" for name, value in options.items() if value not in ("", None)]
+    return " ".join(["gq collect", request["policy"], *given])

@@ -1,0 +1,142 @@
+"""Run episodes of a policy and keep every step, with the same bits whichever episodes run beside each other.
+
+Rows of a batch come out of a matrix product with other bits when the batch has another size or they lie elsewhere in
+it. So the policy always acts on batches of BLOCK_SIZE rows: episode i has row i modulo BLOCK_SIZE, beside others of its
+block of BLOCK_SIZE episodes or beside rows that nobody uses. Episode i draws its start and its noise from (seed, i).
+A policy that draws must do so from torch's default generator, which is set from (seed, block, step) before each step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from gq.errors import GqError
+from gq.evaluation.rollout import Policy
+
+BLOCK_SIZE = 16  # more rows gain nothing on a CPU, and a GPU waits for the simulator then
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How episodes are run."""
+
+    seed: int
+    targets: tuple[float, ...] = ()  # target returns of the episodes 0, 1, ..., over and over; none: 0
+    noise: float = 0.0  # standard deviation of Gaussian action noise, in half action ranges
+    random_share: float = 0.0  # of the steps, which take a uniformly random action
+
+
+@dataclass
+class RecordedEpisode:
+    """An episode as far as it has run, T steps."""
+
+    number: int
+    environment: Any
+    generator: np.random.Generator  # of the start, then of the noise
+    observations: list[np.ndarray] = field(default_factory=list)  # T of float32 [S]
+    actions: list[np.ndarray] = field(default_factory=list)  # T of float32 [A], as executed
+    rewards: list[float] = field(default_factory=list)
+    terminated: bool = False  # False: stopped by the time limit
+
+
+def episode_start(seed: int, number: int) -> tuple[int, np.random.Generator]:
+    """Return the seed that an episode's environment is reset with, and the generator of its noise."""
+    generator = np.random.default_rng([seed, number])
+    return int(generator.integers(2**31)), generator
+
+
+def run_episodes(
+    policy: Policy,
+    environments: Sequence[Any],
+    numbers: Sequence[int],
+    recipe: Recipe,
+    *,
+    finished: Callable[[RecordedEpisode], None],
+    stepped: Callable[[int], bool],
+) -> None:
+    """Run episodes of one block together to their ends.
+
+    Args:
+        environments: at least as many as numbers.
+        numbers: of the episodes, all in the same block.
+        finished: called with each episode when it ends.
+        stepped: called after each step with the number of episodes that took it; True stops, and what runs is lost.
+
+    Raises:
+        GqError: the policy gave an action that is not finite.
+    """
+    block, width = numbers[0] // BLOCK_SIZE, environments[0].observation_space.shape[0]
+    assert {number // BLOCK_SIZE for number in numbers} == {block}
+    running: dict[int, RecordedEpisode] = {}
+    observations = np.zeros((BLOCK_SIZE, width), np.float32)
+    for number, environment in zip(numbers, environments, strict=False):
+        start, generator = episode_start(recipe.seed, number)
+        observations[number % BLOCK_SIZE] = environment.reset(seed=start)[0]
+        running[number % BLOCK_SIZE] = RecordedEpisode(number, environment, generator)
+    every_row, step = np.arange(BLOCK_SIZE), 0
+    with own_random_state(), policy.autocast():
+        seed_torch(recipe.seed, block, step)
+        targets = recipe.targets or (0.0,)
+        policy.reset(np.array([targets[number % len(targets)] for number in block * BLOCK_SIZE + every_row]))
+        while running:
+            seed_torch(recipe.seed, block, step := step + 1)
+            proposals = policy.act(every_row, observations)  # [BLOCK_SIZE, A]
+            actions, rewards, num_steps = proposals.astype(np.float32), np.zeros(BLOCK_SIZE), len(running)
+            for row, episode in list(running.items()):
+                observations[row], rewards[row], is_over = advance(episode, observations[row], proposals[row], recipe)
+                actions[row] = episode.actions[-1]
+                if is_over:
+                    finished(running.pop(row))
+            policy.record(every_row, actions, rewards)
+            if stepped(num_steps):
+                return
+
+
+def advance(
+    episode: RecordedEpisode, observation: np.ndarray, proposal: np.ndarray, recipe: Recipe
+) -> tuple[np.ndarray, float, bool]:
+    """Take one step of an episode; return the next observation, the reward, and whether that was the last step."""
+    action = explore(proposal, episode.environment.action_space, episode.generator, recipe)
+    following, reward, terminated, truncated, _ = episode.environment.step(action)
+    episode.observations.append(observation.copy())
+    episode.actions.append(action)
+    episode.rewards.append(float(reward))
+    episode.terminated = bool(terminated)
+    return following, float(reward), bool(terminated or truncated)
+
+
+def explore(proposal: np.ndarray, space: Any, generator: np.random.Generator, recipe: Recipe) -> np.ndarray:
+    """Return the action to execute for the policy's proposal [A]: with noise, inside the box `space`, float32 [A].
+
+    Raises:
+        GqError: the proposal is not finite.
+    """
+    if not np.isfinite(proposal).all():
+        raise GqError("the policy gave an action that is not a finite number", hint="choose another checkpoint")
+    action = proposal.astype(np.float64)
+    if recipe.noise:
+        half_range = (space.high.astype(np.float64) - space.low) / 2
+        action += recipe.noise * half_range * generator.standard_normal(len(action))
+    if recipe.random_share and generator.random() < recipe.random_share:
+        action = generator.uniform(space.low, space.high)
+    return np.clip(action, space.low, space.high).astype(np.float32)
+
+
+def seed_torch(seed: int, block: int, step: int) -> None:
+    """Set torch's default generators from (seed, block, step)."""
+    state = int(np.random.SeedSequence([seed, block, step]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(state)  # torch.manual_seed takes as long as a step of the simulator
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(state)
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Give torch's default generators back as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
