@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from gq.data.builtin import num_cores, simulate
-from gq.data.packaged_policy import ENVIRONMENTS
+from gq.data.catalog import BUILTIN_ENVIRONMENTS
 from gq.data.trajectories import Trajectories
 
 NUM_ROUNDS = 5
@@ -66,7 +66,7 @@ def measure(environment: str, num_transitions: int) -> None:
 def main() -> None:
     """Measure each environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=list(ENVIRONMENTS), choices=ENVIRONMENTS)
+    parser.add_argument("--env", nargs="+", default=list(BUILTIN_ENVIRONMENTS), choices=BUILTIN_ENVIRONMENTS)
     parser.add_argument("--transitions", type=int, default=100_000)
     arguments = parser.parse_args()
     print(f"{'dataset':28} {'processes':>9} {'bare, steps/s':>14} {'gq, steps/s':>12} {'ratio':>6}")

@@ -1,11 +1,14 @@
-"""Damage data in known ways: each function returns new data whose true episodes are known."""
+"""Damage data in known ways: each function returns new data whose true episodes are known. And read reports."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from gq.repairing.findings import Finding
+from gq.repairing.repair import RepairReport
 
 TERMINAL, LIMIT, CUT = "terminal", "limit", "cut"
 
@@ -47,6 +50,27 @@ def load(path: Path, *, num_rows: int | None = None, start: int = 0) -> Stream:
         columns = {name: root[name][start:stop] for name in names}
         before = root["terminals"][start - 1] or root["timeouts"][start - 1] if start else True
     return from_columns(columns, begins_inside=not before)
+
+
+@cache
+def simulated(task: str, num_rows: int) -> Stream:
+    """Return episodes under random actions, the last one cut off: HalfCheetah's end at the limit, Hopper's in falls."""
+    from gq.envs.make import make
+
+    env = make(task)
+    env.action_space.seed(0)
+    rows = []
+    observation, _ = env.reset(seed=0)
+    while len(rows) < num_rows:
+        action = env.action_space.sample()
+        following, reward, terminated, truncated, _ = env.step(action)
+        rows.append((observation, action, reward, terminated, truncated and not terminated))
+        observation = env.reset()[0] if terminated or truncated else following
+    env.close()
+    names = ("observations", "actions", "rewards", "terminals", "timeouts")
+    dtypes = (np.float32, np.float32, np.float32, bool, bool)
+    columns = zip(names, zip(*rows, strict=True), dtypes, strict=True)
+    return from_columns({name: np.array(values, dtype) for name, values, dtype in columns})
 
 
 def from_columns(columns: dict[str, np.ndarray], *, begins_inside: bool = False) -> Stream:
@@ -157,4 +181,27 @@ def sample_iterations(stream: Stream, every: int) -> Stream:
     return keep_rows(replace(stream, columns={**stream.columns, "timeouts": timeouts}), kept)
 
 
-Change = Callable[[Stream], Stream]
+def changed(stream: Stream, **columns: np.ndarray) -> Stream:
+    """Replace columns by others."""
+    return replace(stream, columns={**stream.columns, **columns})
+
+
+def whole_rows(stream: Stream) -> np.ndarray:
+    """Return the rows of whole episodes, int [n]."""
+    starts = [0, *(end + 1 for end in stream.ends[:-1])]
+    pieces = zip(starts, stream.ends, stream.kinds, stream.inside, strict=True)
+    return np.concatenate([np.arange(a, b + 1) for a, b, kind, inside in pieces if kind != CUT and not inside])
+
+
+def problems(report: RepairReport) -> set[str]:
+    return {finding.code for finding in report.problems}
+
+
+def notes(report: RepairReport) -> set[str]:
+    return {finding.code for finding in report.findings} - problems(report)
+
+
+def only(report: RepairReport, code: str) -> Finding:
+    """Return the one finding with a code."""
+    (finding,) = [finding for finding in report.findings if finding.code == code]
+    return finding

@@ -14,7 +14,7 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 # A module may import from its own floor and from those below it.
 FLOORS = [
     {"errors", "files", "threads", "versions", "paths", "models", "envs"},
-    {"config", "data", "parameters", "video"},
+    {"config", "data", "repairing", "parameters", "video"},
     {"presets", "algos", "evaluation"},
     {"engine"},
     {"rendering", "collecting"},
@@ -28,7 +28,8 @@ APART = {
     "paths": {"errors"},
     "models": BASICS,
     "envs": BASICS | {"models.config"},
-    "data": BASICS | {"models.config", "envs.tasks", "envs.restore", "envs.transitions"},
+    "data": BASICS | {"models.config", "envs.tasks"},
+    "repairing": BASICS | {"data", "envs.tasks", "envs.restore", "envs.transitions"},
     "algos": BASICS | {"models", "data", "config"},
     "evaluation": BASICS | {"models.config", "envs", "data.trajectories"},
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gq.parameters import report as params  # noqa: F401
     from gq.paths import find_run as find_run
     from gq.rendering import render as render
+    from gq.repairing.repair import repair as repair
 
 _WHERE = {
     "GqError": ("gq.errors", "GqError"),
@@ -32,6 +33,7 @@ _WHERE = {
     "load_run": ("gq.engine.building", "load_run"),
     "params": ("gq.parameters", "report"),
     "presets": ("gq.presets", None),
+    "repair": ("gq.repairing.repair", "repair"),
     "render": ("gq.rendering", "render"),
     "train": ("gq.engine.offline", "train"),
 }

@@ -9,9 +9,9 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.data.findings import Finding
-    from gq.data.repair import RepairReport
     from gq.evaluation.drift import DriftReport
+    from gq.repairing.findings import Finding
+    from gq.repairing.repair import RepairReport
 
 EXAMPLES = """\b
 Examples:
@@ -40,7 +40,7 @@ def repair(
         ),
     ],
     apply: Annotated[bool, typer.Option("--apply", help="Write a repaired copy, and a report beside it.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT", help="Where the copy goes.")] = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the copy goes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a copy that is there already.")] = False,
     fragments: Annotated[
         Literal["drop", "keep", "bootstrap"], typer.Option(help="What becomes of pieces of episodes; see below.")
@@ -67,9 +67,9 @@ def repair(
     if apply != (out is not None):
         hint = f"gq repair {dataset} --apply -o OUT.hdf5"
         raise UsageError("--apply and -o belong together" if apply else "-o says where --apply writes", hint=hint)
-    from gq.data.repair import repair as repair_dataset
+    from gq.repairing.repair import repair as repair_dataset
 
-    with output.progress("reading", unit="steps") as move:
+    with output.progress("examining", unit="steps") as move:
         report = repair_dataset(
             dataset,
             task=task,
@@ -96,8 +96,8 @@ def repair(
 
 def draw(report: "RepairReport", path: Path) -> None:
     """Write the histograms as a PNG. Raises GqError."""
-    from gq.data.health import write_picture
     from gq.errors import GqError
+    from gq.repairing.health import write_picture
 
     if report.health is None:
         raise GqError("there is no whole episode to draw", hint="see the findings without --png")
@@ -115,9 +115,11 @@ def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_ep
 
 def describe(report: "RepairReport", *, verbose: bool) -> str:
     """Return the report as text for people."""
+    from gq.repairing.findings import several
+
     lines = [str(report.file)]
     if report.layout:
-        pieces = f"{report.num_episodes:,} episodes, {report.num_fragments:,} fragments"
+        pieces = f"{several(report.num_episodes, 'whole episode')}, {several(report.num_fragments, 'fragment')}"
         lines.append(f"{report.task or 'unknown task'}, {report.num_transitions:,} rows, {pieces}")
         lines.append(evidence(report))
     lines.append("")

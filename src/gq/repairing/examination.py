@@ -1,14 +1,15 @@
 """Read a file as it is, find its episodes, and collect what is wrong with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gq.data.boundaries import BREAK, UNKNOWN, Evidence, Judge, Simulate, examine
-from gq.data.boundary_findings import boundary_findings
-from gq.data.content import (
+from gq.envs.tasks import TASKS
+from gq.repairing.boundaries import Evidence, Simulate, examine
+from gq.repairing.boundary_findings import boundary_findings
+from gq.repairing.content import (
     action_findings,
     constant_findings,
     finite_rows,
@@ -16,13 +17,13 @@ from gq.data.content import (
     repeated_findings,
     repeated_pieces,
 )
-from gq.data.findings import Finding
-from gq.data.motion import looks_initial, robot_of, terminates
-from gq.data.raw_columns import RawData
-from gq.data.raw_files import read_raw
-from gq.data.segments import Segments, cut
-from gq.data.task_columns import fit_columns
-from gq.envs.tasks import TASKS
+from gq.repairing.findings import Finding
+from gq.repairing.motion import looks_initial, robot_of, terminates
+from gq.repairing.raw_columns import RawData
+from gq.repairing.raw_files import read_raw
+from gq.repairing.segments import Segments, cut
+from gq.repairing.task_columns import fit_columns
+from gq.repairing.verdicts import UNKNOWN
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -55,10 +56,20 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     findings = raw.findings + fit_columns(raw)
     finite = finite_rows(raw)
     progress("finding episodes", 0, None)
-    evidence, judge = witness(raw, finite, simulate, lambda done, total: progress("replaying steps", done, total))
-    segments = find_episodes(raw, evidence, judge)
-    if judge is not None:
-        evidence = replace(evidence, num_replayed=judge.num_replayed)
+    task_known = TASKS.get(raw.task or "")
+    limit = task_known.max_episode_steps if task_known else None
+    evidence = examine(
+        raw.observations,
+        raw.actions,
+        task=raw.known_task,
+        limit=limit,
+        terminals=raw.terminals,
+        timeouts=raw.timeouts,
+        continues=raw.continues,
+        simulate=simulate,
+        progress=lambda done, total: progress("replaying steps", done, total),
+    )
+    segments = find_episodes(raw, evidence, limit)
     usable = np.logical_and.reduceat(finite, segments.offsets[:-1])
     repeated = repeated_pieces(raw, segments, usable)
     findings += boundary_findings(raw, segments, usable)
@@ -67,41 +78,9 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     return Examined(raw, segments, evidence, usable, repeated, tuple(findings))
 
 
-def witness(
-    raw: RawData, finite: np.ndarray, simulate: Simulate, progress: Callable[[int, int | None], None]
-) -> tuple[Evidence, Judge | None]:
-    """Tell which rows follow from each other, and look closer at stretches that are longer than an episode can be."""
-    flagged = raw.terminals if raw.timeouts is None else raw.terminals | raw.timeouts
-    evidence, judge = examine(
-        raw.observations,
-        raw.actions,
-        task=raw.task,
-        flagged=flagged,
-        continues=raw.continues,
-        simulate=simulate,
-        progress=progress,
-    )
-    task = TASKS.get(raw.task or "")
-    if judge is None or task is None or simulate == "all":
-        return evidence, judge
-    is_end = np.append((evidence.follows == BREAK) | ((evidence.follows == UNKNOWN) & flagged[:-1]), True)
-    ends = np.flatnonzero(is_end)
-    lengths = np.diff(ends, prepend=-1)
-    too_long = np.repeat(lengths > task.max_episode_steps, lengths)
-    rows = np.flatnonzero(too_long[:-1] & finite[:-1] & finite[1:])
-    if len(rows):
-        verdicts = judge.verdicts(rows, progress)
-        follows = evidence.follows.copy()
-        follows[rows[verdicts != UNKNOWN]] = verdicts[verdicts != UNKNOWN]
-        evidence = replace(evidence, follows=follows)
-    return evidence, judge
-
-
-def find_episodes(raw: RawData, evidence: Evidence, judge: Judge | None) -> Segments:
+def find_episodes(raw: RawData, evidence: Evidence, limit: int | None) -> Segments:
     """Cut the rows into episodes and fragments."""
-    robot = robot_of(raw.task)
-    if robot is not None and raw.observations.shape[1] < robot.num_columns:
-        robot = None
+    robot = robot_of(raw.known_task)
 
     def ends_by_itself(rows: np.ndarray) -> np.ndarray:
         if robot is None or not len(rows):
@@ -112,16 +91,16 @@ def find_episodes(raw: RawData, evidence: Evidence, judge: Judge | None) -> Segm
             known = raw.final_rows[place] == rows
             states[known] = raw.final_observations[place[known], : robot.num_columns]
         unknown = np.isnan(states).any(axis=1)
-        if judge is not None and unknown.any():
-            states[unknown] = judge.predicted(rows[unknown])
+        if evidence.judge is not None and unknown.any():
+            states[unknown] = evidence.judge.predicted(rows[unknown])
         return terminates(robot, states)
 
-    task = TASKS.get(raw.task or "")
     return cut(
         evidence.follows,
         raw.terminals,
         raw.timeouts,
-        limit=task.max_episode_steps if task else None,
+        limit=limit,
         initial=looks_initial(robot, raw.observations) if robot else None,
+        is_standard=evidence.judge is not None and evidence.judge.is_exact,
         ends_by_itself=ends_by_itself,
     )

@@ -4,15 +4,17 @@ import numpy as np
 
 NUM_NEIGHBOURS = 16
 NUM_REFERENCES = 20_000  # rows of whole episodes that are compared with, spread evenly
-NUM_NEAR_IN_TIME = 2_000  # of them, those nearest in time are compared by observation
+NEAR_IN_TIME = 0.05  # the share of them, nearest in time, that is compared by observation
+MIN_NEAR_IN_TIME = 64
 NUM_PROBES = 200
 
 
 class Estimator:
     """The mean over similar rows, by time and observation, of the return that came after them in whole episodes.
 
-    Similar is: of the 2,000 rows nearest in time, or of all where the time is not known, the 16 nearest by standardised
-    observation. It takes for granted that the policy that was cut off acts like those of the whole episodes.
+    Similar is: of the twentieth of the rows that is nearest in time, or of all where the time is not known, the 16
+    nearest by standardised observation. It takes for granted that the policy that was cut off acts like those of the
+    whole episodes.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class Estimator:
     def estimate(self, observation: np.ndarray, timestep: int | None, *, not_of: int = -1) -> float:
         """Return the estimate for a row: observation [C], its step or None, without references of episode `not_of`."""
         low, high = 0, len(self.timesteps)
-        if timestep is not None and high > NUM_NEAR_IN_TIME:
+        count = min(high, max(MIN_NEAR_IN_TIME, int(NEAR_IN_TIME * high)))
+        if timestep is not None:
             middle = int(np.searchsorted(self.timesteps, timestep))
-            low = int(np.clip(middle - NUM_NEAR_IN_TIME // 2, 0, high - NUM_NEAR_IN_TIME))
-            high = low + NUM_NEAR_IN_TIME
+            low = int(np.clip(middle - count // 2, 0, high - count))
+            high = low + count
         distances = ((self.observations[low:high] - (observation - self.centre) / self.spread) ** 2).sum(axis=1)
         distances[self.episodes[low:high] == not_of] = np.inf
         count = min(NUM_NEIGHBOURS, len(distances))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.findings import Finding, at_rows
 from gq.data.formats import AGAIN, choose_task, minari_metadata, plain_attributes, starts_as_hdf5
 from gq.data.pickle_reader import load_pickle
-from gq.data.raw_columns import FLAGS, REQUIRED, RawData, UnreadableError, compare_next, read_column
-from gq.data.salvage import READ_ERRORS, open_leniently, pickled_dicts, readable_rows
 from gq.errors import DataError
+from gq.repairing.findings import Finding, at_rows
+from gq.repairing.raw_columns import FLAGS, REQUIRED, RawData, UnreadableError, compare_next, read_column
+from gq.repairing.salvage import READ_ERRORS, open_leniently, pickled_dicts, readable_rows
 
 Part = dict[str, Any]  # an episode's columns; "findings" and, where it is on record, the "final" observation [S]
 
@@ -108,7 +108,9 @@ def absence_findings(lengths: dict[str, int]) -> list[Finding]:
         message = f"{', '.join(absent)} cannot be read, only {there}"
         raise UnreadableError(Finding("bad-shape", len(absent), message))
     return (
-        [Finding("bad-shape", 1, "there is no column terminals; falls are recognised by the physics")] if absent else []
+        [Finding("bad-shape", 1, "there are no terminals; falls are recognised where the physics are known")]
+        if absent
+        else []
     )
 
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from gq.data import registry
-from gq.data.boundaries import Simulate
 from gq.data.datasets import canonical_name
-from gq.data.examination import Examined, Progress, examine_file
-from gq.data.findings import Finding
 from gq.data.formats import data_file
-from gq.data.health import Health, measure
-from gq.data.raw_columns import UnreadableError
-from gq.data.repaired_copy import Fragments, check_target, report_path, write_copy
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, UsageError
 from gq.files import sha256, write_json
+from gq.repairing.boundaries import Simulate
+from gq.repairing.examination import Examined, Progress, examine_file
+from gq.repairing.findings import Finding
+from gq.repairing.health import Health, measure
+from gq.repairing.raw_columns import UnreadableError
+from gq.repairing.repaired_copy import Fragments, check_target, report_path, write_copy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class Health:
         targets = ", ".join(f"{name} {value:,.0f}" for name, value in self.targets.items())
         versions = ", ".join(f"{name.removesuffix('_version')} {value}" for name, value in self.versions.items())
         return [
-            f"{self.num_episodes:,} whole episodes, {self.num_terminated:,} of them terminated; "
+            f"whole episodes: {self.num_episodes:,}, {self.num_terminated:,} of them terminated; "
             f"length {self.length_mean:,.0f}, return {self.return_mean:,.0f} ± {self.return_std:,.0f}",
             "",
             "returns",

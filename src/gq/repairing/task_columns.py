@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from gq.data.findings import Finding
-from gq.data.raw_columns import RawData
 from gq.envs.tasks import TASKS
+from gq.repairing.findings import Finding
+from gq.repairing.raw_columns import RawData
 
 
 def span(*ranges: tuple[int, int]) -> np.ndarray:

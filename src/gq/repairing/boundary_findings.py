@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from gq.data.findings import Finding, at_rows
-from gq.data.raw_columns import RawData
-from gq.data.segments import Segments
+from gq.repairing.findings import Finding, at_rows, several
+from gq.repairing.raw_columns import RawData
+from gq.repairing.segments import Segments
 
 
 def boundary_findings(raw: RawData, segments: Segments, usable: np.ndarray) -> list[Finding]:
@@ -24,12 +24,14 @@ def missing_findings(raw: RawData, segments: Segments) -> list[Finding]:
         return []
     lengths = np.diff(segments.offsets)[np.searchsorted(segments.ends, segments.unmarked)]
     num_limit = int((lengths == segments.limit).sum())
-    parts = [f"{num_limit:,} at the limit of {segments.limit:,} steps"] * bool(num_limit)
-    parts += [f"{len(lengths) - num_limit:,} before it, where the observations jump"] * (num_limit < len(lengths))
-    parts += [f"{len(segments.limit_terminals):,} at the limit as terminals"] * bool(len(segments.limit_terminals))
-    prefix = "there are no timeouts; " if raw.timeouts is None or not raw.timeouts.any() else ""
-    message = f"{prefix}{len(rows):,} episodes end without a timeout or terminal of their own: {', '.join(parts)}"
-    return [at_rows("missing-timeouts", rows, message)]
+    kinds = {
+        f"at the limit of {segments.limit:,} steps" if segments.limit else "": num_limit,
+        "before it, where the observations jump": len(lengths) - num_limit,
+        "at the limit, but as terminals": len(segments.limit_terminals),
+    }
+    listed = ", ".join(f"{count:,} {where}" for where, count in kinds.items() if count)
+    there = "no timeouts; " if raw.timeouts is None or not raw.timeouts.any() else ""
+    return [at_rows("missing-timeouts", rows, f"{there}{several(len(rows), 'episode')} without a flag: {listed}")]
 
 
 def terminal_findings(segments: Segments) -> list[Finding]:
@@ -38,14 +40,14 @@ def terminal_findings(segments: Segments) -> list[Finding]:
     wrong = {
         "one row late, on the first row of the next episode": segments.late,
         "one row early": segments.early,
-        "inside episodes, which go on": segments.stray,
+        "inside episodes that go on": segments.stray,
     }
     rows = np.sort(np.concatenate(list(wrong.values())))
     if len(rows):
         listed = ", ".join(f"{len(some):,} {where}" for where, some in wrong.items() if len(some))
-        findings.append(at_rows("shifted-terminals", rows, f"{len(rows):,} terminals are misplaced: {listed}"))
+        findings.append(at_rows("shifted-terminals", rows, f"{several(len(rows), 'misplaced terminal')}: {listed}"))
     if len(segments.lost_terminals):
-        message = f"{len(segments.lost_terminals):,} episodes end in a fall, by the task's own rule, without a terminal"
+        message = f"{several(len(segments.lost_terminals), 'fall')} without a terminal, by the task's own rule"
         findings.append(at_rows("missing-terminals", segments.lost_terminals, message))
     return findings
 
@@ -56,10 +58,13 @@ def timeout_findings(segments: Segments) -> list[Finding]:
     if not len(rows):
         return []
     num_cuts = int(np.isin(rows, segments.ends).sum())
-    parts = [f"{num_cuts:,} cut an episode short, so returns-to-go before them are too low"] * bool(num_cuts)
-    parts += [f"{len(rows) - num_cuts:,} are inside episodes, which go on"] * (num_cuts < len(rows))
+    kinds = {
+        "that cut an episode short, so that returns-to-go before them are too low": num_cuts,
+        "inside episodes that go on": len(rows) - num_cuts,
+    }
+    listed = "; ".join(f"{count:,} {where}" for where, count in kinds.items() if count)
     limit = f" of {segments.limit:,} steps" if segments.limit else ""
-    message = f"{len(rows):,} timeouts are not at the limit{limit}: {'; '.join(parts)}"
+    message = f"{several(len(rows), 'timeout')} elsewhere than at the limit{limit}: {listed}"
     return [at_rows("iteration-timeouts", rows, message)]
 
 
@@ -69,16 +74,14 @@ def fragment_findings(raw: RawData, segments: Segments, usable: np.ndarray) -> l
     lengths = np.diff(segments.offsets)
     if not segments.complete[-1]:
         is_marked = raw.timeouts is not None and bool(raw.timeouts[-1])
-        fate = "marked as if it were whole" if is_marked else "readers leave it out"
-        start = segments.offsets[-2:-1]
-        message = f"the last episode is unfinished, {lengths[-1]:,} rows; {fate}"
-        findings.append(at_rows("trailing-fragment", start, message, is_problem=is_marked))
+        fate = "it is marked as if it were whole" if is_marked else "readers leave it out"
+        message = f"the last episode is unfinished after {several(lengths[-1], 'row')}; {fate}"
+        findings.append(at_rows("trailing-fragment", segments.offsets[-2:-1], message, is_problem=is_marked))
     leading = np.flatnonzero(segments.inside & usable)
     if len(leading):
-        starts = segments.offsets[:-1][leading]
         message = (
-            f"{len(leading):,} episodes begin in the middle, {lengths[leading].sum():,} rows: their first observation "
-            "is not one that a reset gives"
+            f"{several(len(leading), 'episode')} without a beginning, {several(lengths[leading].sum(), 'row')}: the "
+            "first observation is not one that a reset gives"
         )
-        findings.append(at_rows("leading-fragment", starts, message))
+        findings.append(at_rows("leading-fragment", segments.offsets[:-1][leading], message))
     return findings

@@ -52,6 +52,11 @@ class Finding:
         }
 
 
+def several(count: int, noun: str) -> str:
+    """Return a number with a noun: `1 episode`, `2,000 episodes`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def at_rows(code: str, rows: np.ndarray, message: str, *, is_problem: bool = True) -> Finding:
     """Return a finding about rows, of which it names the first ones."""
     return Finding(code, len(rows), message, tuple(int(row) for row in rows[:NUM_ROWS_NAMED]), is_problem)

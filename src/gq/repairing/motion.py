@@ -41,7 +41,7 @@ class Robot(NamedTuple):
 
 # From gymnasium's environments; the same numbers in v2, v3, v4 and v5.
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
-# A look at a robot with clipped velocities takes several steps, and its scores tell more; HalfCheetah is simulated fast.
+# A look at a robot with clipped velocities takes several steps, and its scores tell more; HalfCheetah's is fast.
 ROBOTS = {
     "Hopper": Robot(5, 6, (1.25, *[0.0] * 4), 5e-3, 5e-3, ((0, 0.7, np.inf), (1, -0.2, 0.2)), 10.0, 0.005),
     "HalfCheetah": Robot(8, 9, (0.0,) * 8, 0.1, 0.1 * VELOCITY_DEVIATIONS, unlikely_share=0.1),
@@ -99,8 +99,8 @@ def step_scores(observations: np.ndarray, actions: np.ndarray, robot: Robot | No
     num_steps = len(observations) - 1
     if num_steps < 1:
         return np.zeros(0)
-    if robot is None:
-        observations = observations[:, lively_columns(observations)]
+    columns = slice(robot.num_columns) if robot else lively_columns(observations)
+    observations = observations[:, columns]
     sample = np.unique(np.linspace(0, num_steps - 1, min(num_steps, FIT_ROWS)).astype(np.int64))
     inputs, changes, valid = step_features(observations, actions, sample, robot)
     usable = np.isfinite(inputs).all(axis=1) & np.isfinite(changes).all(axis=1)
@@ -124,9 +124,8 @@ def step_scores(observations: np.ndarray, actions: np.ndarray, robot: Robot | No
 def lively_columns(observations: np.ndarray) -> np.ndarray:
     """Return the columns of observations [N, S] that move nearly always, at most 64; contact forces do not."""
     start = np.unique(np.linspace(0, len(observations) - 2, 2000).astype(np.int64))
-    changes = np.abs(observations[start + 1].astype(np.float64) - observations[start])
-    with np.errstate(invalid="ignore"):
-        lively = np.nanmedian(changes, axis=0) > 0.1 * np.nanmean(changes, axis=0)
+    changes = np.nan_to_num(np.abs(observations[start + 1].astype(np.float64) - observations[start]))
+    lively = np.median(changes, axis=0) > 0.1 * changes.mean(axis=0)
     return np.flatnonzero(lively)[:64] if lively.any() else np.arange(min(observations.shape[1], 64))
 
 
@@ -152,7 +151,9 @@ def fit_bulk(inputs: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nd
     kept = np.ones(len(inputs), bool)
     floor = 1e-9 + 1e-6 * np.abs(changes).mean(axis=0)
     for _ in range(3):
-        weights = np.linalg.lstsq(inputs[kept], changes[kept], rcond=None)[0]
+        gram = inputs[kept].T @ inputs[kept]
+        gram += 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram))  # a column may be constant
+        weights = np.linalg.solve(gram, inputs[kept].T @ changes[kept])
         residuals = np.abs(changes - inputs @ weights)
         spread = np.median(residuals, axis=0) + floor
         badness = np.minimum((residuals / spread) ** 2, 1e12).mean(axis=1)

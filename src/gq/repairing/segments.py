@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gq.data.boundaries import BREAK, UNKNOWN
+from gq.repairing.verdicts import BREAK, UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def cut(
     *,
     limit: int | None,
     initial: np.ndarray | None,
+    is_standard: bool = False,
     ends_by_itself: Callable[[np.ndarray], np.ndarray],
 ) -> Segments:
     """Cut N rows where the stream breaks and, in pieces that are too long, at the time limit.
@@ -58,6 +59,7 @@ def cut(
         timeouts: bool [N], as stored, or None.
         limit: the task's, or None where the task is not known.
         initial: bool [N], whether an observation is one that episodes begin with, or None where that is not known.
+        is_standard: whether the data are known to come from the task's own environment, so that `initial` holds.
         ends_by_itself: tells for rows whether the step from there ends an episode: int8 [n], 1, 0 or -1 not known.
     """
     num_rows = len(terminals)
@@ -75,7 +77,7 @@ def cut(
     offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
     at_limit = np.diff(offsets) == limit if limit else np.zeros(len(ends), bool)
     is_terminal = own[ends]
-    inside = begins_inside(initial, offsets) & ~at_limit
+    inside = begins_inside(initial, offsets, is_standard=is_standard) & ~at_limit
 
     asked = np.flatnonzero(is_terminal == at_limit)  # terminals at the limit, and other ends without one
     answers = np.full(len(ends), UNKNOWN, np.int8)
@@ -135,13 +137,14 @@ def cut_at_limit(ends: np.ndarray, limit: int | None) -> np.ndarray:
     return np.sort(np.concatenate([ends, *cuts]))
 
 
-def begins_inside(initial: np.ndarray | None, offsets: np.ndarray) -> np.ndarray:
+def begins_inside(initial: np.ndarray | None, offsets: np.ndarray, *, is_standard: bool) -> np.ndarray:
     """Return which pieces begin in mid-episode, bool [K].
 
-    Nothing can be said if none of several pieces begins like the task's episodes: then resets put it elsewhere.
+    If none of several pieces begins like the task's episodes, resets may put this environment elsewhere; then nothing
+    is said unless the environment is known.
     """
     starts = offsets[:-1]
-    if initial is None or (len(starts) > 2 and not initial[starts].any()):
+    if initial is None or (not is_standard and len(starts) > 2 and not initial[starts].any()):
         return np.zeros(len(starts), bool)
     return ~initial[starts]
 

@@ -4,10 +4,10 @@ import hashlib
 
 import numpy as np
 
-from gq.data.findings import Finding, at_rows
-from gq.data.raw_columns import RawData
-from gq.data.segments import Segments
 from gq.envs.tasks import TASKS
+from gq.repairing.findings import Finding, at_rows, several
+from gq.repairing.raw_columns import RawData
+from gq.repairing.segments import Segments
 
 BLOCK_ROWS = 65_536
 SATURATED_SHARE = 0.01  # of the action components, from which on it is worth a note
@@ -30,8 +30,8 @@ def non_finite_findings(raw: RawData, finite: np.ndarray, segments: Segments) ->
         return []
     num_pieces = len(np.unique(np.searchsorted(segments.offsets, rows, side="right")))
     message = (
-        f"{len(rows):,} rows hold NaN or infinite values; a copy leaves out the {num_pieces:,} episodes with such "
-        "rows, as without the row alone an episode would seem to jump"
+        f"{several(len(rows), 'row')} with NaN or infinite values, in {several(num_pieces, 'episode')}, which a copy "
+        "leaves out whole: without the rows alone they would jump"
     )
     return [at_rows("non-finite", rows, message)]
 
@@ -47,8 +47,8 @@ def action_findings(raw: RawData, finite: np.ndarray) -> list[Finding]:
     if outside.any():
         largest = float(size[finite].max())
         message = (
-            f"actions go up to {largest:.3g} in {outside.sum():,} rows, {task.id} takes ±{task.action_bound:g}; a copy "
-            "clips them, as MuJoCo does with the torque"
+            f"{several(int(outside.sum()), 'row')} with actions up to {largest:.3g}, {task.id} takes "
+            f"±{task.action_bound:g}; a copy clips them, as MuJoCo does with the torque"
         )
         findings.append(at_rows("action-out-of-bounds", np.flatnonzero(outside), message))
     on_bound = finite[:, None] & (size >= task.action_bound * (1 - 1e-6))
@@ -96,5 +96,5 @@ def repeated_findings(segments: Segments, repeated: np.ndarray) -> list[Finding]
     """Return the finding of episodes that are there more than once."""
     if not repeated.any():
         return []
-    message = f"{repeated.sum():,} episodes are copies of earlier ones; a copy of the file leaves them out"
+    message = f"{several(int(repeated.sum()), 'episode')} that are there already; a copy leaves them out"
     return [at_rows("duplicate-episodes", segments.offsets[:-1][repeated], message)]

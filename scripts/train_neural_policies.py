@@ -1,21 +1,22 @@
-"""Train the policies behind the built-in Humanoid datasets, by soft actor-critic.
+"""Train small neural policies behind the built-in datasets, by soft actor-critic.
 
-A linear search needs hours on many cores for Humanoid; this needs one core and about two hours. It is SAC (Haarnoja et
-al., arXiv 1812.05905) with 3-step returns, layer normalisation in the critics, and a policy small enough to package:
-two hidden layers of 128 that see joint positions and velocities only, the first 45 of 348 columns.
+Random search over linear policies needs hours on many cores for the harder environments; this needs one core for half
+an hour, and two hours for Humanoid. It is SAC (Haarnoja et al., arXiv 1812.05905) with 3-step returns, layer
+normalisation in the critics, and a policy small enough to package: it sees joint positions and velocities only, the
+first 45 of Humanoid's 348 columns.
 
-    python scripts/train_humanoid_policy.py --minutes 120 --seed 2 --out sac/humanoid
+    python scripts/train_neural_policies.py --env Humanoid-v5 --updates 200000 --seed 2 --out sac/humanoid
 
 It writes a snapshot every few thousand updates and a checkpoint with it, from which it goes on when it is started
-again (with a new replay and new optimisers). It needs gq installed.
+again (with a new replay and new optimisers). It needs gq installed; `package_builtin_policies.py` makes the packaged
+files.
 """
 
 import argparse
 import json
-import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +28,28 @@ from torch import Tensor, nn
 from gq.envs.make import make
 from gq.files import atomic_path
 
-ENV_ID, NUM_OBSERVED = "Humanoid-v5", 45
-NUM_ENVIRONMENTS, NUM_STEPS, BATCH_SIZE = 6, 3, 192
-CRITIC_WIDTH, POLICY_WIDTH = 256, 128
-LEARNING_RATE, TARGET_RATE, DISCOUNT = 7e-4, 0.01, 0.99
-REWARD_SCALE = 0.1
+
+class Settings(NamedTuple):
+    """What differs between environments."""
+
+    num_observed: int  # leading columns of the observation
+    policy_width: int
+    critic_width: int
+    num_environments: int  # stepped once between two updates
+    batch_size: int
+    learning_rate: float
+    snapshot_interval: int  # updates
+
+
+SETTINGS = {
+    "HalfCheetah-v5": Settings(17, 64, 128, 3, 128, 1e-3, 5000),
+    "Walker2d-v5": Settings(17, 64, 128, 3, 128, 1e-3, 10_000),
+    "Ant-v5": Settings(27, 64, 128, 3, 128, 1e-3, 5000),
+    "Humanoid-v5": Settings(45, 128, 256, 6, 192, 7e-4, 20_000),
+}
+NUM_STEPS, TARGET_RATE, DISCOUNT, REWARD_SCALE = 3, 0.01, 0.99, 0.1
 CAPACITY, NUM_RANDOM_STEPS, NUM_NORMALISED_STEPS = 1_000_000, 10_000, 200_000
-SNAPSHOT_INTERVAL, REPORT_INTERVAL = 20_000, 5000  # updates
+REPORT_INTERVAL = 5000  # updates
 LOG_STD_LOW, LOG_STD_HIGH = -5.0, 2.0
 
 
@@ -82,14 +98,14 @@ class GaussianPolicy(nn.Module):
 class Replay:
     """Hold transitions over several steps."""
 
-    def __init__(self, num_actions: int) -> None:
+    def __init__(self, num_observed: int, num_actions: int) -> None:
         self.size = self.position = 0
         self.columns = {
-            "observations": np.zeros((CAPACITY, NUM_OBSERVED), np.float32),
+            "observations": np.zeros((CAPACITY, num_observed), np.float32),
             "actions": np.zeros((CAPACITY, num_actions), np.float32),
             "rewards": np.zeros(CAPACITY, np.float32),
             "discounts": np.zeros(CAPACITY, np.float32),
-            "next_observations": np.zeros((CAPACITY, NUM_OBSERVED), np.float32),
+            "next_observations": np.zeros((CAPACITY, num_observed), np.float32),
         }
 
     def add(self, *values: Any) -> None:
@@ -99,17 +115,17 @@ class Replay:
         self.position = (self.position + 1) % CAPACITY
         self.size = min(self.size + 1, CAPACITY)
 
-    def draw(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    def draw(self, generator: np.random.Generator, batch_size: int) -> dict[str, np.ndarray]:
         """Return a batch of rows."""
-        rows = generator.integers(self.size, size=BATCH_SIZE)
+        rows = generator.integers(self.size, size=batch_size)
         return {name: column[rows] for name, column in self.columns.items()}
 
 
 class Normaliser:
     """Running mean and variance of the observations, fixed after a while."""
 
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 1e-4, np.zeros(NUM_OBSERVED), np.zeros(NUM_OBSERVED)
+    def __init__(self, num_observed: int) -> None:
+        self.count, self.mean, self.squares = 1e-4, np.zeros(num_observed), np.zeros(num_observed)
 
     def add(self, observation: np.ndarray) -> None:
         """Count one observation."""
@@ -121,7 +137,7 @@ class Normaliser:
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation, float64 [45]."""
+        """Standard deviation, float64 [num_observed]."""
         return np.sqrt(self.squares / self.count + 1e-4)
 
     def __call__(self, observations: np.ndarray) -> Tensor:
@@ -132,22 +148,23 @@ class Normaliser:
 class Collector:
     """Step the environments and fill the replay."""
 
-    def __init__(self, seed: int) -> None:
-        self.environments: list[Any] = [make(ENV_ID) for _ in range(NUM_ENVIRONMENTS)]
+    def __init__(self, env_id: str, settings: Settings, seed: int) -> None:
+        self.num_observed, number = settings.num_observed, settings.num_environments
+        self.environments: list[Any] = [make(env_id) for _ in range(number)]
         space = self.environments[0].action_space
-        self.half_range = (space.high - space.low) / 2  # the box is symmetric
+        self.half_range = (space.high - space.low) / 2  # the boxes are symmetric
         self.num_actions = len(space.high)
         resets = [env.reset(seed=seed * 1000 + i)[0] for i, env in enumerate(self.environments)]
-        self.observations = np.stack(resets)[:, :NUM_OBSERVED]
+        self.observations = np.stack(resets)[:, : self.num_observed]
         self.waiting: list[deque[tuple[np.ndarray, np.ndarray, float]]] = [deque() for _ in self.environments]
-        self.totals, self.lengths = np.zeros(NUM_ENVIRONMENTS), np.zeros(NUM_ENVIRONMENTS)
+        self.totals, self.lengths = np.zeros(number), np.zeros(number)
         self.finished: deque[tuple[float, float]] = deque(maxlen=30)  # return and length
 
     def step(self, actions: np.ndarray, replay: Replay, normaliser: Normaliser) -> None:
         """Execute an action [A] in (-1, 1) in each environment."""
         for i, environment in enumerate(self.environments):
             following, reward, terminated, truncated, _ = environment.step(actions[i] * self.half_range)
-            following = following[:NUM_OBSERVED]
+            following = following[: self.num_observed]
             waiting = self.waiting[i]
             waiting.append((self.observations[i].copy(), actions[i], float(reward)))
             while waiting and (len(waiting) == NUM_STEPS or terminated or truncated):
@@ -162,22 +179,23 @@ class Collector:
             if terminated or truncated:
                 self.finished.append((self.totals[i], self.lengths[i]))
                 self.totals[i] = self.lengths[i] = 0
-                self.observations[i] = environment.reset()[0][:NUM_OBSERVED]
+                self.observations[i] = environment.reset()[0][: self.num_observed]
 
 
 class Learner:
     """Soft actor-critic with a learned temperature."""
 
-    def __init__(self, num_actions: int) -> None:
-        self.num_actions = num_actions
-        self.policy = GaussianPolicy(NUM_OBSERVED, num_actions, POLICY_WIDTH)
-        self.critics = Critics(NUM_OBSERVED + num_actions, CRITIC_WIDTH)
-        self.targets = Critics(NUM_OBSERVED + num_actions, CRITIC_WIDTH)
+    def __init__(self, settings: Settings, num_actions: int) -> None:
+        self.num_actions, self.batch_size = num_actions, settings.batch_size
+        num_inputs, rate = settings.num_observed + num_actions, settings.learning_rate
+        self.policy = GaussianPolicy(settings.num_observed, num_actions, settings.policy_width)
+        self.critics = Critics(num_inputs, settings.critic_width)
+        self.targets = Critics(num_inputs, settings.critic_width)
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperature = torch.tensor(-2.0, requires_grad=True)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), LEARNING_RATE, fused=True)
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), LEARNING_RATE, fused=True)
-        self.temperature_optimizer = torch.optim.Adam([self.log_temperature], LEARNING_RATE, betas=(0.5, 0.999))
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), rate, fused=True)
+        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), rate, fused=True)
+        self.temperature_optimizer = torch.optim.Adam([self.log_temperature], rate, betas=(0.5, 0.999))
         self.critic_loss = torch.compile(self._critic_loss)
         self.policy_loss = torch.compile(self._policy_loss)
         self.num_updates = 0
@@ -185,13 +203,13 @@ class Learner:
     def _critic_loss(self, batch: dict[str, Tensor], temperature: Tensor) -> Tensor:
         with torch.no_grad():
             following = batch["next_observations"]
-            actions, log_probabilities = self.policy(following, torch.randn(BATCH_SIZE, self.num_actions))
+            actions, log_probabilities = self.policy(following, torch.randn(self.batch_size, self.num_actions))
             value = self.targets(following, actions).min(0).values - temperature * log_probabilities
             target = batch["rewards"] + batch["discounts"] * value
         return ((self.critics(batch["observations"], batch["actions"]) - target) ** 2).sum(0).mean()
 
     def _policy_loss(self, observations: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        actions, log_probabilities = self.policy(observations, torch.randn(BATCH_SIZE, self.num_actions))
+        actions, log_probabilities = self.policy(observations, torch.randn(self.batch_size, self.num_actions))
         value = self.critics(observations, actions).min(0).values
         return (temperature * log_probabilities - value).mean(), log_probabilities.mean().detach()
 
@@ -249,39 +267,47 @@ def load(folder: Path, learner: Learner, normaliser: Normaliser) -> None:
 def main() -> None:
     """Train until the time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--env", choices=sorted(SETTINGS), required=True)
+    parser.add_argument("--updates", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    method = f"two hidden layers of {POLICY_WIDTH} by soft actor-critic, seed {arguments.seed}"
-    document = {"env_id": ENV_ID, "seed": arguments.seed, "method": method, "num_observed": NUM_OBSERVED}
+    settings = SETTINGS[arguments.env]
+    method = f"two hidden layers of {settings.policy_width} by soft actor-critic, seed {arguments.seed}"
+    document = {"env_id": arguments.env, "seed": arguments.seed, "method": method, **settings._asdict()}
     (arguments.out / "search.json").write_text(json.dumps(document, indent=2))
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
+    train(arguments, settings)
+
+
+def train(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Step the environments and update in turn."""
     generator = np.random.default_rng(arguments.seed)
-    collector, normaliser = Collector(arguments.seed), Normaliser()
-    replay, learner = Replay(collector.num_actions), Learner(collector.num_actions)
+    collector, normaliser = Collector(arguments.env, settings, arguments.seed), Normaliser(settings.num_observed)
+    replay = Replay(settings.num_observed, collector.num_actions)
+    learner = Learner(settings, collector.num_actions)
     load(arguments.out, learner, normaliser)
-    start, num_steps = time.monotonic(), 0
-    while time.monotonic() - start < 60 * arguments.minutes:
+    shape, num_steps = (settings.num_environments, collector.num_actions), 0
+    while learner.num_updates < arguments.updates:
         if num_steps < NUM_RANDOM_STEPS and learner.num_updates == 0:  # resumed, the policy fills the replay
-            actions = generator.uniform(-1, 1, (NUM_ENVIRONMENTS, collector.num_actions)).astype(np.float32)
+            actions = generator.uniform(-1, 1, shape).astype(np.float32)
         else:
             with torch.no_grad():
-                noise = torch.randn(NUM_ENVIRONMENTS, collector.num_actions)
-                actions = learner.policy(normaliser(collector.observations), noise)[0].numpy()
+                actions = learner.policy(normaliser(collector.observations), torch.randn(shape))[0].numpy()
         collector.step(actions, replay, normaliser)
-        num_steps += NUM_ENVIRONMENTS
+        num_steps += settings.num_environments
         if num_steps < NUM_RANDOM_STEPS:
             continue
-        batch = {name: torch.from_numpy(column) for name, column in replay.draw(generator).items()}
-        batch |= {name: normaliser(batch[name].numpy()) for name in ("observations", "next_observations")}
+        drawn = replay.draw(generator, settings.batch_size)
+        batch = {name: torch.from_numpy(column) for name, column in drawn.items()}
+        batch |= {name: normaliser(drawn[name]) for name in ("observations", "next_observations")}
         learner.update(batch)
         if learner.num_updates % REPORT_INTERVAL == 0:
             average, length = np.mean(collector.finished, axis=0)
             print(f"{learner.num_updates:7d}  return {average:7.1f}  length {length:6.1f}", flush=True)
-        if learner.num_updates % SNAPSHOT_INTERVAL == 0:
+        if learner.num_updates % settings.snapshot_interval == 0:
             save(arguments.out, learner, normaliser)
 
 

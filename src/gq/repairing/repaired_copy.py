@@ -7,18 +7,32 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gq.data.examination import Examined
+from gq.data.checks import check_widths
 from gq.data.formats import read_trajectories, time_limits, write_canonical
-from gq.data.fragment_values import Estimator
-from gq.data.motion import robot_of
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path, sha256
+from gq.repairing.examination import Examined
+from gq.repairing.findings import several
+from gq.repairing.fragment_values import Estimator
+from gq.repairing.motion import robot_of
 
 Fragments = Literal["drop", "keep", "bootstrap"]
 # Attributes that describe the episodes of the original, which the copy may not have.
 STATISTICS = re.compile(r"(n|num|return|length|score|total|sha256)_.*|.*_(mean|std|min|max|episodes|rows)|layout")
+
+REPAIRS = {  # by the code of what was found
+    "missing-timeouts": "flagged ends of episodes that had no flag",
+    "missing-terminals": "flagged falls as terminals",
+    "shifted-terminals": "put terminals on the last rows of episodes",
+    "action-out-of-bounds": "clipped actions to the action space",
+    "dimension-mismatch": "took the observation columns of the task",
+    "bad-shape": "gave columns their usual shapes",
+    "wrong-dtype": "stored columns as float32 and bool",
+    "length-mismatch": "kept the rows that all columns have",
+    "truncated-file": "kept what could be read",
+}
 
 
 def check_target(file: Path, output: Path, *, force: bool) -> None:
@@ -45,10 +59,11 @@ def write_copy(examined: Examined, file: Path, output: Path, *, fragments: Fragm
     """Write the copy; return what was done, in words.
 
     Raises:
-        DataError: nothing is left to write, or the widths are no known task's.
+        DataError: nothing is left to write, or the widths are not the task's.
         GqError: it cannot be written.
     """
     raw, segments = examined.raw, examined.segments
+    check_widths(str(file), raw.observations.shape[1], raw.actions.shape[1], raw.task)
     kept = examined.usable & ~examined.repeated
     if fragments == "drop":
         kept &= segments.whole
@@ -95,35 +110,24 @@ def select(examined: Examined, pieces: np.ndarray, source: str) -> Trajectories:
 
 
 def list_repairs(examined: Examined, kept: np.ndarray) -> list[str]:
-    """Say what the copy has that the original has not."""
+    """Say what the copy has that the original has not; `kept` is bool [K], the pieces in it."""
     segments = examined.segments
     lengths = np.diff(segments.offsets)
-    done = []
-    for what, gone in (
-        ("episodes with damaged values", ~examined.usable),
-        ("episodes that are there already", examined.usable & examined.repeated),
-        ("fragments", examined.usable & ~examined.repeated & ~kept),
-    ):
-        if gone.any():
-            done.append(f"left out {gone.sum():,} {what} ({lengths[gone].sum():,} rows)")
-    marked = kept & ~segments.whole
-    if marked.any():
-        done.append(f"kept {marked.sum():,} fragments, ended by a timeout and marked in the dataset fragments")
+    pieces = {
+        "left out {} with damaged values": ("episode", ~examined.usable),
+        "left out {} already there": ("episode", examined.usable & examined.repeated),
+        "left out {}": ("fragment", examined.usable & ~examined.repeated & ~kept),
+        "kept {} and marked their rows in the dataset fragments": ("fragment", kept & ~segments.whole),
+    }
+    done = [
+        f"{words.format(several(int(some.sum()), noun))} ({several(int(lengths[some].sum()), 'row')})"
+        for words, (noun, some) in pieces.items()
+        if some.any()
+    ]
+    num_inside = int((~np.isin(segments.misplaced_timeouts, segments.ends)).sum())
+    done += [f"took away {several(num_inside, 'timeout')} inside episodes"] * bool(num_inside)
     codes = {finding.code for finding in examined.findings}
-    for code, words in (
-        ("missing-timeouts", "flagged the ends of episodes that had no flag"),
-        ("missing-terminals", "flagged falls as terminals"),
-        ("shifted-terminals", "moved terminals to the last rows of episodes"),
-        ("iteration-timeouts", "removed timeouts that are at no time limit"),
-        ("action-out-of-bounds", "clipped actions to the action space"),
-        ("dimension-mismatch", f"took the observation columns of {examined.raw.task}"),
-        ("bad-shape", "gave columns their usual shapes"),
-        ("wrong-dtype", "stored columns as float32 and bool"),
-        ("length-mismatch", "kept the rows that all columns have"),
-        ("truncated-file", "kept what could be read"),
-    ):
-        done += [words] * (code in codes)
-    return done
+    return done + [words for code, words in REPAIRS.items() if code in codes]
 
 
 def bootstrap(examined: Examined, trajectories: Trajectories, pieces: np.ndarray) -> tuple[np.ndarray, str]:
@@ -152,9 +156,9 @@ def bootstrap(examined: Examined, trajectories: Trajectories, pieces: np.ndarray
         timestep = None if segments.inside[pieces[index]] else int(timesteps[last])
         values[last] = estimator.estimate(states[last].astype(np.float64), timestep)
     words = (
-        f"estimated the return after {len(cut_off):,} fragments, in the dataset bootstrap_values at their last rows; "
-        f"on whole episodes the estimate is off by {estimator.typical_error():.3g} in the median. gq train does not "
-        "use it: it has to be added to the returns-to-go of the fragment"
+        f"estimated the return after {several(len(cut_off), 'fragment')}, in the dataset bootstrap_values at their "
+        f"last rows; on whole episodes the estimate is off by {estimator.typical_error():.3g} in the median. gq train "
+        "does not use it: it has to be added to the returns-to-go of the fragment"
     )
     return values, words
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.findings import Finding
-from gq.data.salvage import read_rows
+from gq.envs.tasks import TASKS
+from gq.repairing.findings import Finding
+from gq.repairing.salvage import read_rows
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
@@ -37,6 +38,12 @@ class RawData:
     def num_rows(self) -> int:
         """Number of rows."""
         return len(self.rewards)
+
+    @property
+    def known_task(self) -> str | None:
+        """The task if gq knows it and the observations have its width, so that it says what the columns are."""
+        task = TASKS.get(self.task or "")
+        return self.task if task and task.observation_dim == self.observations.shape[1] else None
 
 
 class UnreadableError(Exception):
@@ -88,7 +95,7 @@ def read_column(
 def compare_next(raw: RawData, following: Any) -> None:
     """Compare stored next observations [N, S] with the next rows, and keep those at breaks and at the end.
 
-    They tell nothing if they are the next rows everywhere, flagged ends included, or nearly nowhere.
+    They tell nothing if they are the next rows everywhere, so made from them, or nearly nowhere.
     """
     continues = np.zeros(raw.num_rows - 1, bool)
     kept_rows, kept = [], []
@@ -100,8 +107,7 @@ def compare_next(raw: RawData, following: Any) -> None:
         continues[start : start + len(after)] = same[: len(after)]
         kept_rows.append(start + np.flatnonzero(~same))
         kept.append(block[~same])
-    flagged = raw.terminals[:-1]
-    if not len(continues) or continues.mean() < USELESS_SHARE or (flagged.any() and continues[flagged].all()):
+    if not len(continues) or continues.all() or continues.mean() < USELESS_SHARE:
         return
     raw.continues = continues
     raw.final_rows, raw.final_observations = np.concatenate(kept_rows), np.concatenate(kept)
