@@ -227,17 +227,26 @@ def test_a_plan_for_resuming_shows_the_stored_configuration(run: Path) -> None:
 # Help and version
 
 
+COMMANDS = (
+    ["train", "dt"],
+    ["train", "bc"],
+    *([c] for c in ("download", "repair", "eval", "render", "collect", "params")),
+)
+
+
 def test_help_shows_examples_and_exit_codes() -> None:
     root = gq("--help").stdout
     assert "Exit codes: 0 done, 1 failed, 2 wrong usage" in root
     assert [line.split()[0] for line in root.split("Commands:\n")[1].split("\n\n")[0].splitlines()] == [
         "download",
+        "repair",
         "train",
         "eval",
         "render",
+        "collect",
         "params",
     ]
-    for command in ([], ["download"], ["train"], ["train", "dt"], ["train", "bc"], ["eval"], ["render"], ["params"]):
+    for command in ([], ["train"], *COMMANDS):
         text = gq(*command, "--help").stdout
         assert "Examples:\n    gq " in text, command
         assert text.startswith(" ".join(["Usage: gq", *command]))
@@ -255,7 +264,7 @@ def test_a_command_group_alone_shows_its_help(arguments: list[str]) -> None:
 
 
 def test_every_command_takes_the_same_output_options() -> None:
-    for command in (["download"], ["train", "dt"], ["train", "bc"], ["eval"], ["render"], ["params"]):
+    for command in COMMANDS:
         text = gq(*command, "--help").stdout
         for option in ("--json", "-q, --quiet", "-v, --verbose", "--no-color", "--no-progress"):
             assert f"  {option} " in text, (command, option)

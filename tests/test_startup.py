@@ -37,6 +37,8 @@ def loaded(*arguments: str, **changes: str) -> tuple[list[str], subprocess.Compl
         (["train", "dt", "--help"], 0),
         (["train", "bc", "--help"], 0),
         (["download", "--help"], 0),
+        (["repair", "--help"], 0),
+        (["collect", "--help"], 0),
         (["eval", "--help"], 0),
         (["render", "--help"], 0),
         (["params", "--help"], 0),

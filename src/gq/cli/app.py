@@ -11,9 +11,11 @@ from gq.cli.train import train_app
 EPILOG = f"""\b
 Examples:
   gq download builtin/hopper/medium      a dataset, simulated on the spot
+  gq repair hopper.hdf5                  what is wrong with a file
   gq train dt                            a policy
   gq eval --latest                       its returns, with intervals
   gq render --latest                     a video
+  gq collect --latest -o mine.hdf5       a dataset of its episodes
   gq params                              what models cost
 
 {EXIT_CODES}
