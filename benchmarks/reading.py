@@ -83,7 +83,7 @@ def main() -> None:
     number = arguments.transitions // BLOCK * BLOCK
     gzip = {"compression": "gzip", "chunks": True}
     print(
-        f"{'file':22} {'on disk':>9} {'float32':>9} {'gq, s':>7} {'h5py, s':>8} {'peak':>9} {'/file':>7} {'/float32':>9}"
+        f"{'file':22} {'on disk':>9} {'float32':>9} {'gq, s':>7} {'h5py, s':>8} {'peak':>9} {'/file':>7} {'/float32':>8}"
     )
     for environment, layout in [("hopper", "d4rl"), ("hopper", "gq"), ("humanoid", "gq"), ("humanoid", "minari")]:
         widths = WIDTHS[environment]
@@ -100,7 +100,7 @@ def main() -> None:
             print(
                 f"{environment + ' ' + layout:22} {size / 1e6:6,.0f} MB {needed / 1e6:6,.0f} MB {ours['seconds']:7.2f} "
                 f"{bare['seconds']:8.2f} {ours['bytes'] / 1e6:6,.0f} MB {ours['bytes'] / size:7.2f} "
-                f"{ours['bytes'] / needed:9.2f}",
+                f"{ours['bytes'] / needed:8.2f}",
                 flush=True,
             )
 

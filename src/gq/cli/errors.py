@@ -20,7 +20,7 @@ class Group(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of use; Typer would put the one with subcommands last."""
-        return sorted(super().list_commands(ctx), key=lambda name: name not in ("download", "train"))
+        return sorted(super().list_commands(ctx), key=lambda name: name not in ("download", "repair", "train"))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
