@@ -20,7 +20,8 @@ class Group(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of use; Typer would put the one with subcommands last."""
-        return sorted(super().list_commands(ctx), key=lambda name: name not in ("download", "repair", "train"))
+        first = ["download", "repair", "train"]
+        return first + [name for name in super().list_commands(ctx) if name not in first]
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
