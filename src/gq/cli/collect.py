@@ -11,7 +11,7 @@ from gq.cli.output import Output
 EXAMPLES = """\b
 Examples:
   gq collect --latest -o data.hdf5 --episodes 200 --target 1800,3600
-  gq collect builtin/hopper/expert -o noisy.hdf5 --transitions 100000 --noise 0.3
+  gq collect builtin/hopper/expert -o noisy.hdf5 --episodes 100 --noise 0.3
   gq train dt --dataset noisy.hdf5
 The same command goes on after an interruption, and gives the same file."""
 

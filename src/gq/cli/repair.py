@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   gq repair hopper                       a dataset in the cache
-  gq repair hopper_medium.hdf5           any D4RL, Minari or pickle file, also a damaged one
+  gq repair hopper_medium.hdf5           any file, also a damaged one
   gq repair old.hdf5 --apply -o good.hdf5
   gq repair replay.hdf5 --apply -o good.hdf5 --fragments keep
   gq repair hopper --replay 5            is it this simulator's physics?
 
-Findings are problems or notes. Notes are facts of healthy files: actions on the bound, constant columns, an
-unfinished episode at the end that readers leave out. Exit code 0: no problem, or a repaired copy was written; 1:
+Findings are problems or notes. Notes are facts of healthy files: actions on
+the bound, constant columns, an unfinished episode at the end that readers
+leave out. Exit code 0: no problem, or a repaired copy was written; 1:
 problems remain, or there was nothing to write.
 
---fragments says what becomes of pieces of episodes, whose returns-to-go are too low: drop leaves them out; keep ends
-them with a timeout and marks their rows in the dataset `fragments`; bootstrap also writes, in `bootstrap_values`, an
-estimate of the return that came after them, from similar states of whole episodes. Training uses neither by itself."""
+--fragments says what becomes of pieces of episodes, whose returns-to-go are
+too low: drop leaves them out; keep ends them with a timeout and marks their
+rows in the dataset `fragments`; bootstrap also writes, in `bootstrap_values`,
+an estimate of the return that came after them, from similar states of whole
+episodes. Training uses neither by itself."""
 
 
 def repair(

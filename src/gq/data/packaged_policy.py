@@ -59,9 +59,10 @@ class Slots:
         self._networks = networks
         self._squash = networks[0].squash
         first = networks[0]
-        self._mean = np.stack([first.mean] * num_slots)
-        self._weights = [np.stack([weight] * num_slots) for weight in first.weights]
-        self._biases = [np.stack([bias] * num_slots) for bias in first.biases]
+        # In float64, as observations are: a product of both types takes twice the time, and gives the same.
+        self._mean = np.stack([first.mean] * num_slots).astype(np.float64)
+        self._weights = [np.stack([weight] * num_slots).astype(np.float64) for weight in first.weights]
+        self._biases = [np.stack([bias] * num_slots).astype(np.float64) for bias in first.biases]
 
     def choose(self, slot: int, network: int) -> None:
         """Let a slot use another network."""
