@@ -118,14 +118,14 @@ def assemble(name: str, episodes: list[Episode], request: dict[str, int]) -> Tra
     """Put episodes back to back, with their provenance."""
     policy = load_policy(name)
     num_observations = TASKS[policy.env_id].observation_dim
-    rows = np.concatenate([episode.rows for episode in episodes])
+    rows = [episode.rows for episode in episodes]
     offsets = np.cumsum([0] + [len(episode.rows) for episode in episodes], dtype=np.int64)
-    terminals = np.zeros(len(rows), dtype=bool)
+    terminals = np.zeros(offsets[-1], dtype=bool)
     terminals[offsets[1:] - 1] = [episode.terminated for episode in episodes]
     trajectories = Trajectories(
-        observations=np.ascontiguousarray(rows[:, :num_observations]),
-        actions=np.ascontiguousarray(rows[:, num_observations:-1]),
-        rewards=np.ascontiguousarray(rows[:, -1]),
+        observations=np.concatenate([part[:, :num_observations] for part in rows]),
+        actions=np.concatenate([part[:, num_observations:-1] for part in rows]),
+        rewards=np.concatenate([part[:, -1] for part in rows]),
         terminals=terminals,
         offsets=offsets,
         source=name,
