@@ -83,7 +83,7 @@ def main() -> None:
     number = arguments.transitions // BLOCK * BLOCK
     gzip = {"compression": "gzip", "chunks": True}
     print(
-        f"{'file':22} {'on disk':>9} {'float32':>9} {'gq, s':>7} {'h5py, s':>8} {'peak':>9} {'/file':>7} {'/float32':>8}"
+        f"{'file':22} {'disk':>9} {'float32':>9} {'gq, s':>7} {'h5py, s':>8} {'peak':>9} {'/file':>7} {'/float32':>8}"
     )
     for environment, layout in [("hopper", "d4rl"), ("hopper", "gq"), ("humanoid", "gq"), ("humanoid", "minari")]:
         widths = WIDTHS[environment]
