@@ -118,7 +118,7 @@ def test_the_number_of_environments_changes_no_byte(run: Path, tmp_path: Path, n
     "change", [{"seed": 6}, {"noise": 0.21}, {"random_share": 0.0}, {"targets": [10.0, 50.0]}, {"checkpoint": "last"}]
 )
 def test_every_option_is_in_the_file(run: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    plain = collect(run, tmp_path / "plain.hdf5", num_episodes=2, **OPTIONS)
+    plain = collect(run, str(tmp_path / "plain.hdf5"), num_episodes=2, **OPTIONS)
     other = collect(run, tmp_path / "other.hdf5", num_episodes=2, **{**OPTIONS, **change})
     is_same_checkpoint = "checkpoint" in change  # a run of four steps has only one
     assert (plain.sha256 == other.sha256) == is_same_checkpoint

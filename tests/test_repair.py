@@ -56,7 +56,7 @@ def test_healthy_files_have_no_problems(name: str, expected: tuple[int, int]) ->
 
 @needs_shared
 def test_the_v0_layout_lacks_24_timeouts_and_is_repaired_to_the_v2_episodes(tmp_path: Path) -> None:
-    report = repair(SHARED / "hopper-medium-v0layout.hdf5", output=tmp_path / "good.hdf5")
+    report = repair(SHARED / "hopper-medium-v0layout.hdf5", output=str(tmp_path / "good.hdf5"))
     assert problems(report) == {"missing-timeouts"}
     assert only(report, "missing-timeouts").count == 24
     repaired = read_trajectories(tmp_path / "good.hdf5")

@@ -70,7 +70,7 @@ class Source:
 
 def collect(
     source: str | Path,
-    output: Path,
+    output: str | Path,
     *,
     num_episodes: int | None = None,
     num_transitions: int | None = None,
@@ -110,7 +110,7 @@ def collect(
         GqError: another process collects into `output`, or it cannot be written.
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
-    output = output.expanduser()
+    output = Path(output).expanduser()
     check(num_episodes, num_transitions, targets, noise, random_share, seed, num_envs, output)
     loaded = load_source(source, checkpoint, device)
     recipe = Recipe(

@@ -64,7 +64,7 @@ def repair(
     name: str | Path,
     *,
     task: str | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     force: bool = False,
     fragments: Fragments = "drop",
     simulate: Simulate = "auto",
@@ -90,7 +90,7 @@ def repair(
     file = locate(name)
     asked = resolve_task(task).id if task else None
     if output is not None:
-        output = output.expanduser()
+        output = Path(output).expanduser()
         check_target(file, output, force=force)
     try:
         examined = examine_file(file, asked, simulate, progress)
