@@ -4,8 +4,10 @@ A process steps a few environments in turn and evaluates their policies together
 """
 
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any, NamedTuple
@@ -105,15 +107,36 @@ def simulate_in_workers(name: str, seed: int, num_workers: int) -> Generator[Epi
     task = TASKS[load_policy(name).env_id]
     num_columns = task.observation_dim + task.action_dim + 1
     workers: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    queues: list[queue.SimpleQueue[Episode | GqError]] = [queue.SimpleQueue() for _ in range(num_workers)]
     try:
-        for first in range(num_workers):
+        for first, episodes in enumerate(queues):
             workers.append(start_worker(f"serve({name!r}, {seed}, {first}, {num_workers})"))
+            readers.append(threading.Thread(target=read_ahead, args=(workers[-1], num_columns, episodes)))
+            readers[-1].start()
         for index in count():
-            yield receive(workers[index % num_workers], num_columns)
+            received = queues[index % num_workers].get()
+            if isinstance(received, GqError):
+                raise received
+            yield received
     finally:
         for worker in workers:
             worker.kill()
+        for reader in readers:
+            reader.join()
+        for worker in workers:
             worker.communicate()  # reaps it and closes its pipes
+
+
+def read_ahead(
+    worker: subprocess.Popen[bytes], num_columns: int, episodes: "queue.SimpleQueue[Episode | GqError]"
+) -> None:
+    """Take a worker's episodes as they come, so that it never waits for another's longer one; end when it ends."""
+    try:
+        while True:
+            episodes.put(receive(worker, num_columns))
+    except GqError as error:
+        episodes.put(error)
 
 
 def start_worker(call: str) -> subprocess.Popen[bytes]:
