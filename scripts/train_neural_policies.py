@@ -1,7 +1,7 @@
 """Train small neural policies behind the built-in datasets, by soft actor-critic.
 
 Random search over linear policies needs hours on many cores for the harder environments; this needs one core for half
-an hour, and two hours for Humanoid. It is SAC (Haarnoja et al., arXiv 1812.05905) with 3-step returns, layer
+an hour, and an hour for Humanoid. It is SAC (Haarnoja et al., arXiv 1812.05905) with 3-step returns, layer
 normalisation in the critics, and a policy small enough to package: it sees joint positions and velocities only, the
 first 45 of Humanoid's 348 columns.
 
