@@ -1,8 +1,9 @@
 """Built-in datasets: real MuJoCo episodes, simulated from the small policies that come with gq.
 
 For each of five environments there is medium (a partly trained policy, much exploration noise), expert (the best one
-found, little noise) and medium-replay (an episode is of one of the policies along the search, from the first to
-medium's). The scripts train_builtin_policies, train_neural_policies and package_builtin_policies made them; `load_policy(name).metadata` says how and what they measured.
+found, little noise) and medium-replay (an episode is of one of a few policies along the first part of the search). The
+scripts train_builtin_policies, train_neural_policies and package_builtin_policies made them;
+`load_policy(name).metadata` says how, and what they measured.
 """
 
 import os
