@@ -6,6 +6,7 @@ One safetensors file an environment holds every network that any of its datasets
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,17 @@ class PackagedPolicy:
     def to_box(self, actions: np.ndarray) -> np.ndarray:
         """Clip actions [..., A] in half ranges and return them in the environment's units, float32."""
         clipped = np.minimum(np.maximum(actions, -1), 1)
-        return (self.action_low + (clipped + 1) / 2 * (self.action_high - self.action_low)).astype(np.float32)
+        clipped *= self._half_range
+        clipped += self._middle
+        return clipped.astype(np.float32)
+
+    @cached_property
+    def _half_range(self) -> np.ndarray:
+        return (self.action_high.astype(np.float64) - self.action_low) / 2
+
+    @cached_property
+    def _middle(self) -> np.ndarray:
+        return (self.action_high.astype(np.float64) + self.action_low) / 2
 
 
 class Slots:
@@ -59,37 +70,33 @@ class Slots:
         self._networks = networks
         self._squash = networks[0].squash
         first = networks[0]
-        # In float64, as observations are: a product of both types takes twice the time, and gives the same.
         self._mean = np.stack([first.mean] * num_slots).astype(np.float64)
-        self._weights = [np.stack([weight] * num_slots).astype(np.float64) for weight in first.weights]
+        self._weights = [np.stack([weight.T] * num_slots).astype(np.float64) for weight in first.weights]
         self._biases = [np.stack([bias] * num_slots).astype(np.float64) for bias in first.biases]
-        self._products = [np.empty(weight.shape) for weight in first.weights]
+        # Kept from call to call: fresh arrays would drive the simulator's state out of the cache.
+        self._values = [np.empty((num_slots, len(first.mean)))] + [np.empty(bias.shape) for bias in self._biases]
 
     def choose(self, slot: int, network: int) -> None:
         """Let a slot use another network."""
         chosen = self._networks[network]
         self._mean[slot] = chosen.mean
         for stacked, weight in zip(self._weights, chosen.weights, strict=True):
-            stacked[slot] = weight
+            stacked[slot] = weight.T
         for stacked, bias in zip(self._biases, chosen.biases, strict=True):
             stacked[slot] = bias
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Return the actions without noise [M, A], in half action ranges, for observations [M, S]."""
-        values = observations[:, : self._mean.shape[1]] - self._mean
+        """Return the actions without noise [M, A], in half action ranges, for float64 observations [M, S]."""
+        np.subtract(observations[:, : self._mean.shape[1]], self._mean, out=self._values[0])
         last = len(self._weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+        for layer, (weights, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            sums = self._values[layer + 1]  # [M, outputs]
             # Not a BLAS product: its order of summation differs between processors, and the simulation is chaotic.
-            # One slot after the other in memory that stays: fresh products of all would drive the simulator's state
-            # out of the cache and halve the speed.
-            sums = np.empty(bias.shape)  # [M, outputs]
-            for slot in range(len(values)):
-                np.multiply(weight[slot], values[slot], out=self._products[layer])
-                self._products[layer].sum(axis=1, out=sums[slot])
-            values = sums + bias
+            np.einsum("mi,mio->mo", self._values[layer], weights, out=sums)
+            sums += bias
             if layer < last:
-                values = np.maximum(values, 0)
-        return np.tanh(values) if self._squash else values
+                np.maximum(sums, 0, out=sums)
+        return np.tanh(sums) if self._squash else sums.copy()
 
 
 def load_policy(name: str) -> PackagedPolicy:
