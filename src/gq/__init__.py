@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gq.data.datasets import load_dataset as load_dataset
     from gq.engine.building import load_run as load_run
     from gq.engine.evaluate import evaluate as evaluate
+    from gq.engine.finetuning import finetune as finetune
+    from gq.engine.finetuning import prepare_finetuning as prepare_finetuning
     from gq.engine.offline import train as train
     from gq.errors import GqError as GqError
     from gq.parameters import report as params  # noqa: F401
@@ -29,9 +31,11 @@ _WHERE = {
     "download": ("gq.data.datasets", "download"),
     "evaluate": ("gq.engine.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),
+    "finetune": ("gq.engine.finetuning", "finetune"),
     "load_dataset": ("gq.data.datasets", "load_dataset"),
     "load_run": ("gq.engine.building", "load_run"),
     "params": ("gq.parameters", "report"),
+    "prepare_finetuning": ("gq.engine.finetuning", "prepare_finetuning"),
     "presets": ("gq.presets", None),
     "repair": ("gq.repairing.repair", "repair"),
     "render": ("gq.rendering", "render"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from gq.errors import UsageError, suggest
-from gq.models.config import Count, MLPConfig, ModelConfig
+from gq.models.config import Count, MLPConfig, ModelConfig, StochasticModelConfig
 
 Natural = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
@@ -33,8 +33,9 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
+    optimizer: Literal["adamw", "lamb"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup_steps: Natural = 500  # linear
@@ -43,23 +44,29 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and on what."""
+class UpdateConfig:
+    """What an update is made of, and on what it is computed."""
 
-    steps: Count = 4000
     batch_size: Count = 64  # windows per update
     num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
     seed: Seed = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    log_every: Count = 50
+    log_every: Count = 50  # updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(UpdateConfig):
+    """The same, with a number of updates."""
+
+    steps: Count = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Evaluation while training; its seeds are apart from those of `gq eval`."""
 
-    every: Natural = 1000  # steps; 0 switches off
+    every: Natural = 1000  # updates, or environment steps when finetuning; 0 switches off
     num_episodes: Count = 10  # per target
     targets: tuple[Finite, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
 
@@ -68,7 +75,7 @@ class EvalConfig:
 class CheckpointConfig:
     """When to save, and how many to keep beside the best."""
 
-    every: Natural = 500  # steps; 0: only at the end and when stopped
+    every: Natural = 500  # updates; 0: only at the end and when stopped
     keep: Count = 2
 
 
@@ -90,7 +97,7 @@ class RunConfig:
     size: str = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: UpdateConfig = field(default_factory=UpdateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -113,6 +120,7 @@ class DTConfig(RunConfig):
 
     algo: Literal["dt"] = "dt"
     model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +129,65 @@ class BCConfig(RunConfig):
 
     algo: Literal["bc"] = "bc"
     model: MLPConfig = field(default_factory=MLPConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyConfig:
+    """The constraint that the policy's entropy, in the mean over steps, is at least a target; in nats."""
+
+    mode: Literal["dual", "fixed", "off"] = "dual"  # dual: the temperature learns; fixed: it stays; off: no such term
+    target: Finite = -1.0  # per action dimension, of actions scaled to [-1, 1]
+    temperature: Positive = 0.1  # weight of the entropy in the loss, at the start
+    learning_rate: Positive = 1e-4  # of the temperature's logarithm
+    temperature_min: Positive = 1e-4
+    temperature_max: Positive = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODTConfig(RunConfig):
+    """An Online Decision Transformer, learning from a dataset."""
+
+    algo: Literal["odt"] = "odt"
+    model: StochasticModelConfig = field(default_factory=StochasticModelConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """Finetuning: episodes of the policy, a buffer of whole trajectories, updates."""
+
+    parent: str = ""  # the run that is finetuned
+    checkpoint: str = ""  # of that run
+    environment_steps: Natural = 100_000  # stop after the episode that reaches so many; 0: no limit
+    iterations: Natural = 0  # stop after so many; 0: no limit
+    minutes: NonNegative = 0.0  # stop after so long; 0: no limit
+    rollouts: Count = 1  # episodes in an iteration, all at once
+    updates_per_rollout: Count = 300
+    targets: tuple[Finite, ...] = ()  # returns asked of the episodes in turn; empty: from the evaluation's highest
+    buffer_size: Count = 1000  # trajectories; a new one takes the place of the oldest
+    buffer_start: Literal["top", "all", "none"] = "top"  # the dataset's best trajectories, all of them, or none
+    optimizer_state: Literal["carry", "reset"] = "carry"  # moments, schedule and temperature of the parent
+    collapse: Annotated[float, Ge(0), Lt(1)] = 0.0  # stop when less than this share of the first return is left
+    final_episodes: Natural = 20  # per target, to compare start and end on fresh seeds; 0: no comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """An Online Decision Transformer, learning from its own episodes."""
+
+    algo: Literal["finetune"] = "finetune"
+    model: StochasticModelConfig = field(default_factory=StochasticModelConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
-CONFIGS: dict[str, type[DTConfig] | type[BCConfig]] = {"dt": DTConfig, "bc": BCConfig}
+OfflineConfig = DTConfig | BCConfig | ODTConfig
+TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
+TrainedConfig = OfflineConfig | FinetuneConfig
+CONFIGS: dict[str, type[TrainedConfig]] = {"dt": DTConfig, "bc": BCConfig, "odt": ODTConfig, "finetune": FinetuneConfig}
 
 
 def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:

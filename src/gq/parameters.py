@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gq.envs.tasks import resolve_task
-from gq.models.config import ModelConfig
+from gq.models.config import ModelConfig, StochasticModelConfig
 from gq.models.sizes import SIZES, resolve_size
 
 if TYPE_CHECKING:
@@ -94,18 +94,19 @@ def report_config(
 
 
 def parameter_formula(config: ModelConfig, observation_dim: int, action_dim: int) -> int:
-    """Return the parameters of DecisionTransformer in closed form.
+    """Return the parameters of DecisionTransformer, or of StochasticTransformer for its configuration, in closed form.
 
     qwen3: H(T+S+2A+5) + A + L(2H + 2HD(N+G) + 2D + 3HF) + H
     gpt2:  H(T+S+2A+6) + A + L(4H + 4HND + 3ND + H + 2HF + F + H) + 2H
 
     The first term is the embeddings of return, observation, action (with biases) and timestep, the norm over them and
-    the action head; T is 0 without a timestep table.
+    the action head; T is the rows of the table of positions. A second head, for the log-std, adds HA + A.
     """
     width, mlp_dim, head_dim = config.embed_dim, config.mlp_dim, config.attention_head_dim
     query_dim = config.num_heads * head_dim
-    num_rows = config.max_timestep if config.timestep_embedding else 0
-    outside = width * (num_rows + observation_dim + 2 * action_dim + 5) + action_dim
+    outside = width * (config.num_positions + observation_dim + 2 * action_dim + 5) + action_dim
+    if isinstance(config, StochasticModelConfig):
+        outside += (width + 1) * action_dim
     if config.backbone == "gpt2":  # LayerNorm and linear layers have biases
         attention = 4 * width * query_dim + 3 * query_dim + width
         layer = 4 * width + attention + 2 * width * mlp_dim + mlp_dim + width
@@ -122,7 +123,7 @@ def published_formula(config: ModelConfig, observation_dim: int, action_dim: int
     """
     width = config.embed_dim
     is_tied = config.num_heads * config.attention_head_dim == width
-    if config.backbone != "qwen3" or not config.timestep_embedding or not is_tied:
+    if config.backbone != "qwen3" or config.positions != "timestep" or not is_tied:
         return None
     kv_dim = config.num_kv_heads * config.attention_head_dim
     layer = 2 * width + 2 * width * (width + kv_dim) + 3 * width * config.mlp_dim
@@ -149,9 +150,14 @@ def published_difference(config: ModelConfig, observation_dim: int) -> dict[str,
 def count_parameters(config: ModelConfig, observation_dim: int, action_dim: int) -> int:
     """Instantiate the model without memory for its weights, and count those that are trained."""
     from gq.models.decision_transformer import DecisionTransformer
+    from gq.models.stochastic_transformer import StochasticTransformer
 
+    model: DecisionTransformer | StochasticTransformer
     with weights_without_memory():
-        model = DecisionTransformer(config, observation_dim=observation_dim, action_dim=action_dim)
+        if isinstance(config, StochasticModelConfig):
+            model = StochasticTransformer(config, observation_dim=observation_dim, action_dim=action_dim)
+        else:
+            model = DecisionTransformer(config, observation_dim=observation_dim, action_dim=action_dim)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from datetime import datetime
 from pathlib import Path
 
@@ -45,17 +46,26 @@ def all_runs() -> list[Path]:
     return sorted(runs, key=lambda run: ((run / "config.toml").stat().st_mtime_ns, run.name), reverse=True)
 
 
+def algo_of(run: Path) -> str:
+    """Return the algorithm that a run's configuration names, or "" where it cannot be read."""
+    try:
+        return str(tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["algo"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoint folders of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def find_run(name: str | None, *, latest: bool = False) -> tuple[Path, Path | None]:
+def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] = ()) -> tuple[Path, Path | None]:
     """Return a run folder, and a checkpoint folder in it if the name points at one.
 
     Args:
         name: a run id, a unique prefix of one, a path to a run, to a checkpoint folder or to a file in it.
         latest: take the newest run that has a checkpoint.
+        algos: what the newest one may be; default: any.
 
     Raises:
         UsageError: nothing or more than one run fits.
@@ -63,10 +73,13 @@ def find_run(name: str | None, *, latest: bool = False) -> tuple[Path, Path | No
     runs = all_runs()
     if name is None:
         with_checkpoint = [run for run in runs if (run / "checkpoints" / "last.json").is_file()]
-        if latest and with_checkpoint:
-            return with_checkpoint[0], None
+        fitting = [run for run in with_checkpoint if not algos or algo_of(run) in algos]
+        if latest and fitting:
+            return fitting[0], None
         if latest:
-            raise UsageError(f"there is no run with a checkpoint in {runs_folder()}", hint="train one: gq train dt")
+            kind = f"{algos[0]} run" if algos else "run"
+            hint = f"train one: gq train {algos[0] if algos else 'dt'}"
+            raise UsageError(f"there is no {kind} with a checkpoint in {runs_folder()}", hint=hint)
         raise UsageError("no run given", hint="name one, or take the newest with --latest")
     path = Path(name).expanduser()
     if path.exists():

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from gq.config import BCConfig, DataConfig, DTConfig, OptimConfig, TrainConfig
+from gq.config import BCConfig, DataConfig, DTConfig, ODTConfig, OptimConfig, TrainConfig
+from gq.models.config import StochasticModelConfig
 from gq.models.sizes import resolve_size
 
 # Learning rate, warm-up steps, parts a batch is computed in. Larger models want smaller steps and more memory.
@@ -31,3 +32,16 @@ def bc() -> BCConfig:
     """Return behaviour cloning of the best tenth of the data."""
     base = BCConfig(size="mlp", data=DataConfig(top_fraction=0.1))
     return replace(base, train=replace(base.train, batch_size=256))
+
+
+TINY = StochasticModelConfig(embed_dim=64, num_layers=3, num_heads=4, num_kv_heads=4, context_length=10)
+
+
+def odt(size: str = "1m") -> ODTConfig:
+    """Return the Online Decision Transformer of a size: `tiny`, for a CPU, or one of SIZES."""
+    if size == "tiny":
+        model = TINY
+    else:
+        model = StochasticModelConfig(**vars(resolve_size(size)) | {"positions": "none", "rotary": False})
+    optim = OptimConfig(optimizer="lamb", learning_rate=1e-3, weight_decay=5e-4, warmup_steps=500, schedule="constant")
+    return ODTConfig(size=size, model=model, optim=optim, train=TrainConfig(steps=2000, batch_size=256))

@@ -13,6 +13,7 @@ from gq.engine.building import LoadedRun, load_run
 from gq.envs import gl
 from gq.envs.make import make
 from gq.errors import GqError, UsageError
+from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode
 from gq.video import VideoWriter, draw_overlay, writer_path
@@ -48,6 +49,7 @@ def render(
     overlay: bool = True,
     live: bool = False,
     seed: int = RENDER_SEED,
+    stochastic: bool = False,
     device: str = "auto",
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
@@ -62,15 +64,16 @@ def render(
         camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
         overlay: write time, reward and return-to-go on each picture.
         live: open a window instead of writing a file.
+        stochastic: sample actions, from `seed`; only for an Online Decision Transformer.
 
     Raises:
-        UsageError: a value out of range, or no such camera.
+        UsageError: a value out of range, no such camera, or no distribution to sample from.
         GqError: no GL backend works, or the checkpoint is damaged.
     """
     check_request(num_episodes, width, height, fps, seed, output)
     if not live:
         gl.select_backend()
-    loaded = load_run(run, checkpoint, device=device)
+    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
     chosen = list(targets) or [max(loaded.config.eval.targets)]
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
@@ -133,7 +136,8 @@ def roll(
 ) -> list[Episode]:
     """Run one episode per pair of seed and target return."""
     seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
-    return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
+    with seeded_draws(seeds[0]):
+        return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
 
 
 class Film:

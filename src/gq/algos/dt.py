@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gq.data.sampler import Batch
-from gq.models.decision_transformer import DecisionTransformer
+from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
 
 
 def action_loss(model: DecisionTransformer, batch: Batch) -> Tensor:
@@ -25,20 +25,27 @@ class DTPolicy:
     the return-to-go falls by each reward, in delayed mode it stays at the target.
     """
 
-    def __init__(self, model: DecisionTransformer, *, autocast: Callable, delayed: bool = False) -> None:
+    def __init__(
+        self,
+        model: TrajectoryTransformer,
+        *,
+        autocast: Callable,
+        delayed: bool = False,
+        context_length: int | None = None,
+    ) -> None:
         self.model, self.autocast, self.delayed = model.eval(), autocast, delayed
-        self.context_length = model.config.context_length
+        self.context_length = context_length or model.config.context_length
+        self.action_dim = len(model.scaling.action_low)
         self.device = next(model.parameters()).device
 
     def reset(self, target_returns: np.ndarray) -> None:
         """Start one episode per target return [E]."""
         num_episodes = len(target_returns)
         observation_dim = self.model.scaling.observation_mean.shape[0]
-        action_dim = self.model.scaling.action_low.shape[0]
         self.step = 0
         self.returns_to_go = np.array(target_returns, dtype=np.float64)  # [E], of the current step
         self._observations = np.zeros((num_episodes, self.context_length, observation_dim), np.float32)
-        self._actions = np.zeros((num_episodes, self.context_length, action_dim), np.float32)
+        self._actions = np.zeros((num_episodes, self.context_length, self.action_dim), np.float32)
         self._returns = np.zeros((num_episodes, self.context_length, 1), np.float32)
 
     def context(self, rows: np.ndarray, observations: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,6 +69,7 @@ class DTPolicy:
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
         context = self.context(rows, observations)
+        assert isinstance(self.model, DecisionTransformer)
         return self.model.act(*context).float().cpu().numpy()
 
     def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:

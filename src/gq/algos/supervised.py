@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from gq.config import OptimConfig, TrainConfig
-from gq.data.sampler import Batch, WindowSampler
+from gq.algos.lamb import Lamb
+from gq.config import OptimConfig, TrainConfig, UpdateConfig
+from gq.data.sampler import Batch, Sampler
 
 
 def num_valid_steps(batch: Batch) -> Tensor:
@@ -31,46 +32,52 @@ class SupervisedLearner:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[..., Tensor],
-        sampler: WindowSampler,
+        loss: Callable[..., dict[str, Tensor]],
+        sampler: Sampler,
         optim: OptimConfig,
-        train: TrainConfig,
+        train: UpdateConfig,
         *,
         autocast: Callable[[], AbstractContextManager],
         num_terms: Callable[[Batch], Tensor] = num_valid_steps,
     ) -> None:
-        """Take the loss as a mean over `num_terms` of its batch, so that the parts of a batch can be weighted."""
+        """Take a function of model and batch that returns `loss`, to be differentiated, and what else is to be logged.
+
+        Each is a mean over `num_terms` of its batch, so that the parts of a batch can be weighted.
+        """
         self.model, self.loss, self.sampler = model, loss, sampler
         self.optim, self.train, self.autocast, self.num_terms = optim, train, autocast, num_terms
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
-        )
+        self.optimizer = build_optimizer(model, optim)
         device = next(model.parameters()).device
         self.num_skipped = torch.zeros((), device=device)
 
     def update(self, step: int) -> dict[str, Tensor]:
-        """Take optimiser step number `step` (from 0); return device scalars `loss` and `gradient_norm`."""
+        """Take optimiser step number `step` (from 0); return device scalars, among them `loss` and `gradient_norm`."""
         self.model.train()
         self.optimizer.zero_grad()
         batch = self.sampler.sample(self.train.batch_size)
-        total = torch.zeros((), device=batch.valid.device)
+        metrics: dict[str, Tensor] = {}
         num_terms = self.num_terms(batch)
         for start, end in self.micro_batches():
             part = Batch(*(array[start:end] for array in batch))
             with self.autocast():
-                loss = self.loss(self.model, part)
+                measured = self.loss(self.model, part)
             share = self.num_terms(part) / num_terms  # so that the parts add up to the loss of the whole batch
-            (loss * share).backward()
-            total += loss.detach() * share
+            (measured["loss"] * share).backward()
+            for name, value in measured.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(share)) + value.detach() * share
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip or math.inf)
         skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel leaves everything as it is
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        skip_if(skipped, self.optimizer)
         self.num_skipped += skipped
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optim, step, self.train.steps)
+            group["lr"] = self.learning_rate(step)
         self.optimizer.step()
-        return {"loss": total, "gradient_norm": norm}
+        return metrics | {"gradient_norm": norm}
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step number `step`."""
+        assert isinstance(self.train, TrainConfig)
+        return learning_rate(self.optim, step, self.train.steps)
 
     def micro_batches(self) -> list[tuple[int, int]]:
         """Return the row ranges that a batch is computed in."""
@@ -84,10 +91,7 @@ class SupervisedLearner:
         device = self.num_skipped.device
         if device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
-        return tensors | {"num_skipped": self.num_skipped.cpu()}
+        return tensors | moments(self.model, self.optimizer) | {"num_skipped": self.num_skipped.cpu()}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` returned."""
@@ -97,20 +101,50 @@ class SupervisedLearner:
         if device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], device)
         self.num_skipped.copy_(tensors["num_skipped"])
-        for name, parameter in self.model.named_parameters():
-            state = {
-                key: tensors[f"{key}/{name}"].to(device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in tensors
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+        load_moments(tensors, self.model, self.optimizer)
 
 
-def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
-    """Return the learning rate of step number `step` (from 0): linear warm-up, then constant or cosine to a tenth."""
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Return the configured optimiser of a model."""
+    if optim.optimizer == "lamb":
+        return Lamb(model.parameters(), learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+
+
+def skip_if(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser's next step change nothing if `skipped` is 1."""
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]  # fused optimisers ask for both
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's state, by the names of the model's parameters, on the CPU."""
+    return {
+        f"{key}/{name}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_moments(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore what `moments` returned."""
+    for name, parameter in model.named_parameters():
+        state = {
+            key: tensors[f"{key}/{name}"].to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}/{name}" in tensors
+        }
+        if state:
+            optimizer.state[parameter] = state
+
+
+def learning_rate(optim: OptimConfig, step: int, num_steps: int | None) -> float:
+    """Return the learning rate of step number `step` (from 0): linear warm-up, then constant or cosine to a tenth.
+
+    Without a known number of steps it stays constant.
+    """
     rate = optim.learning_rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
-    if optim.schedule == "constant":
+    if optim.schedule == "constant" or num_steps is None:
         return rate
     progress = min(1.0, max(0.0, (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)))
     return rate * (0.55 + 0.45 * math.cos(math.pi * progress))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gq.cli import collect, download, evaluate, params, render, repair
+from gq.cli import collect, download, evaluate, finetune, params, render, repair
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.train import train_app
 
@@ -13,6 +13,7 @@ Examples:
   gq download builtin/hopper/medium      a dataset, simulated on the spot
   gq repair hopper.hdf5                  what is wrong with a file
   gq train dt                            a policy
+  gq finetune --latest                   a better one, from its own episodes (after train odt)
   gq eval --latest                       its returns, with intervals
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes
@@ -54,6 +55,7 @@ def root(
 app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache.")(download.download)
 app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
+app.command(epilog=finetune.EXAMPLES, short_help="Finetune a policy on its own episodes.")(finetune.finetune)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)
 app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)

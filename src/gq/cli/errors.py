@@ -20,7 +20,7 @@ class Group(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of use; Typer would put the one with subcommands last."""
-        first = ["download", "repair", "train"]
+        first = ["download", "repair", "train", "finetune"]
         return first + [name for name in super().list_commands(ctx) if name not in first]
 
     def invoke(self, ctx: Any) -> Any:

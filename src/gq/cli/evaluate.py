@@ -25,6 +25,7 @@ def evaluate(
     ] = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 20,
     checkpoint: options.CheckpointName = "best",
+    stochastic: options.Stochastic = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
     device: options.Device = "auto",
     json_mode: options.JsonMode = False,
@@ -52,6 +53,7 @@ def evaluate(
             num_episodes=episodes,
             checkpoint=checkpoint_folder or checkpoint,
             seed=seed,
+            stochastic=stochastic,
             device=device or "auto",
             watch=lambda step: move(step.index + 1, limit),
         )
@@ -83,7 +85,8 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     reference = evaluation.reference
     score = f"score ({reference.name})" if reference else "score"
     headings = ["target", "return", "95 % interval", "IQM", score, "length", "episodes"]
-    caption = f"{evaluation.run}, {evaluation.checkpoint}, {evaluation.task}, trained on {evaluation.dataset}"
+    sampled = ", actions sampled" if evaluation.stochastic else ""
+    caption = f"{evaluation.run}, {evaluation.checkpoint}, {evaluation.task}, trained on {evaluation.dataset}{sampled}"
     return Group(caption, output.table(headings, rows), basis(evaluation))
 
 

@@ -124,6 +124,9 @@ CheckpointName = Annotated[
     str,
     typer.Option(metavar="NAME", help="best, last or a step.", autocompletion=complete_from(lambda: ["best", "last"])),
 ]
+Stochastic = Annotated[
+    bool, typer.Option("--stochastic", help="Sample actions of an Online Decision Transformer; default: its mode.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")

@@ -113,7 +113,7 @@ def run_config(name: str) -> Any:
         hint = suggest(name, SIZES) or error.hint
         raise UsageError(f"{name} is neither a size ({', '.join(SIZES)}) nor a run", hint=hint) from None
     config = read_config(folder)
-    if config.algo != "dt":
+    if config.algo == "bc":
         raise UsageError(f"{folder.name} is a {config.algo} run", hint="gq params knows Decision Transformers")
     return config
 

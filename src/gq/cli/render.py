@@ -24,6 +24,7 @@ def render(
     ] = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     checkpoint: options.CheckpointName = "best",
+    stochastic: options.Stochastic = False,
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
     fps: Annotated[
@@ -71,6 +72,7 @@ def render(
             overlay=overlay,
             live=live,
             seed=seed,
+            stochastic=stochastic,
             device=device or "auto",
             note=output.note,
             progress=lambda done, total: move(done, limit),

@@ -1,4 +1,4 @@
-"""`gq train dt` and `gq train bc`."""
+"""`gq train dt`, `gq train bc` and `gq train odt`."""
 
 import dataclasses
 from pathlib import Path
@@ -26,6 +26,12 @@ BC_EXAMPLES = """\b
 Examples:
   gq train bc                            the best tenth of the last dataset
   gq train bc --dataset data.hdf5 --set data.top_fraction=0.25"""
+ODT_EXAMPLES = """\b
+Examples:
+  gq train odt                           on the dataset downloaded last
+  gq train odt --size tiny               minutes on a CPU
+  gq train odt --size 13m --set model.backbone=gpt2 --set model.num_kv_heads=8
+  gq train odt --set model.positions=timestep --set optim.optimizer=adamw"""
 GROUP_EXAMPLES = """\b
 Examples:
   gq train dt                            on the dataset downloaded last
@@ -37,6 +43,7 @@ train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_i
 Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
+OnlineSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Model size: tiny, or one of gq params.")]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
 Resume = Annotated[
@@ -100,6 +107,36 @@ def train_bc(
     run_training(output, "bc", None, flags, config, settings, out, resume=resume, dry_run=dry_run)
 
 
+@train_app.command("odt", epilog=ODT_EXAMPLES, short_help="Pretrain an Online Decision Transformer.")
+def train_odt(
+    dataset: options.Dataset = None,
+    task: options.TaskName = None,
+    size: OnlineSize = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    target: Target = None,
+    seed: Seed = None,
+    device: options.Device = None,
+    out: Out = None,
+    resume: Resume = False,
+    config: options.ConfigFile = None,
+    settings: options.Settings = None,
+    dry_run: DryRun = False,
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Pretrain an Online Decision Transformer on a dataset; `gq finetune` then goes online with it.
+
+    It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
+    """
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    flags = flag_values(dataset, task, steps, batch_size, target, seed, device)
+    run_training(output, "odt", size, flags, config, settings, out, resume=resume, dry_run=dry_run)
+
+
 def flag_values(
     dataset: str | None,
     task: str | None,
@@ -141,11 +178,7 @@ def run_training(
     dry_run: bool,
 ) -> None:
     """Resolve the configuration, train, print the result."""
-    from gq.config import flatten, parse_settings, read_config_file
-
-    given = flatten(read_config_file(config_file)) if config_file else {}
-    given = {key: value for key, value in given.items() if key != "algo"}
-    given |= parse_settings(settings or []) | flags
+    given = given_settings(config_file, settings) | flags
     if resume:
         from gq.engine.runs import resume_config, was_killed_at_birth
 
@@ -180,14 +213,22 @@ def run_training(
     output.note(f"next: gq eval {'--latest' if result.run.parent == runs_folder() else result.run}")
 
 
+def given_settings(config_file: Path | None, settings: list[str] | None) -> dict[str, Any]:
+    """Return what --config and --set give, by dotted key."""
+    from gq.config import flatten, parse_settings, read_config_file
+
+    given = flatten(read_config_file(config_file)) if config_file else {}
+    return {key: value for key, value in given.items() if key != "algo"} | parse_settings(settings or [])
+
+
 def show_plan(output: Output, config: "RunConfig", out: Path) -> None:
     """Print what a run would be: the whole configuration, and what follows from it without loading torch."""
-    from gq.config import DTConfig, to_toml
+    from gq.config import DTConfig, ODTConfig, to_toml
     from gq.envs.tasks import resolve_task
     from gq.parameters import parameter_formula, training_memory_bytes
 
     document: dict[str, Any] = {"run": str(out), "config": config.to_dict()}
-    if isinstance(config, DTConfig):
+    if isinstance(config, DTConfig | ODTConfig):
         task = resolve_task(config.task)
         parameters = parameter_formula(config.model, task.observation_dim, task.action_dim)
         num_windows = -(-config.train.batch_size // config.train.num_micro_batches)
@@ -205,4 +246,4 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
     if algo == "bc":
         return presets.bc()
     stated = str(given.pop("size", "1m"))
-    return presets.dt(size or stated)
+    return (presets.odt if algo == "odt" else presets.dt)(size or stated)

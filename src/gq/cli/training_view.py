@@ -42,7 +42,7 @@ class TrainingView:
                 progress.TimeRemainingColumn(),
             )
             self._bars = progress.Progress(*columns, console=console, transient=True)
-            self._bar = self._bars.add_task("", total=self.config.train.steps, text="starting")
+            self._bar = self._bars.add_task("", total=None, text="starting")
             self._bars.start()
         return self
 
@@ -62,29 +62,32 @@ class TrainingView:
     def progress(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Show step, speed, time left, loss, gradient norm and the last evaluation."""
         now = time.monotonic()
-        since, mark, self._mark = self._mark is not None, self._mark or (now, step), (now, step)
         if "loss" not in metrics:
             self.show_evaluation(step, metrics)
             return
-        speed = (step - mark[1]) / (now - mark[0]) if since and step > mark[1] else metrics["steps_per_second"]
+        since, mark, self._mark = self._mark is not None, self._mark or (now, step), (now, step)
+        rate = metrics["progress_per_second"]
+        speed = (step - mark[1]) / (now - mark[0]) if since and step > mark[1] else rate
         text = f"{speed:.1f} steps/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
         if self._bars and self._bar is not None:
             every = self.config.eval.every
             is_next = every and (step % every == 0 or step == total)
-            self._bars.update(self._bar, completed=step, text=text + ("  evaluating" if is_next else self._evaluation))
+            text_now = text + ("  evaluating" if is_next else self._evaluation)
+            self._bars.update(self._bar, completed=step, total=total, text=text_now)
             self._text = text
         elif now - self._last_line > PLAIN_INTERVAL_S or step == total:
             self._last_line = now
-            left_s = (total - step) / metrics["steps_per_second"]
-            self.output.note(f"step {step}/{total}  {text}  {clock(left_s)} left")
+            self.output.note(f"step {step}/{total}  {text}  {clock((total - step) / max(rate, 1e-9))} left")
 
     def show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Show the mean return per target; the bar keeps that of the highest."""
+        """Show the mean return per target, if there is one; the bar keeps that of the highest."""
         returns = {
             float(name.removeprefix("eval/target_").removesuffix("/return_mean")): value
             for name, value in metrics.items()
-            if name.endswith("/return_mean")
+            if name.startswith("eval/") and name.endswith("/return_mean")
         }
+        if not returns:
+            return
         self._evaluation = f"  return {returns[max(returns)]:.0f}"
         if self._bars and self._bar is not None:
             self._bars.update(self._bar, completed=step, text=self._text + self._evaluation)

@@ -54,6 +54,10 @@ class EpisodeLog:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def append(self, number: int, episode: LoggedEpisode) -> None:
@@ -76,6 +80,23 @@ class EpisodeLog:
         except OSError as error:
             raise write_error(self.path, error) from error
         self._add(number, num_steps, position)
+
+    def forget_from(self, number: int) -> None:
+        """Cut the file off at the first episode with this number or a later one.
+
+        Raises:
+            GqError: the file cannot be written.
+        """
+        later = [position for known, position in self._positions.items() if known >= number]
+        if not later:
+            return
+        try:
+            self._file.truncate(min(later))
+            self.lengths, self._positions, self.num_rows = {}, {}, 0
+            self._file.seek(0)
+            self._scan()
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def sync(self) -> None:
         """Flush to the disk, so that a power failure does not lose what was added.

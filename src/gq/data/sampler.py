@@ -1,6 +1,6 @@
 """Windows of consecutive steps, drawn on the device that holds the data."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,35 @@ class Batch(NamedTuple):
     returns_to_go: Tensor  # [B, K, 1]
     timesteps: Tensor  # int64 [B, K]
     valid: Tensor  # bool [B, K]; False outside the episode
+
+
+class Sampler(Protocol):
+    """What learning needs of data."""
+
+    generator: torch.Generator  # of the draws, all that is random
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw a batch; advances `generator` only."""
+
+
+class Rows(NamedTuple):
+    """Episodes back to back on a device, R rows in all."""
+
+    observations: Tensor  # [R, S]
+    actions: Tensor  # [R, A]
+    returns_to_go: Tensor  # [R, 1]
+    timesteps: Tensor  # int64 [R]
+    limits: Tensor  # int64 [R], the row at which a window from here stops
+
+
+def gather_windows(rows: Rows, anchors: Tensor, window: Tensor, *, backward: bool = False) -> Batch:
+    """Return the windows [B, K] at the given rows [B] plus the steps `window` [K], stopped at the anchors' limits."""
+    chosen, limits = anchors[:, None] + window, rows.limits[anchors][:, None]  # [B, K], [B, 1]
+    valid = chosen >= limits if backward else chosen <= limits
+    chosen = torch.maximum(chosen, limits) if backward else torch.minimum(chosen, limits)
+    return Batch(
+        rows.observations[chosen], rows.actions[chosen], rows.returns_to_go[chosen], rows.timesteps[chosen], valid
+    )
 
 
 class WindowSampler:
@@ -41,27 +70,24 @@ class WindowSampler:
             return torch.as_tensor(array).to(device)
 
         offsets, lengths = trajectories.offsets, trajectories.lengths
-        self.observations = resident(trajectories.observations)
-        self.actions = resident(trajectories.actions)
-        self.returns_to_go = resident(trajectories.returns_to_go(delayed=delayed))[:, None]
-        self.timesteps = resident(trajectories.timesteps())
+        limits = np.repeat(offsets[:-1] if backward else offsets[1:] - 1, lengths)
+        self.rows = Rows(
+            resident(trajectories.observations),
+            resident(trajectories.actions),
+            resident(trajectories.returns_to_go(delayed=delayed))[:, None],
+            resident(trajectories.timesteps()),
+            resident(limits),
+        )
         self.backward = backward
-        self.limits = resident(np.repeat(offsets[:-1] if backward else offsets[1:] - 1, lengths))
         self.window = torch.arange(context_length, device=device) - (context_length - 1 if backward else 0)
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a batch; advances `generator` only."""
-        num_rows = len(self.timesteps)
+        num_rows = len(self.rows.timesteps)
         anchors = torch.randint(num_rows, (batch_size,), generator=self.generator, device=self.window.device)
         return self.gather(anchors)
 
     def gather(self, anchors: Tensor) -> Batch:
         """Return the windows at the given rows [B]."""
-        rows = anchors[:, None] + self.window  # [B, K]
-        limits = self.limits[anchors][:, None]
-        if self.backward:
-            valid, rows = rows >= limits, torch.maximum(rows, limits)
-        else:
-            valid, rows = rows <= limits, torch.minimum(rows, limits)
-        return Batch(self.observations[rows], self.actions[rows], self.returns_to_go[rows], self.timesteps[rows], valid)
+        return gather_windows(self.rows, anchors, self.window, backward=self.backward)

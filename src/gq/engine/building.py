@@ -8,30 +8,35 @@ import numpy as np
 from torch import nn
 
 from gq.algos import bc, dt
+from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.algos.supervised import SupervisedLearner, num_valid_steps, num_windows
-from gq.config import BCConfig, DTConfig
-from gq.data.sampler import WindowSampler
+from gq.config import BCConfig, DTConfig, FinetuneConfig, ODTConfig, OfflineConfig, TrainedConfig
+from gq.data.sampler import Sampler, WindowSampler
 from gq.data.trajectories import Trajectories
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 from gq.engine.precision import Compute, choose_compute
 from gq.engine.runs import read_config
 from gq.envs.tasks import resolve_task
-from gq.errors import GqError
+from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Policy
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
+from gq.models.stochastic_transformer import StochasticTransformer
 
 
 def build_model(
-    config: DTConfig | BCConfig, observation_dim: int, action_dim: int
-) -> DecisionTransformer | ObservationMLP:
+    config: TrainedConfig, observation_dim: int, action_dim: int
+) -> DecisionTransformer | StochasticTransformer | ObservationMLP:
     """Return the configured model with fresh weights."""
+    dims = {"observation_dim": observation_dim, "action_dim": action_dim}
     if isinstance(config, DTConfig):
-        return DecisionTransformer(config.model, observation_dim=observation_dim, action_dim=action_dim)
-    return ObservationMLP(config.model, observation_dim=observation_dim, action_dim=action_dim)
+        return DecisionTransformer(config.model, **dims)
+    if isinstance(config, ODTConfig | FinetuneConfig):
+        return StochasticTransformer(config.model, **dims)
+    return ObservationMLP(config.model, **dims)
 
 
-def build_learner(config: DTConfig | BCConfig, trajectories: Trajectories, compute: Compute) -> SupervisedLearner:
+def build_learner(config: OfflineConfig, trajectories: Trajectories, compute: Compute) -> SupervisedLearner:
     """Return the learner of a configuration with fresh weights, the data on the device."""
     task = resolve_task(config.task)
     model = build_model(config, task.observation_dim, task.action_dim)
@@ -53,10 +58,13 @@ def build_learner(config: DTConfig | BCConfig, trajectories: Trajectories, compu
         delayed=config.data.mode == "delayed",
         backward=isinstance(config, BCConfig),
     )
+    if isinstance(model, StochasticTransformer):
+        return build_odt_learner(config, model, sampler, compute)
     is_dt = isinstance(config, DTConfig)
+    action_loss = dt.action_loss if is_dt else bc.action_loss
     return SupervisedLearner(
         model,
-        dt.action_loss if is_dt else bc.action_loss,
+        lambda model, batch: {"loss": action_loss(model, batch)},
         sampler,
         config.optim,
         config.train,
@@ -65,10 +73,23 @@ def build_learner(config: DTConfig | BCConfig, trajectories: Trajectories, compu
     )
 
 
-def build_policy(config: DTConfig | BCConfig, model: nn.Module, compute: Compute) -> Policy:
-    """Return the policy that acts with a model."""
+def build_odt_learner(
+    config: TrainedConfig, model: StochasticTransformer, sampler: Sampler, compute: Compute
+) -> ODTLearner:
+    """Return the learner of an Online Decision Transformer that is on the device already."""
+    assert isinstance(config, ODTConfig | FinetuneConfig)
+    return ODTLearner(model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast)
+
+
+def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, stochastic: bool = False) -> Policy:
+    """Return the policy that acts with a model; only an Online Decision Transformer can be stochastic."""
+    delayed = config.data.mode == "delayed"
+    if isinstance(model, StochasticTransformer):
+        return ODTPolicy(model, autocast=compute.autocast, delayed=delayed, stochastic=stochastic)
+    if stochastic:
+        raise UsageError(f"a {config.algo} policy has no distribution to sample from", hint="leave --stochastic away")
     if isinstance(model, DecisionTransformer):
-        return dt.DTPolicy(model, autocast=compute.autocast, delayed=config.data.mode == "delayed")
+        return dt.DTPolicy(model, autocast=compute.autocast, delayed=delayed)
     assert isinstance(model, ObservationMLP)
     return bc.BCPolicy(model, autocast=compute.autocast)
 
@@ -79,20 +100,23 @@ class LoadedRun:
 
     run: Path
     checkpoint: Path
-    config: DTConfig | BCConfig
+    config: TrainedConfig
     model: nn.Module
     policy: Policy
     state: dict[str, Any]
 
 
-def load_run(run: Path, checkpoint: str | Path = "best", *, device: str = "auto") -> LoadedRun:
+def load_run(
+    run: Path, checkpoint: str | Path = "best", *, device: str = "auto", stochastic: bool = False
+) -> LoadedRun:
     """Load a run's policy; needs neither its dataset nor the machine it was trained on.
 
     Args:
         checkpoint: `best`, `last`, a step number, or a checkpoint folder.
+        stochastic: sample actions instead of taking the distribution's mode.
 
     Raises:
-        UsageError: no such checkpoint, or the device is not available.
+        UsageError: no such checkpoint, a policy that cannot be stochastic, or the device is not available.
         GqError: the checkpoint is damaged or does not fit the configuration.
     """
     config = read_config(run)
@@ -110,4 +134,5 @@ def load_run(run: Path, checkpoint: str | Path = "best", *, device: str = "auto"
         raise GqError(
             f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
         ) from None
-    return LoadedRun(run, folder, config, model.eval(), build_policy(config, model, compute), loaded.state)
+    policy = build_policy(config, model.eval(), compute, stochastic=stochastic)
+    return LoadedRun(run, folder, config, model, policy, loaded.state)

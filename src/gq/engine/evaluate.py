@@ -10,6 +10,7 @@ from gq.engine.building import load_run
 from gq.envs.engines import installed_engines, mismatch
 from gq.envs.scores import Reference, reference_for
 from gq.errors import UsageError
+from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Summary, summarise
 from gq.files import write_json
@@ -28,6 +29,7 @@ class Evaluation:
     checkpoint: str
     step: int
     seed: int
+    stochastic: bool  # actions were sampled
     results: list[Summary]
     reference: Reference | None  # that the scores refer to
     versions: dict[str, str]
@@ -45,30 +47,33 @@ def evaluate(
     num_episodes: int = 20,
     checkpoint: str | Path = "best",
     seed: int = EVALUATION_SEED,
+    stochastic: bool = False,
     device: str = "auto",
     watch: Callable[[Step], None] | None = None,
 ) -> Evaluation:
     """Run `num_episodes` episodes per target return, all at once; write evals/*.json under the run.
 
-    Episode i of each target has seed `seed + i`, so targets and runs are compared on the same starts.
+    Episode i of each target has seed `seed + i`, so targets and runs are compared on the same starts. With
+    `stochastic`, an Online Decision Transformer's actions are sampled, from `seed` too.
 
     Raises:
-        UsageError: no such checkpoint, a number of episodes below 1, or a negative seed.
+        UsageError: no such checkpoint, a number of episodes below 1, a negative seed, or nothing to sample from.
         GqError: the checkpoint is damaged.
     """
     if seed < 0:
         raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
     if num_episodes < 1:
         raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
-    loaded = load_run(run, checkpoint, device=device)
+    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
     config = loaded.config
     chosen = list(dict.fromkeys(targets or config.eval.targets))
     if config.algo == "bc":
         chosen = chosen[-1:]  # behaviour cloning has no target
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
-    episodes = roll_out(
-        loaded.policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs], watch=watch
-    )
+    with seeded_draws(seed):
+        episodes = roll_out(
+            loaded.policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs], watch=watch
+        )
     origin = loaded.state.get("dataset", {}).get("origin", config.data.dataset)
     reference = reference_for(config.task, origin)
     evaluation = Evaluation(
@@ -78,6 +83,7 @@ def evaluate(
         checkpoint=loaded.checkpoint.name,
         step=loaded.state["step"],
         seed=seed,
+        stochastic=stochastic,
         results=summarise(episodes, reference),
         reference=reference,
         versions=versions(),

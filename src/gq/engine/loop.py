@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gq.config import RunConfig
+from gq.config import RunConfig, TrainConfig
 from gq.engine.checkpoint import Checkpoint, save_checkpoint
 from gq.engine.metrics import Listener, MetricsLog, Mirrors
+from gq.engine.runs import resume_command
 from gq.engine.signals import StopRequest
 from gq.errors import GqError, Interrupted
 from gq.evaluation.statistics import Summary
@@ -45,7 +46,12 @@ class Progress:
 
 
 class Loop:
-    """Train a learner for config.train.steps updates."""
+    """Train a learner for config.train.steps updates.
+
+    What else may happen between updates, and when to stop, is a subclass's to say: `start`, `collect`, `is_finished`.
+    """
+
+    progress_type: type[Progress] = Progress
 
     def __init__(
         self,
@@ -62,17 +68,19 @@ class Loop:
         """Start at `checkpoint`, or at step 0 without one. `facts` go into state.json beside the progress."""
         self.learner, self.config, self.run = learner, config, run
         self.evaluate, self.facts, self.listener, self.mirrors = evaluate, facts, listener, mirrors
-        self.progress = Progress()
+        self.progress = self.progress_type()
+        self.stop = StopRequest(listener.note)
         self.sums: dict[str, Tensor] = {}  # metrics since the last log line
         self.last_evaluation: list[Summary] = []
-        log_size = 0
+        log_size = times_size = 0
         if checkpoint:
             learner.model.load_state_dict(checkpoint.model)
             learner.load_state_tensors(checkpoint.optimizer)
             self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
-            self.progress = Progress(**checkpoint.state["progress"])
-            log_size = checkpoint.state["metrics_bytes"]
+            self.progress = self.progress_type(**checkpoint.state["progress"])
+            log_size, times_size = checkpoint.state["metrics_bytes"], checkpoint.state["times_bytes"]
         self.log = MetricsLog(run / "metrics.jsonl", size=log_size)
+        self.times = MetricsLog(run / "times.jsonl", size=times_size)  # apart, because the metrics repeat exactly
 
     def execute(self) -> None:
         """Run to the end.
@@ -81,31 +89,60 @@ class Loop:
             Interrupted: SIGINT or SIGTERM came; everything is saved.
             GqError: the loss is not finite any more, or a checkpoint could not be written.
         """
-        config, progress = self.config, self.progress
-        began = time.monotonic() - progress.seconds
-        with StopRequest(self.listener.note) as stop:
-            while progress.step < config.train.steps:
-                for name, value in self.learner.update(progress.step).items():
-                    self.sums[name] = self.sums[name] + value if name in self.sums else value
-                progress.step += 1
-                progress.seconds = time.monotonic() - began
-                if progress.step % config.train.log_every == 0:
-                    self.report()
-                is_last = progress.step == config.train.steps
-                is_best = self.due(config.eval.every, is_last) and config.eval.every > 0 and self.run_evaluation()
-                progress.seconds = time.monotonic() - began
-                if self.due(config.checkpoint.every, is_last) or is_best or stop.requested:
+        progress = self.progress
+        self.began = time.monotonic() - progress.seconds
+        with self.stop as stop:
+            if not self.is_finished():
+                self.start()
+            while not self.is_finished():
+                if self.collect():
+                    self.update()
+                is_best = self.evaluation_is_due() and self.run_evaluation()
+                progress.seconds = time.monotonic() - self.began
+                is_last = self.is_finished()
+                if self.due(self.config.checkpoint.every) or is_last or is_best or stop.requested:
                     self.save(is_best)
                 if stop.requested and not is_last:
                     raise Interrupted(
                         f"stopped by {stop.requested} at step {progress.step}, everything is saved",
-                        hint=f"go on with: gq train {config.algo} --out {self.run} --resume",
+                        hint=f"go on with: {resume_command(self.config.algo, self.run)}",
                     )
         self.log.close()
+        self.times.close()
 
-    def due(self, every: int, is_last: bool) -> bool:
-        """Tell whether something that happens every so many steps, and at the end, happens now."""
-        return is_last or (every > 0 and self.progress.step % every == 0)
+    def start(self) -> None:
+        """Do what comes before the first update, or before the first after an interruption."""
+
+    def collect(self) -> bool:
+        """Do what comes before an update; return False where a stop request came in the middle of it."""
+        return True
+
+    def is_finished(self) -> bool:
+        """Tell whether no more updates are to be taken."""
+        return self.progress.step >= self.num_steps()
+
+    def num_steps(self) -> int:
+        """Return how many updates there will be."""
+        assert isinstance(self.config.train, TrainConfig)
+        return self.config.train.steps
+
+    def update(self) -> None:
+        """Take one update, and report now and then."""
+        progress = self.progress
+        for name, value in self.learner.update(progress.step).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        progress.step += 1
+        progress.seconds = time.monotonic() - self.began
+        if progress.step % self.config.train.log_every == 0:
+            self.report()
+
+    def due(self, every: int) -> bool:
+        """Tell whether something that happens every so many updates happens now."""
+        return every > 0 and self.progress.step % every == 0
+
+    def evaluation_is_due(self) -> bool:
+        """Tell whether to evaluate now."""
+        return self.config.eval.every > 0 and (self.due(self.config.eval.every) or self.is_finished())
 
     def report(self) -> None:
         """Write the mean metrics since the last line; this is where the host waits for the device."""
@@ -126,8 +163,14 @@ class Loop:
             self.listener.note(f"step {progress.step}: {newly_skipped} updates left out, their gradient was not finite")
         # The file repeats exactly when a run is resumed, so no time goes into it.
         self.log.write({key: value for key, value in record.items() if key != "steps_per_second"})
-        self.mirrors.write(progress.step, record)
-        self.listener.progress(progress.step, self.config.train.steps, record)
+        self.times.write({"step": progress.step, "seconds": round(progress.seconds, 3)})
+        self.mirrors.write(progress.step, record | {"seconds": progress.seconds})
+        self.tell(record)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Show the listener how far training is."""
+        rate = self.progress.step / max(self.progress.seconds, 1e-9)
+        self.listener.progress(self.progress.step, self.num_steps(), record | {"progress_per_second": rate})
 
     def run_evaluation(self) -> bool:
         """Evaluate and log; return whether the mean return at the highest target is the best so far."""
@@ -144,12 +187,13 @@ class Loop:
         is_best = progress.best_return is None or highest.return_mean > progress.best_return
         if is_best:
             progress.best_return, progress.best_step = highest.return_mean, progress.step
-        self.listener.progress(progress.step, self.config.train.steps, record)
+        self.tell(record)
         return is_best
 
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of everything."""
         self.log.sync()
+        self.times.sync()
         model = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learner.model.state_dict().items()}
         assert all(torch.isfinite(tensor).all() for tensor in model.values()), "weights are never updated to NaN"
         sums = {f"sum/{name}": value.detach().cpu() for name, value in self.sums.items()}
@@ -158,7 +202,12 @@ class Loop:
             self.progress.step,
             model=model,
             optimizer=self.learner.state_tensors() | sums,
-            state={"progress": vars(self.progress), "metrics_bytes": self.log.size, **self.facts},
+            state={
+                "progress": vars(self.progress),
+                "metrics_bytes": self.log.size,
+                "times_bytes": self.times.size,
+                **self.facts,
+            },
             is_best=is_best,
             keep=self.config.checkpoint.keep,
         )

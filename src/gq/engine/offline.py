@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gq.config import BCConfig, DTConfig, RunConfig, to_toml
+from gq.config import OfflineConfig, RunConfig, to_toml
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
-from gq.engine.runs import lock_run, run_card
+from gq.engine.runs import lock_run, refuse_filled, run_card
 from gq.envs.engines import recorded_engines
 from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
@@ -97,9 +97,8 @@ def train(
     listener = listener or Silence()
     config, trajectories = prepared or prepare(config)
     run = out or new_run_folder(config.task, config.algo, config.size)
-    if not resume and run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
-        hint = f"go on with it: gq train {config.algo} --out {run} --resume; or choose another --out"
-        raise UsageError(f"{run} is not empty", hint=hint)
+    if not resume:
+        refuse_filled(run, config.algo)
     from gq.engine.precision import choose_compute
 
     compute = choose_compute(config.train.device, config.train.precision)  # may refuse, so before there is a folder
@@ -121,7 +120,7 @@ def run_training(
     from gq.evaluation.rollout import roll_out
     from gq.evaluation.statistics import summarise
 
-    assert isinstance(config, DTConfig | BCConfig)
+    assert isinstance(config, OfflineConfig)
     digest = fingerprint(trajectories)
     checkpoint = last_checkpoint(run, digest, config.data.dataset)  # may refuse, so before anything is said
     torch.manual_seed(config.train.seed)
@@ -133,7 +132,7 @@ def run_training(
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
         listener.note(f"warning: {warning}")
     policy = build_policy(config, learner.model, compute)
-    targets = config.eval.targets if config.algo == "dt" else config.eval.targets[-1:]  # behaviour cloning has none
+    targets = config.eval.targets[-1:] if config.algo == "bc" else config.eval.targets  # behaviour cloning has none
     seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
     pairs = [(seed, target) for target in targets for seed in seeds]
     origin = origin_of(config.data.dataset, trajectories.attributes)
@@ -154,7 +153,12 @@ def run_training(
     )
     loop.execute()
     card = run_card(
-        config, name=run.name, parameters=parameters, results=loop.last_evaluation, versions=facts["versions"]
+        config,
+        name=run.name,
+        parameters=parameters,
+        steps=config.train.steps,
+        results=loop.last_evaluation,
+        versions=facts["versions"],
     )
     if loop.last_evaluation or not (run / "README.md").exists():  # else a finished run was resumed
         write_text(run / "README.md", card)

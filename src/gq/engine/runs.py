@@ -9,7 +9,7 @@ from typing import Any
 
 import filelock
 
-from gq.config import CONFIGS, BCConfig, DTConfig, RunConfig, flatten, validate
+from gq.config import CONFIGS, FinetuneConfig, RunConfig, TrainedConfig, flatten, validate
 from gq.data.datasets import canonical_name
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
@@ -18,7 +18,7 @@ from gq.files import write_error
 from gq.paths import all_runs, checkpoint_folders, is_run, runs_folder
 
 
-def read_config(run: Path) -> DTConfig | BCConfig:
+def read_config(run: Path) -> TrainedConfig:
     """Read the configuration of a run.
 
     Raises:
@@ -34,12 +34,20 @@ def read_config(run: Path) -> DTConfig | BCConfig:
 
 
 # What may change when a run goes on: where and how long, not what is learnt.
-CHANGEABLE = ("train.steps", "train.device", "train.log_every", "eval.", "checkpoint.", "log.")
+CHANGEABLE = (
+    "train.steps",
+    "train.device",
+    "train.log_every",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    "online.environment_steps",
+    "online.iterations",
+    "online.minutes",
+)
 
 
-def resume_config(
-    algo: str, size: str | None, given: dict[str, Any], out: Path | None
-) -> tuple[Path, DTConfig | BCConfig]:
+def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path | None) -> tuple[Path, TrainedConfig]:
     """Return the run to go on with and its configuration, with the given settings merged in.
 
     Args:
@@ -54,7 +62,7 @@ def resume_config(
         raise UsageError(f"there is no run in {run} to resume", hint="leave --resume away to start one there")
     stored = read_config(run)
     if stored.algo != algo:
-        raise UsageError(f"{run} is a {stored.algo} run", hint=f"gq train {stored.algo} --out {run} --resume")
+        raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
     wanted = dict(given) | ({"size": size} if size else {})
     if "data.dataset" in wanted:
         wanted["data.dataset"] = canonical_name(wanted["data.dataset"])
@@ -66,9 +74,21 @@ def resume_config(
         if before[key] != value and not key.startswith(CHANGEABLE):
             raise UsageError(
                 f"the run began with {key} = {before[key]}, not {value}",
-                hint="a resumed run may change train.steps, train.device, eval.*, checkpoint.* and log.* only",
+                hint="a resumed run may change only its length, train.device, eval.*, checkpoint.* and log.*",
             )
     return run, config
+
+
+def refuse_filled(run: Path, algo: str) -> None:
+    """Raise UsageError if a new run's folder holds anything."""
+    if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
+        hint = f"go on with it: {resume_command(algo, run)}; or choose another --out"
+        raise UsageError(f"{run} is not empty", hint=hint)
+
+
+def resume_command(algo: str, run: Path) -> str:
+    """Return what to type to go on with a run."""
+    return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {run} --resume"
 
 
 def was_killed_at_birth(run: Path) -> bool:
@@ -87,9 +107,16 @@ def newest_unfinished(algo: str) -> Path:
             config = read_config(run)
         except GqError:
             continue  # a run that nobody asked for must not stand in the way
-        if config.algo == algo and last_step(run) < config.train.steps:
+        if config.algo == algo and is_unfinished(run, config):
             return run
     raise UsageError(f"there is no unfinished {algo} run in {runs_folder()}", hint="name one with --out DIR --resume")
+
+
+def is_unfinished(run: Path, config: TrainedConfig) -> bool:
+    """Tell whether a run stopped before its end."""
+    if isinstance(config, FinetuneConfig):
+        return not (run / "README.md").exists()  # written when it ends
+    return last_step(run) < config.train.steps
 
 
 def last_step(run: Path) -> int:
@@ -121,13 +148,15 @@ def lock_run(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_card(config: RunConfig, *, name: str, parameters: int, results: list[Summary], versions: dict[str, str]) -> str:
+def run_card(
+    config: RunConfig, *, name: str, parameters: int, steps: int, results: list[Summary], versions: dict[str, str]
+) -> str:
     """Return the Markdown card of a finished run."""
     lines = [
         f"# {name}",
         "",
         f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}`:",
-        f"{parameters:,} parameters, {config.train.steps} steps.",
+        f"{parameters:,} parameters, {steps} steps.",
         "The configuration is in `config.toml`, the history in `metrics.jsonl`.",
         "",
         f"    gq eval {name}",

@@ -28,6 +28,11 @@ class Recipe:
     targets: tuple[float, ...] = ()  # target returns of the episodes 0, 1, ..., over and over; none: 0
     noise: float = 0.0  # standard deviation of Gaussian action noise, in half action ranges
     random_share: float = 0.0  # of the steps, which take a uniformly random action
+    block_size: int = BLOCK_SIZE  # rows of every batch
+
+    def target(self, number: int) -> float:
+        """Return the target return of an episode."""
+        return self.targets[number % len(self.targets)] if self.targets else 0.0
 
 
 @dataclass
@@ -69,23 +74,23 @@ def run_episodes(
     Raises:
         GqError: the policy gave an action that is not finite.
     """
-    block, width = numbers[0] // BLOCK_SIZE, environments[0].observation_space.shape[0]
-    assert {number // BLOCK_SIZE for number in numbers} == {block}
+    size = recipe.block_size
+    block, width = numbers[0] // size, environments[0].observation_space.shape[0]
+    assert {number // size for number in numbers} == {block}
     running: dict[int, RecordedEpisode] = {}
-    observations = np.zeros((BLOCK_SIZE, width), np.float32)
+    observations = np.zeros((size, width), np.float32)
     for number, environment in zip(numbers, environments, strict=False):
         start, generator = episode_start(recipe.seed, number)
-        observations[number % BLOCK_SIZE] = environment.reset(seed=start)[0]
-        running[number % BLOCK_SIZE] = RecordedEpisode(number, environment, generator)
-    every_row, step = np.arange(BLOCK_SIZE), 0
+        observations[number % size] = environment.reset(seed=start)[0]
+        running[number % size] = RecordedEpisode(number, environment, generator)
+    every_row, step = np.arange(size), 0
     with own_random_state(), policy.autocast():
         seed_torch(recipe.seed, block, step)
-        targets = recipe.targets or (0.0,)
-        policy.reset(np.array([targets[number % len(targets)] for number in block * BLOCK_SIZE + every_row]))
+        policy.reset(np.array([recipe.target(number) for number in range(block * size, (block + 1) * size)]))
         while running:
             seed_torch(recipe.seed, block, step := step + 1)
-            proposals = policy.act(every_row, observations)  # [BLOCK_SIZE, A]
-            actions, rewards, num_steps = proposals.astype(np.float32), np.zeros(BLOCK_SIZE), len(running)
+            proposals = policy.act(every_row, observations)  # [block_size, A]
+            actions, rewards, num_steps = proposals.astype(np.float32), np.zeros(size), len(running)
             for row, episode in list(running.items()):
                 observations[row], rewards[row], is_over = advance(episode, observations[row], proposals[row], recipe)
                 actions[row] = episode.actions[-1]
@@ -132,6 +137,14 @@ def seed_torch(seed: int, block: int, step: int) -> None:
     torch.default_generator.manual_seed(state)  # torch.manual_seed takes as long as a step of the simulator
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(state)
+
+
+@contextmanager
+def seeded_draws(seed: int) -> Iterator[None]:
+    """Let a policy draw from (seed, 0, 0), and give torch's default generators back as they were."""
+    with own_random_state():
+        seed_torch(seed, 0, 0)
+        yield
 
 
 @contextmanager

@@ -30,9 +30,16 @@ class ModelConfig:
     activation: Literal["silu", "gelu", "relu"] = "silu"
     dropout: Rate = 0.0
     context_length: Count = 20  # environment steps; each is three tokens
-    timestep_embedding: bool = True  # a learned vector per step of the episode, added to its three tokens
-    max_timestep: Count = 1000  # rows of that table; later steps share the last row
+    # A learned vector is added to the three tokens of a step: one per step of the episode, one per step of the window.
+    positions: Literal["none", "timestep", "window"] = "timestep"
+    max_timestep: Count = 1000  # rows of the table of timesteps; later steps share the last row
+    rotary: bool = True  # qwen3: rotate queries and keys by the token's place in the window
     rope_theta: Annotated[float, Gt(1), Lt(math.inf)] = 10_000.0
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the table of positions."""
+        return {"none": 0, "timestep": self.max_timestep, "window": self.context_length}[self.positions]
 
     @property
     def attention_head_dim(self) -> int:
@@ -54,11 +61,31 @@ class ModelConfig:
             return f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
         if self.backbone == "gpt2" and self.num_kv_heads != self.num_heads:
             return "model.backbone gpt2 has no grouped queries: set model.num_kv_heads equal to model.num_heads"
-        if self.backbone == "gpt2" and not self.timestep_embedding:
-            return "model.backbone gpt2 has no positions without model.timestep_embedding"
-        if self.backbone == "qwen3" and self.attention_head_dim % 2:
+        if self.backbone == "qwen3" and self.rotary and self.attention_head_dim % 2:
             return f"rotary positions need an even head width, not {self.attention_head_dim}"
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticModelConfig(ModelConfig):
+    """Describe an Online Decision Transformer: the same backbones, without positions, under a distribution."""
+
+    positions: Literal["none", "timestep", "window"] = "none"
+    rotary: bool = False
+    distribution: Literal["tanh", "gaussian"] = "tanh"
+    log_std_min: Annotated[float, Gt(-20), Lt(20)] = -5.0
+    log_std_max: Annotated[float, Gt(-20), Lt(20)] = 2.0
+    # tanh: actions of the data are clamped to 1 - this in size; much less than 1e-7 is nothing in float32.
+    action_clip: Annotated[float, Ge(1e-7), Lt(0.5)] = 1e-6
+    acting_context: Count = 5  # steps seen when acting, of the context_length learnt from
+
+    def problem(self) -> str | None:
+        """Return what makes this shape impossible, or None."""
+        if self.acting_context > self.context_length:
+            return f"model.acting_context {self.acting_context} exceeds model.context_length {self.context_length}"
+        if self.log_std_min >= self.log_std_max:
+            return f"model.log_std_min {self.log_std_min} is not below model.log_std_max {self.log_std_max}"
+        return super().problem()
 
 
 @dataclass(frozen=True, kw_only=True)

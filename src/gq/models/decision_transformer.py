@@ -17,12 +17,8 @@ OBSERVATION_TOKENS = slice(1, None, 3)
 LAST_TOKEN = slice(-1, None)
 
 
-class DecisionTransformer(nn.Module):
-    """Predict actions from returns-to-go, observations and earlier actions.
-
-    The action of step t is read from the token of observation t, so it depends on returns-to-go and observations up
-    to t and on actions before t.
-    """
+class TrajectoryTransformer(nn.Module):
+    """Turn windows of a trajectory into hidden states of its observation tokens; subclasses read actions from them."""
 
     def __init__(self, config: ModelConfig, *, observation_dim: int, action_dim: int) -> None:
         super().__init__()
@@ -33,16 +29,15 @@ class DecisionTransformer(nn.Module):
         self.embed_return = nn.Linear(1, config.embed_dim)
         self.embed_observation = nn.Linear(observation_dim, config.embed_dim)
         self.embed_action = nn.Linear(action_dim, config.embed_dim)
-        if config.timestep_embedding:
-            self.embed_timestep = nn.Embedding(config.max_timestep, config.embed_dim)
-            nn.init.normal_(self.embed_timestep.weight, std=0.02)
+        if config.num_positions:
+            self.embed_position = nn.Embedding(config.num_positions, config.embed_dim)
+            nn.init.normal_(self.embed_position.weight, std=0.02)
         self.embed_norm: nn.Module
         self.backbone: nn.Module
         if config.backbone == "qwen3":
             self.embed_norm, self.backbone = nn.RMSNorm(config.embed_dim, eps=RMS_EPS), Qwen3Backbone(config)
         else:
             self.embed_norm, self.backbone = nn.LayerNorm(config.embed_dim), GPT2Backbone(config)
-        self.predict_action = nn.Linear(config.embed_dim, action_dim)
 
     def embed(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
         """Return tokens [B, 3T, H], or [B, 3T - 1, H] when the last action is not given (it is to be chosen)."""
@@ -56,12 +51,46 @@ class DecisionTransformer(nn.Module):
             self.embed_observation(self.scaling.scale_observations(observations)),
             self.embed_action(scaled_actions),
         ]
-        tokens = torch.stack(embedded, dim=2)  # [B, T, 3, H]
-        if self.config.timestep_embedding:
+        tokens = torch.stack(embedded, dim=2).float()  # [B, T, 3, H]; the residual stream is float32 in autocast too
+        if self.config.positions == "timestep":
             rows = timesteps.clamp(max=self.config.max_timestep - 1)
-            tokens = tokens + self.embed_timestep(rows)[:, :, None]
+            tokens = tokens + self.embed_position(rows)[:, :, None]
+        elif self.config.positions == "window":
+            tokens = tokens + self.embed_position.weight[:num_steps, None]
         tokens = tokens.flatten(1, 2)  # [B, 3T, H]: R_1, s_1, a_1, R_2, ...
         return self.embed_norm(tokens[:, :-1] if is_open else tokens)
+
+    def encode(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        valid: Tensor | None = None,
+        *,
+        queries: slice = OBSERVATION_TOKENS,
+    ) -> Tensor:
+        """Return hidden states [B, T, H] of the observation tokens, or [B, 1, H] of the last token.
+
+        observations [B, T, S], actions [B, T, A] or [B, T - 1, A], returns_to_go [B, T, 1] and timesteps [B, T] (int)
+        in the units of the environment. `valid` [B, T] marks real steps; it is needed only with padding on the left,
+        since causality already hides padding on the right.
+        """
+        tokens = self.embed(observations, actions, returns_to_go, timesteps)
+        mask = None if valid is None else attention_mask(valid, tokens.shape[1])
+        return self.backbone(tokens, mask, queries)
+
+
+class DecisionTransformer(TrajectoryTransformer):
+    """Predict actions from returns-to-go, observations and earlier actions.
+
+    The action of step t is read from the token of observation t, so it depends on returns-to-go and observations up
+    to t and on actions before t.
+    """
+
+    def __init__(self, config: ModelConfig, *, observation_dim: int, action_dim: int) -> None:
+        super().__init__(config, observation_dim=observation_dim, action_dim=action_dim)
+        self.predict_action = nn.Linear(config.embed_dim, action_dim)
 
     def forward(
         self,
@@ -71,15 +100,8 @@ class DecisionTransformer(nn.Module):
         timesteps: Tensor,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Return predicted actions [B, T, A] scaled to (-1, 1).
-
-        observations [B, T, S], actions [B, T, A] or [B, T - 1, A], returns_to_go [B, T, 1] and timesteps [B, T] (int)
-        in the units of the environment. `valid` [B, T] marks real steps; it is needed only with padding on the left,
-        since causality already hides padding on the right.
-        """
-        tokens = self.embed(observations, actions, returns_to_go, timesteps)
-        mask = None if valid is None else attention_mask(valid, tokens.shape[1])
-        return self.head(self.backbone(tokens, mask, OBSERVATION_TOKENS))
+        """Return predicted actions [B, T, A] scaled to (-1, 1); the arguments are those of `encode`."""
+        return self.head(self.encode(observations, actions, returns_to_go, timesteps, valid))
 
     def act(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
         """Return the next action [B, A] in the units of the environment.
@@ -87,8 +109,7 @@ class DecisionTransformer(nn.Module):
         observations [B, T, S], returns_to_go [B, T, 1] and timesteps [B, T] include the current step, actions
         [B, T - 1, A] are those taken before it.
         """
-        tokens = self.embed(observations, actions, returns_to_go, timesteps)  # [B, 3T - 1, H]
-        hidden = self.backbone(tokens, None, LAST_TOKEN)
+        hidden = self.encode(observations, actions, returns_to_go, timesteps, queries=LAST_TOKEN)
         return self.scaling.unscale_actions(self.head(hidden)[:, -1])
 
     def head(self, hidden: Tensor) -> Tensor:

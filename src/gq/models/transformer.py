@@ -36,7 +36,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim, self.dropout = config.attention_head_dim, config.dropout
+        self.head_dim, self.dropout, self.rotary = config.attention_head_dim, config.dropout, config.rotary
         self.query_key_value = nn.Linear(
             config.embed_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False
         )
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # [B, T, N + 2G, D]
         gains = torch.cat([self.query_norm.expand(self.num_heads, -1), self.key_norm.expand(self.num_kv_heads, -1)])
         normalised = F.rms_norm(heads[:, :, :num_rotated].float(), (self.head_dim,), eps=RMS_EPS) * gains
-        rotated = rotate(normalised, cos, sin).to(heads.dtype)
+        rotated = (rotate(normalised, cos, sin) if self.rotary else normalised).to(heads.dtype)
         query = rotated[:, queries, : self.num_heads].transpose(1, 2)  # [B, N, Q, D]
         key = rotated[:, :, self.num_heads :].transpose(1, 2)
         value = heads[:, :, num_rotated:].transpose(1, 2)

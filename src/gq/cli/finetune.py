@@ -1,0 +1,135 @@
+"""`gq finetune`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+from gq.cli.train import DryRun, Out, Resume, given_settings
+from gq.cli.training_view import TrainingView, clock
+
+if TYPE_CHECKING:
+    from gq.engine.finetuning import FinetuneResult
+
+EXAMPLES = """\b
+Examples:
+  gq finetune --latest                   go online with the newest gq train odt run
+  gq finetune runs/a --steps 50000 --rollouts 4
+  gq finetune runs/a --online-target 7200 --target 3600 --set online.collapse=0.9
+  gq finetune --out runs/b --resume      go on with a run"""
+
+
+def finetune(
+    run: options.RunName = None,
+    latest: options.Latest = False,
+    checkpoint: options.CheckpointName = "best",
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Environment steps after which to stop; 0: no limit.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many iterations.")] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after so many minutes.")] = None,
+    rollouts: Annotated[int | None, typer.Option(metavar="N", help="Episodes per iteration, all at once.")] = None,
+    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates per episode.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Target returns of evaluations; default: the run's.")
+    ] = None,
+    online_target: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Returns asked of episodes in turn; default: from --target."),
+    ] = None,
+    dataset: options.Dataset = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None,
+    device: options.Device = None,
+    out: Out = None,
+    resume: Resume = False,
+    config: options.ConfigFile = None,
+    settings: options.Settings = None,
+    dry_run: DryRun = False,
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Finetune an Online Decision Transformer on its own episodes, beside the best of its dataset.
+
+    Each iteration samples episodes at a high target, labels them with what they earned, and updates. Ctrl-C saves;
+    --resume goes on exactly.
+    """
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    flags = {
+        "online.environment_steps": steps,
+        "online.iterations": iterations,
+        "online.minutes": minutes,
+        "online.rollouts": rollouts,
+        "online.updates_per_rollout": updates,
+        "online.targets": options.parse_numbers(online_target, "--online-target") or None,
+        "eval.targets": options.parse_numbers(target, "--target") or None,
+        "data.dataset": dataset,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    given = given_settings(config, settings) | {key: value for key, value in flags.items() if value is not None}
+    from gq.config import FinetuneConfig, to_toml
+    from gq.engine.finetuning import complete, finetune, prepare_finetuning
+    from gq.engine.runs import resume_config
+    from gq.paths import find_run, new_run_folder, runs_folder
+
+    if resume:
+        out, stored = resume_config("finetune", None, given, out)
+        assert isinstance(stored, FinetuneConfig)
+        resolved, trajectories = complete(stored)
+    else:
+        parent, checkpoint_folder = find_run(run, latest=latest, algos=("odt", "finetune"))
+        resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
+    out = out or new_run_folder(resolved.task, resolved.algo, resolved.size)
+    if dry_run:
+        output.note(f"run: {out}")
+        document = {"run": str(out), "config": resolved.to_dict()}
+        output.result(document, quiet=out, human=to_toml(resolved).rstrip())
+        return
+    from gq import threads
+
+    threads.prepare()
+    output.note(f"run: {out}, from {Path(resolved.online.parent).name} {resolved.online.checkpoint}")
+    with TrainingView(output, resolved) as view:
+        result = finetune(resolved, out, resume=resume, listener=view, trajectories=trajectories)
+    output.note(
+        f"{result.environment_steps} environment steps in {result.iterations} iterations, {result.steps} updates, "
+        f"{clock(result.seconds)}"
+    )
+    document = {**dataclasses.asdict(result), "run": str(result.run)}
+    output.result(document, quiet=result.run, human=table(output, result))
+    output.note(f"next: gq eval {'--latest' if result.run.parent == runs_folder() else result.run}")
+
+
+def table(output: Output, result: "FinetuneResult") -> Any:
+    """Return the comparison of start and end, with the run's path under it."""
+    from rich.console import Group
+
+    if not result.comparison:
+        return str(result.run)
+    rows = []
+    for c in result.comparison:
+        rows.append(
+            (
+                f"{c.target_return:g}",
+                interval(c.start_mean, c.start_ci95),
+                interval(c.end_mean, c.end_ci95),
+                interval(c.difference_mean, c.difference_ci95),
+                "-" if c.start_score is None else f"{c.start_score:.1f} → {c.end_score:.1f}",
+                str(c.num_episodes),
+            )
+        )
+    headings = ["target", "offline", "online", "difference", "score", "episodes"]
+    return Group(
+        output.table(headings, rows), "Means with 95 % intervals, best checkpoint, same seeds.", str(result.run)
+    )
+
+
+def interval(mean: float, ci95: tuple[float, float]) -> str:
+    """Return a mean with its interval."""
+    return f"{mean:.0f} ({ci95[0]:.0f} … {ci95[1]:.0f})"
