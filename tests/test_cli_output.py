@@ -230,7 +230,8 @@ def test_a_plan_for_resuming_shows_the_stored_configuration(run: Path) -> None:
 COMMANDS = (
     ["train", "dt"],
     ["train", "bc"],
-    *([c] for c in ("download", "repair", "eval", "render", "collect", "params")),
+    ["train", "odt"],
+    *([c] for c in ("download", "repair", "finetune", "eval", "render", "collect", "params")),
 )
 
 
@@ -241,6 +242,7 @@ def test_help_shows_examples_and_exit_codes() -> None:
         "download",
         "repair",
         "train",
+        "finetune",
         "eval",
         "render",
         "collect",

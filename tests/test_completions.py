@@ -51,7 +51,8 @@ def complete(words: str) -> list[str]:
     ("words", "offered"),
     [
         ("gq tr", ["train"]),
-        ("gq train ", ["dt", "bc"]),
+        ("gq train ", ["dt", "bc", "odt"]),
+        ("gq train odt --size t", ["tiny"]),
         ("gq train dt --si", ["--size"]),
         ("gq train dt --size 0", ["0.1b", "0.6b"]),
         ("gq params 0", ["0.1b", "0.6b"]),

@@ -231,7 +231,6 @@ def test_the_ends_of_the_ranges_are_allowed(setting: str) -> None:
         (["model.num_heads=3"], "not a multiple of model.num_heads 3"),
         (["model.num_kv_heads=3"], "not a multiple of model.num_kv_heads 3"),
         (["model.backbone=gpt2"], "no grouped queries"),
-        (["model.backbone=gpt2", "model.num_kv_heads=4", "model.timestep_embedding=false"], "no positions"),
         (["model.head_dim=33"], "even head width, not 33"),
     ],
 )

@@ -25,7 +25,8 @@ K, OBSERVATION_DIM, ACTION_DIM = 6, 5, 3
 TINY = ModelConfig(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=K, max_timestep=50)
 SHAPES = {
     "qwen3": TINY,
-    "qwen3-rotary-only": replace(TINY, timestep_embedding=False, head_dim=6),
+    "qwen3-rotary-only": replace(TINY, positions="none", head_dim=6),
+    "qwen3-window": replace(TINY, positions="window", rotary=False, head_dim=5),
     "gpt2": replace(TINY, backbone="gpt2", num_kv_heads=4, activation="relu"),
 }
 both_backbones = pytest.mark.parametrize("backbone", ["qwen3", "gpt2"])
@@ -217,7 +218,7 @@ def pad_left(batch: Batch, num_padded: int, content: float) -> Batch:
 
 
 @pytest.mark.parametrize("num_padded", [1, 3, K - 1])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "qwen3-window"])  # whose steps would move
 def test_a_left_padded_window_equals_the_unpadded_one(shape: str, num_padded: int) -> None:
     model, batch = build(SHAPES[shape]), make_batch(num_steps=K - num_padded)
     padded = [pad_left(batch, num_padded, content) for content in (0.0, -10.0, 49.0)]
@@ -359,13 +360,17 @@ def test_every_parameter_of_behaviour_cloning_gets_a_gradient() -> None:
         ("qwen3", "activation", "gelu"),
         ("qwen3", "dropout", 0.2),
         ("qwen3", "context_length", 7),
-        ("qwen3", "timestep_embedding", False),
+        ("qwen3", "positions", "none"),
+        ("qwen3", "positions", "window"),
+        ("qwen3", "rotary", False),
         ("qwen3", "max_timestep", 5),
         ("qwen3", "rope_theta", 100.0),
         ("gpt2", "head_dim", 6),
         ("gpt2", "mlp_ratio", 2.0),
         ("gpt2", "activation", "gelu"),
         ("gpt2", "dropout", 0.2),
+        ("gpt2", "positions", "none"),
+        ("gpt2", "positions", "window"),
         ("gpt2", "max_timestep", 5),
     ],
 )
@@ -430,7 +435,6 @@ def test_one_rate_governs_every_dropout(backbone: str) -> None:
         ({"embed_dim": 30}, "not a multiple of model.num_heads"),
         ({"num_kv_heads": 3}, "not a multiple of model.num_kv_heads"),
         ({"backbone": "gpt2"}, "no grouped queries"),
-        ({"backbone": "gpt2", "num_kv_heads": 4, "timestep_embedding": False}, "no positions"),
         ({"head_dim": 5}, "even head width"),
     ],
 )

@@ -34,7 +34,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(0, 5)),
         mlp_ratio=draw(st.floats(1, 6)),
         context_length=draw(st.integers(1, 5)),
-        timestep_embedding=backbone == "gpt2" or draw(st.booleans()),
+        positions=draw(st.sampled_from(["none", "timestep", "window"])),
         max_timestep=draw(st.integers(1, 50)),
     )
 
@@ -87,7 +87,7 @@ def test_the_published_formula_has_no_gpt2() -> None:
     config = ModelConfig(backbone="gpt2", num_heads=1, num_kv_heads=1)
     assert params.published_formula(config, *HUMANOID) is None
     assert params.published_formula(replace(SIZES["1m"], head_dim=64), *HUMANOID) is None
-    assert params.published_formula(replace(SIZES["1m"], timestep_embedding=False), *HUMANOID) is None
+    assert params.published_formula(replace(SIZES["1m"], positions="none"), *HUMANOID) is None
 
 
 def test_counting_the_largest_size_takes_no_memory() -> None:

@@ -64,7 +64,7 @@ def find_number(meta: Any, *names: str) -> int:
 def gpt2_names(num_layers: int) -> dict[str, str]:
     """Return our parameter names by the original's."""
     names = {
-        "embed_timestep.weight": "embed_timestep.weight",
+        "embed_timestep.weight": "embed_position.weight",
         "embed_ln.weight": "embed_norm.weight",
         "embed_ln.bias": "embed_norm.bias",
         "transformer.ln_f.weight": "backbone.norm.weight",
@@ -203,7 +203,7 @@ def test_three_training_steps_match_the_original(original: OriginalDT) -> None:
     recorded, model = original.recorded, original.model
     learner = SupervisedLearner(
         model,
-        action_loss,
+        lambda model, batch: {"loss": action_loss(model, batch)},
         RecordedBatches(original),  # type: ignore[arg-type]
         OptimConfig(learning_rate=1e-3, weight_decay=1e-4, warmup_steps=0, schedule="constant", gradient_clip=0.25),
         TrainConfig(batch_size=recorded["batch0/mask"].shape[0]),

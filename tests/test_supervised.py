@@ -51,8 +51,9 @@ def make_learner(
     torch.manual_seed(seed)
     model = DecisionTransformer(replace(TINY, dropout=dropout), observation_dim=3, action_dim=2)
     sampler = WindowSampler(make_trajectories(), K, seed=seed)
+    settings = TrainConfig(**{"batch_size": 10} | train)
     return SupervisedLearner(
-        model, loss, sampler, optim, TrainConfig(**{"batch_size": 10} | train), autocast=nullcontext
+        model, lambda model, batch: {"loss": loss(model, batch)}, sampler, optim, settings, autocast=nullcontext
     )
 
 
@@ -63,7 +64,13 @@ def make_bc_learner(num_observations: int, **train: Any) -> SupervisedLearner:
     sampler = WindowSampler(make_trajectories(), num_observations, backward=True)
     settings = TrainConfig(batch_size=10, **train)
     return SupervisedLearner(
-        model, bc.action_loss, sampler, PLAIN, settings, autocast=nullcontext, num_terms=num_windows
+        model,
+        lambda model, batch: {"loss": bc.action_loss(model, batch)},
+        sampler,
+        PLAIN,
+        settings,
+        autocast=nullcontext,
+        num_terms=num_windows,
     )
 
 
@@ -121,7 +128,7 @@ def test_behaviour_cloning_learns_the_last_action_of_its_window() -> None:
     learner = make_bc_learner(3)
     batch = learner.sampler.gather(torch.tensor([3, 6, 12]))
     predicted = learner.model(batch.observations, batch.valid)
-    last_actions = learner.sampler.actions[[3, 6, 12]]  # the box is [-1, 1]
+    last_actions = learner.sampler.rows.actions[[3, 6, 12]]  # the box is [-1, 1]
     expected = (predicted - last_actions).square().mean()
     torch.testing.assert_close(bc.action_loss(learner.model, batch), expected)  # type: ignore[arg-type]
     losses = [float(learner.update(step)["loss"]) for step in range(200)]

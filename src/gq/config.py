@@ -143,6 +143,12 @@ class EntropyConfig:
     temperature_min: Positive = 1e-4
     temperature_max: Positive = 10.0
 
+    def problem(self) -> str | None:
+        """Return what makes these bounds impossible, or None."""
+        if not self.temperature_min <= self.temperature <= self.temperature_max:
+            return f"entropy.temperature {self.temperature} is not between temperature_min and temperature_max"
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ODTConfig(RunConfig):
@@ -207,7 +213,8 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
         message = f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}") from None
-    if problem := config.model.problem():  # type: ignore[attr-defined]
+    problems = [part.problem() for part in (getattr(config, "model", None), getattr(config, "entropy", None)) if part]
+    if problem := next(filter(None, problems), None):
         raise UsageError(problem, hint="change one of the two with --set")
     return config
 

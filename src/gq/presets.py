@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from gq.config import BCConfig, DataConfig, DTConfig, ODTConfig, OptimConfig, TrainConfig
+from gq.config import (
+    BCConfig,
+    DataConfig,
+    DTConfig,
+    EvalConfig,
+    ODTConfig,
+    OnlineConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from gq.models.config import StochasticModelConfig
 from gq.models.sizes import resolve_size
 
@@ -14,6 +23,9 @@ RECIPES = {
     "0.6b": (1e-4, 1000, 4),
     "1.9b": (1e-4, 1000, 8),
 }
+
+
+EASY_ACTION_CLIP = 0.01  # with the paper's 1e-6, the atanh of an action on the box's edge is 7 and dominates the loss
 
 
 def dt(size: str = "1m") -> DTConfig:
@@ -34,14 +46,81 @@ def bc() -> BCConfig:
     return replace(base, train=replace(base.train, batch_size=256))
 
 
-TINY = StochasticModelConfig(embed_dim=64, num_layers=3, num_heads=4, num_kv_heads=4, context_length=10)
+# The shape for a CPU, where short windows and plain layers are fastest.
+TINY = StochasticModelConfig(
+    backbone="gpt2",
+    embed_dim=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_ratio=4.0,
+    activation="relu",
+    context_length=5,
+    action_clip=EASY_ACTION_CLIP,
+)
+# That of the Online Decision Transformer's paper (arXiv 2202.05607).
+PAPER = StochasticModelConfig(
+    backbone="gpt2",
+    embed_dim=512,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_ratio=4.0,
+    activation="relu",
+    dropout=0.1,
+)
+# The paper's recipes by what a dataset's name contains: updates, learning rate, weight decay, evaluation target.
+PAPER_RECIPES = {
+    ("hopper", "medium-replay"): (5_000, 2e-3, 1e-4, 3600.0),
+    ("hopper", "medium"): (5_000, 1e-4, 5e-4, 3600.0),
+    ("walker2d", "medium"): (10_000, 1e-3, 1e-3, 5000.0),
+    ("halfcheetah", "medium"): (5_000, 1e-4, 5e-4, 6000.0),
+    ("ant", "medium-replay"): (5_000, 1e-4, 5e-4, 6000.0),
+    ("ant", "medium"): (10_000, 1e-4, 5e-4, 6000.0),
+}
 
 
-def odt(size: str = "1m") -> ODTConfig:
-    """Return the Online Decision Transformer of a size: `tiny`, for a CPU, or one of SIZES."""
+def odt(size: str = "1m", dataset: str = "") -> ODTConfig:
+    """Return the Online Decision Transformer of a size: `tiny` for a CPU, `paper`, or one of SIZES.
+
+    `paper` is the published recipe, by the environment and level in the dataset's name (default: Hopper medium's).
+    Its targets are for D4RL's data only. Raises UsageError for an unknown size.
+    """
+    if size == "paper":
+        return paper_odt(dataset)
     if size == "tiny":
-        model = TINY
+        model, num_micro_batches = TINY, 1
     else:
-        model = StochasticModelConfig(**vars(resolve_size(size)) | {"positions": "none", "rotary": False})
+        shape = vars(resolve_size(size)) | {"positions": "none", "rotary": False}
+        model, num_micro_batches = StochasticModelConfig(**shape, action_clip=EASY_ACTION_CLIP), RECIPES[size][2]
     optim = OptimConfig(optimizer="lamb", learning_rate=1e-3, weight_decay=5e-4, warmup_steps=500, schedule="constant")
-    return ODTConfig(size=size, model=model, optim=optim, train=TrainConfig(steps=2000, batch_size=256))
+    train = TrainConfig(steps=3000, batch_size=64, num_micro_batches=num_micro_batches)
+    return ODTConfig(size=size, model=model, optim=optim, train=train)
+
+
+def paper_odt(dataset: str) -> ODTConfig:
+    """Return the published recipe for a dataset."""
+    name, fallback = dataset.lower(), PAPER_RECIPES["hopper", "medium"]
+    fitting = [recipe for (task, level), recipe in PAPER_RECIPES.items() if task in name and level in name]
+    steps, learning_rate, weight_decay, target = fitting[0] if fitting else fallback
+    has_positions = fitting and "ant" in name and "replay" not in name
+    return ODTConfig(
+        size="paper",
+        model=replace(PAPER, positions="timestep") if has_positions else PAPER,
+        optim=OptimConfig(
+            optimizer="lamb",
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=10_000,
+            schedule="constant",
+        ),
+        train=TrainConfig(steps=steps, batch_size=256),
+        eval=EvalConfig(targets=(target,) if fitting and name.startswith("d4rl/") else ()),
+    )
+
+
+def online(size: str) -> OnlineConfig:
+    """Return how a model of a size is finetuned: as in the paper, or in less time."""
+    if size == "paper":
+        return OnlineConfig(environment_steps=200_000, updates_per_rollout=300, buffer_size=1000)
+    return OnlineConfig()

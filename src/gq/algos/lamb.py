@@ -12,8 +12,7 @@ class Lamb(torch.optim.Optimizer):
     """p <- p - lr * ||p|| / ||u|| * u  with  u = m / (sqrt(v) + eps) + weight_decay * p, both moments bias-corrected.
 
     The ratio is 1 for a tensor or a step of norm 0. Decay and ratio apply to every tensor, biases and gains too. The
-    published Online Decision Transformer drops the ratio where weight_decay is 0 and so becomes Adam; here it stays,
-    unless `adam_without_decay` asks for that.
+    published Online Decision Transformer drops the ratio where weight_decay is 0 and so becomes Adam; here it stays.
 
     As with torch's fused optimisers, setting `found_inf` to 1 before a step (a tensor on the device) makes it change
     nothing, so that no step waits for the host.
@@ -27,11 +26,9 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
-        adam_without_decay: bool = False,
     ) -> None:
         settings = {"lr": learning_rate, "weight_decay": weight_decay, "betas": betas, "eps": epsilon}
         super().__init__(parameters, settings)
-        self.adam_without_decay = adam_without_decay
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
@@ -76,11 +73,8 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_div_(updates, roots)
         torch._foreach_add_(updates, parameters, alpha=decay)
         scale = group["lr"] * taken
-        if decay == 0 and self.adam_without_decay:
-            torch._foreach_mul_(updates, -scale)
-        else:
-            sizes, lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
-            for update, size, length in zip(updates, sizes, lengths, strict=True):
-                ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
-                update.mul_(-scale * ratio)
+        sizes, lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
+        for update, size, length in zip(updates, sizes, lengths, strict=True):
+            ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
+            update.mul_(-scale * ratio)
         torch._foreach_add_(parameters, updates)

@@ -27,26 +27,26 @@ class EntropyConstraint:
     entropy than asked for. In double precision: its steps are small beside its size.
     """
 
-    def __init__(self, config: EntropyConfig, action_dim: int, device: torch.device) -> None:
-        self.config, self.target = config, config.target * action_dim
+    def __init__(self, entropy: EntropyConfig, action_dim: int, device: torch.device) -> None:
+        self.entropy, self.target = entropy, entropy.target * action_dim
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        start = torch.tensor(math.log(config.temperature), dtype=dtype, device=device)
-        self.log_temperature = start.requires_grad_(config.mode == "dual")
-        self.optimizer = torch.optim.Adam([self.log_temperature], lr=config.learning_rate, fused=device.type != "mps")
+        start = torch.tensor(math.log(entropy.temperature), dtype=dtype, device=device)
+        self.log_temperature = start.requires_grad_(entropy.mode == "dual")
+        self.optimizer = torch.optim.Adam([self.log_temperature], lr=entropy.learning_rate, fused=device.type != "mps")
 
     @property
     def temperature(self) -> Tensor:
         """The weight of the entropy in the loss, a float32 scalar without gradient; 0 if the constraint is off."""
-        return self.log_temperature.detach().exp().float() * (self.config.mode != "off")
+        return self.log_temperature.detach().exp().float() * (self.entropy.mode != "off")
 
-    def update(self, entropy: Tensor, skipped: Tensor) -> None:
+    def update(self, measured: Tensor, skipped: Tensor) -> None:
         """Take a step with a batch's mean entropy, unless `skipped` is 1."""
-        if self.config.mode != "dual":
+        if self.entropy.mode != "dual":
             return
-        self.log_temperature.grad = self.log_temperature.detach().exp() * (entropy.detach() - self.target)
+        self.log_temperature.grad = self.log_temperature.detach().exp() * (measured.detach() - self.target)
         skip_if(skipped, self.optimizer)
         self.optimizer.step()
-        low, high = math.log(self.config.temperature_min), math.log(self.config.temperature_max)
+        low, high = math.log(self.entropy.temperature_min), math.log(self.entropy.temperature_max)
         self.log_temperature.data.clamp_(low, high)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -123,10 +123,10 @@ class ODTLearner(SupervisedLearner):
         self.step_offset = int(tensors["step_offset"])
 
     def carry(self, tensors: dict[str, Tensor], num_steps: int) -> None:
-        """Go on with the moments, the temperature and the schedule of a parent that took `num_steps` steps."""
+        """Go on with the moments, the temperature and the schedule of a parent that took `num_steps` steps itself."""
         load_moments(tensors, self.model, self.optimizer)
         self.constraint.load_state_tensors(tensors)
-        self.step_offset = num_steps
+        self.step_offset = int(tensors["step_offset"]) + num_steps
 
 
 def policy_metrics(
@@ -149,11 +149,11 @@ def policy_metrics(
 
     nll, entropy = -mean(log_likelihood), -mean(sampled_log_prob.sum(dim=-1))
     with torch.no_grad():
-        log_std = distribution.log_std.flatten()
-        log_std = log_std[:: -(-len(log_std) // NUM_QUANTILE_VALUES)]
-        quantiles = torch.quantile(log_std, log_std.new_tensor(SIGMA_QUANTILES)).exp()
+        log_std = distribution.log_std.masked_fill(~valid[..., None], math.nan)
+        log_std = log_std[:: -(-log_std.numel() // NUM_QUANTILE_VALUES)].flatten()  # whole windows: every dimension
+        quantiles = torch.nanquantile(log_std, log_std.new_tensor(SIGMA_QUANTILES)).exp()
         saturated = mean((sampled.abs() > SATURATED).float().mean(dim=-1))
-        clamped = mean((target.abs() > 1 - clip).float().mean(dim=-1))
+        clamped = mean((target.abs() > 1 - clip).float().mean(dim=-1)) * distribution.squashed
     return {
         "loss": nll - temperature * entropy,
         "nll": nll,

@@ -13,7 +13,7 @@ Examples:
   gq download builtin/hopper/medium      a dataset, simulated on the spot
   gq repair hopper.hdf5                  what is wrong with a file
   gq train dt                            a policy
-  gq finetune --latest                   a better one, from its own episodes (after train odt)
+  gq finetune --latest                   a better one (after train odt)
   gq eval --latest                       its returns, with intervals
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  gq finetune --latest                   go online with the newest gq train odt run
+  gq finetune --latest                   the newest gq train odt run, online
   gq finetune runs/a --steps 50000 --rollouts 4
-  gq finetune runs/a --online-target 7200 --target 3600 --set online.collapse=0.9
+  gq finetune runs/a --online-target 7200 --set online.collapse=0.9
   gq finetune --out runs/b --resume      go on with a run"""
 
 
@@ -73,18 +73,19 @@ def finetune(
         "train.device": device,
     }
     given = given_settings(config, settings) | {key: value for key, value in flags.items() if value is not None}
+    from gq.paths import find_run, new_run_folder, runs_folder
+
+    parent, checkpoint_folder = (None, None) if resume else find_run(run, latest=latest, algos=("odt", "finetune"))
     from gq.config import FinetuneConfig, to_toml
     from gq.engine.finetuning import complete, finetune, prepare_finetuning
     from gq.engine.runs import resume_config
-    from gq.paths import find_run, new_run_folder, runs_folder
 
-    if resume:
+    if parent:
+        resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
+    else:
         out, stored = resume_config("finetune", None, given, out)
         assert isinstance(stored, FinetuneConfig)
         resolved, trajectories = complete(stored)
-    else:
-        parent, checkpoint_folder = find_run(run, latest=latest, algos=("odt", "finetune"))
-        resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
     out = out or new_run_folder(resolved.task, resolved.algo, resolved.size)
     if dry_run:
         output.note(f"run: {out}")

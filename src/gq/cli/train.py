@@ -30,7 +30,7 @@ ODT_EXAMPLES = """\b
 Examples:
   gq train odt                           on the dataset downloaded last
   gq train odt --size tiny               minutes on a CPU
-  gq train odt --size 13m --set model.backbone=gpt2 --set model.num_kv_heads=8
+  gq train odt --size paper --dataset d4rl/hopper-medium-v2
   gq train odt --set model.positions=timestep --set optim.optimizer=adamw"""
 GROUP_EXAMPLES = """\b
 Examples:
@@ -43,7 +43,14 @@ train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_i
 Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
-OnlineSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Model size: tiny, or one of gq params.")]
+OnlineSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="tiny (for a CPU), paper, or as for train dt; default: 1m.",
+        autocompletion=options.complete_from(lambda: ["tiny", "paper"], options.known_sizes),
+    ),
+]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
 Resume = Annotated[
@@ -246,4 +253,8 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
     if algo == "bc":
         return presets.bc()
     stated = str(given.pop("size", "1m"))
-    return (presets.odt if algo == "odt" else presets.dt)(size or stated)
+    if algo == "odt":
+        from gq.paths import last_dataset
+
+        return presets.odt(size or stated, given.get("data.dataset") or last_dataset())
+    return presets.dt(size or stated)

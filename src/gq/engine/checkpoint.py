@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from gq.engine.runs import resume_command
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, sha256, write_error, write_json
-from gq.paths import checkpoint_folders, read_json
+from gq.paths import algo_of, checkpoint_folders, read_json
 
 FORMAT = 1
 
@@ -63,13 +64,18 @@ def save_checkpoint(
             name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)} for name in files
         }
         write_json(temporary / "MANIFEST.json", {"format": FORMAT, "files": manifest})
-    write_json(run / "checkpoints" / "last.json", {"checkpoint": folder.name})
+    point(run, "last", folder)
     if is_best:
-        write_json(run / "checkpoints" / "best.json", {"checkpoint": folder.name})
+        point(run, "best", folder)
     for old in checkpoint_folders(run)[:-keep]:
         if old.name not in (pointed(run, "best"), folder.name):
             shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def point(run: Path, which: str, folder: Path) -> None:
+    """Let last.json or best.json point at a checkpoint."""
+    write_json(run / "checkpoints" / f"{which}.json", {"checkpoint": folder.name})
 
 
 def pointed(run: Path, which: str) -> str | None:
@@ -89,7 +95,7 @@ def choose_checkpoint(run: Path, which: str) -> Path:
     """
     folders = checkpoint_folders(run)
     if not folders:
-        raise UsageError(f"{run} has no checkpoint yet", hint=f"go on training: gq train dt --out {run} --resume")
+        raise UsageError(f"{run} has no checkpoint yet", hint=f"go on training: {resume_command(algo_of(run), run)}")
     if which in ("last", "best"):
         name = pointed(run, which) or pointed(run, "last") or folders[-1].name
         return run / "checkpoints" / name

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gq.config import FinetuneConfig, ODTConfig, UpdateConfig, to_toml
-from gq.data.datasets import load_dataset
+from gq import presets
+from gq.config import FinetuneConfig, ODTConfig, TrainedConfig, UpdateConfig, flatten, to_toml
+from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
 from gq.engine.offline import SELECTION_SEED, fingerprint, last_checkpoint
@@ -19,7 +20,7 @@ from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Comparison, Summary, compare
 from gq.files import sha256, write_json, write_text
-from gq.paths import new_run_folder
+from gq.paths import new_run_folder, read_json
 from gq.versions import versions
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gq.engine.precision import Compute
 
 ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
+FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def prepare_finetuning(
         given: settings by dotted key; all others come from the parent.
 
     Raises:
-        UsageError: the parent is no Online Decision Transformer, or a setting is wrong.
+        UsageError: the parent is no Online Decision Transformer, or a setting is wrong or does not fit its weights.
         DataError, GqError: its dataset is not there any more, or has changed.
     """
     from gq.engine.checkpoint import choose_checkpoint
@@ -79,9 +81,30 @@ def prepare_finetuning(
         eval=replace(stored.eval, every=10_000),
         checkpoint=stored.checkpoint,
         log=stored.log,
+        online=presets.online(stored.size),
     ).replace(given or {})
+    refuse_other_weights(stored, config)
     online = replace(config.online, parent=str(parent.resolve()), checkpoint=folder.name)
-    return complete(replace(config, online=online))
+    config, trajectories = complete(replace(config, online=online))
+    refuse_other_data(config, read_json(folder / "state.json"), fingerprint(trajectories))
+    return config, trajectories
+
+
+def refuse_other_weights(parent: TrainedConfig, config: FinetuneConfig) -> None:
+    """Raise UsageError for a setting that comes with the parent's weights and is not the parent's."""
+    before = flatten(parent.to_dict())
+    for key, value in flatten(config.to_dict()).items():
+        is_fixed = key in ("task", "data.return_scale") or (key.startswith("model.") and key not in FREE_SETTINGS)
+        if is_fixed and value != before[key]:
+            message = f"{key} = {value} does not fit the parent's weights, which have {before[key]}"
+            raise UsageError(message, hint=f"leave it, or pretrain with it: gq train odt --set {key}={value}")
+
+
+def refuse_other_data(config: FinetuneConfig, parent_state: Mapping[str, Any], dataset_sha256: str) -> None:
+    """Raise GqError if the dataset is not the one that the parent learnt from."""
+    if parent_state.get("dataset_sha256") != dataset_sha256:
+        message = f"{config.data.dataset} is not the data that {config.online.parent} learnt from"
+        raise GqError(message, hint="restore the file, or pretrain again")
 
 
 def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:
@@ -92,11 +115,12 @@ def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:
     """
     online = config.online
     if not (online.environment_steps or online.iterations or online.minutes):
-        hint = "give one of --environment-steps, --iterations and --minutes"
+        hint = "give one of --steps, --iterations and --minutes"
         raise UsageError("nothing would ever end this run", hint=hint)
     trajectories = load_dataset(config.data.dataset, task=config.task)
     targets = online.targets or (online_target(max(config.eval.targets), random_return(config, trajectories)),)
-    return replace(config, online=replace(online, targets=targets)), trajectories
+    data = replace(config.data, dataset=canonical_name(config.data.dataset))
+    return replace(config, data=data, online=replace(online, targets=targets)), trajectories
 
 
 def random_return(config: FinetuneConfig, trajectories: Trajectories) -> float:
@@ -264,9 +288,7 @@ def parent_checkpoint(config: FinetuneConfig, dataset_sha256: str) -> "Checkpoin
     if not folder.is_dir():
         raise GqError(f"the parent's checkpoint {folder} is gone", hint="start anew from another run or checkpoint")
     checkpoint = load_checkpoint(folder)
-    if checkpoint.state["dataset_sha256"] != dataset_sha256:
-        message = f"{config.data.dataset} is not the data that {config.online.parent} learnt from"
-        raise GqError(message, hint="restore the file, or pretrain again")
+    refuse_other_data(config, checkpoint.state, dataset_sha256)
     return checkpoint
 
 

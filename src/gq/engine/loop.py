@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gq.config import RunConfig, TrainConfig
-from gq.engine.checkpoint import Checkpoint, save_checkpoint
+from gq.engine.checkpoint import Checkpoint, point, save_checkpoint
 from gq.engine.metrics import Listener, MetricsLog, Mirrors
 from gq.engine.runs import resume_command
 from gq.engine.signals import StopRequest
@@ -72,12 +72,16 @@ class Loop:
         self.stop = StopRequest(listener.note)
         self.sums: dict[str, Tensor] = {}  # metrics since the last log line
         self.last_evaluation: list[Summary] = []
+        self.saved_step: int | None = None
         log_size = times_size = 0
         if checkpoint:
             learner.model.load_state_dict(checkpoint.model)
             learner.load_state_tensors(checkpoint.optimizer)
             self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
             self.progress = self.progress_type(**checkpoint.state["progress"])
+            self.saved_step = self.progress.step
+            if self.progress.best_step == self.progress.step:  # a kill may have come before it was marked as the best
+                point(run, "best", checkpoint.path)
             log_size, times_size = checkpoint.state["metrics_bytes"], checkpoint.state["times_bytes"]
         self.log = MetricsLog(run / "metrics.jsonl", size=log_size)
         self.times = MetricsLog(run / "times.jsonl", size=times_size)  # apart, because the metrics repeat exactly
@@ -98,7 +102,6 @@ class Loop:
                 if self.collect():
                     self.update()
                 is_best = self.evaluation_is_due() and self.run_evaluation()
-                progress.seconds = time.monotonic() - self.began
                 is_last = self.is_finished()
                 if self.due(self.config.checkpoint.every) or is_last or is_best or stop.requested:
                     self.save(is_best)
@@ -187,11 +190,14 @@ class Loop:
         is_best = progress.best_return is None or highest.return_mean > progress.best_return
         if is_best:
             progress.best_return, progress.best_step = highest.return_mean, progress.step
+        progress.seconds = time.monotonic() - self.began
         self.tell(record)
         return is_best
 
     def save(self, is_best: bool) -> None:
-        """Write a checkpoint of everything."""
+        """Write a checkpoint of everything, unless nothing happened since the last one."""
+        if self.progress.step == self.saved_step:
+            return
         self.log.sync()
         self.times.sync()
         model = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learner.model.state_dict().items()}
@@ -211,3 +217,4 @@ class Loop:
             is_best=is_best,
             keep=self.config.checkpoint.keep,
         )
+        self.saved_step = self.progress.step

@@ -16,6 +16,7 @@ from gq.data.trajectories import Trajectories
 from gq.engine.loop import Loop, Progress
 from gq.envs.make import make
 from gq.envs.tasks import resolve_task
+from gq.errors import DataError
 from gq.evaluation.recording import Recipe, RecordedEpisode, run_episodes
 
 EXPLORATION_SEED = 2_000_000  # added to the run's seed: its episodes start elsewhere than those of any evaluation
@@ -61,8 +62,15 @@ class ReplayStore:
             self.buffer.add(name, episode)
 
     def restore(self, names: Sequence[str], num_episodes: int) -> None:
-        """Put the named trajectories into the empty buffer; forget episodes after the first `num_episodes`."""
+        """Put the named trajectories into the empty buffer; forget episodes after the first `num_episodes`.
+
+        Raises:
+            DataError: the file has lost some of those.
+        """
         self.log.forget_from(num_episodes)
+        if len(self.log.lengths) < num_episodes:
+            message = f"{self.log.path} was damaged: {len(self.log.lengths)} of {num_episodes} episodes are left in it"
+            raise DataError(message, hint="put the file back from a copy, or start a new run")
         for name in names:
             source, number = name.split("/")
             if source == "online":
@@ -202,8 +210,8 @@ class OnlineLoop(Loop):
         highest = max(self.last_evaluation, key=lambda summary: summary.target_return).return_mean
         if progress.first_return is None:
             progress.first_return = highest
-        share = self.config.online.collapse
-        if share and highest - self.low < share * (progress.first_return - self.low):
+        share, first_gain = self.config.online.collapse, progress.first_return - self.low
+        if share and first_gain > 0 and highest - self.low < share * first_gain:  # else there is nothing to lose
             progress.collapsed = True
             self.listener.note(f"stopping: the mean return fell from {progress.first_return:.0f} to {highest:.0f}")
         progress.evaluation_seconds += monotonic() - began

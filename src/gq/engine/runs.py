@@ -71,6 +71,9 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     config = stored.replace(wanted)
     before = flatten(stored.to_dict())
     for key, value in flatten(config.to_dict()).items():
+        if before[key] != value and algo == "finetune" and key == "eval.targets":
+            message = f"the run began with {key} = {before[key]}, not {value}"
+            raise UsageError(message, hint="its start and its end are compared at the same targets: start a new run")
         if before[key] != value and not key.startswith(CHANGEABLE):
             raise UsageError(
                 f"the run began with {key} = {before[key]}, not {value}",
