@@ -29,7 +29,7 @@ Examples:
 ODT_EXAMPLES = """\b
 Examples:
   gq train odt                           on the dataset downloaded last
-  gq train odt --size tiny               minutes on a CPU
+  gq train odt --size 1m --device cuda
   gq train odt --size paper --dataset d4rl/hopper-medium-v2
   gq train odt --set model.positions=timestep --set optim.optimizer=adamw"""
 GROUP_EXAMPLES = """\b
@@ -47,7 +47,7 @@ OnlineSize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="tiny (for a CPU), paper, or as for train dt; default: 1m.",
+        help="tiny (minutes on a CPU; the default), paper, or as for train dt.",
         autocompletion=options.complete_from(lambda: ["tiny", "paper"], options.known_sizes),
     ),
 ]
@@ -252,9 +252,10 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
 
     if algo == "bc":
         return presets.bc()
-    stated = str(given.pop("size", "1m"))
+    in_file = given.pop("size", None)
+    stated = size or in_file
     if algo == "odt":
         from gq.paths import last_dataset
 
-        return presets.odt(size or stated, given.get("data.dataset") or last_dataset())
-    return presets.dt(size or stated)
+        return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
+    return presets.dt(str(stated or "1m"))

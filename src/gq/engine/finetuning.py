@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gq.engine.online import OnlineLoop
     from gq.engine.precision import Compute
 
+EVALUATE_EVERY = 5_000  # environment steps
 ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
 FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
 
@@ -78,7 +79,7 @@ def prepare_finetuning(
         entropy=stored.entropy,
         optim=replace(stored.optim, schedule="constant"),
         train=UpdateConfig(**update),
-        eval=replace(stored.eval, every=10_000),
+        eval=replace(stored.eval, every=EVALUATE_EVERY),
         checkpoint=stored.checkpoint,
         log=stored.log,
         online=presets.online(stored.size),
