@@ -166,13 +166,13 @@ class OnlineConfig:
 
     parent: str = ""  # the run that is finetuned
     checkpoint: str = ""  # of that run
-    environment_steps: Natural = 40_000  # stop after the episode that reaches so many; 0: no limit
+    environment_steps: Natural = 60_000  # stop after the episode that reaches so many; 0: no limit
     iterations: Natural = 0  # stop after so many; 0: no limit
     minutes: NonNegative = 0.0  # stop after so long; 0: no limit
     rollouts: Count = 4  # episodes in an iteration, all at once
-    updates_per_rollout: Count = 75
+    updates_per_rollout: Count = 50
     targets: tuple[Finite, ...] = ()  # returns asked of the episodes in turn; empty: from the evaluation's highest
-    buffer_size: Count = 1000  # trajectories; a new one takes the place of the oldest
+    buffer_size: Count = 64  # trajectories; a new one takes the place of the oldest
     buffer_start: Literal["top", "all", "none"] = "top"  # the dataset's best trajectories, all of them, or none
     optimizer_state: Literal["carry", "reset"] = "carry"  # moments, schedule and temperature of the parent
     collapse: Annotated[float, Ge(0), Lt(1)] = 0.0  # stop when less than this share of the first return is left

@@ -93,9 +93,9 @@ def odt(size: str = "tiny", dataset: str = "") -> ODTConfig:
     else:
         shape = vars(resolve_size(size)) | {"positions": "none", "rotary": False}
         model, num_micro_batches = StochasticModelConfig(**shape, action_clip=EASY_ACTION_CLIP), RECIPES[size][2]
-    optim = OptimConfig(optimizer="lamb", learning_rate=1e-3, weight_decay=5e-4, warmup_steps=500, schedule="constant")
-    # Short for a CPU: finetuning goes on with the same data beside its own.
-    train = TrainConfig(steps=500 if size == "tiny" else 3000, batch_size=64, num_micro_batches=num_micro_batches)
+    learning_rate, steps = (3e-3, 1000) if size == "tiny" else (1e-3, 3000)
+    optim = OptimConfig(optimizer="lamb", learning_rate=learning_rate, weight_decay=5e-4, warmup_steps=200)
+    train = TrainConfig(steps=steps, batch_size=256, num_micro_batches=num_micro_batches)
     return ODTConfig(size=size, model=model, optim=optim, train=train)
 
 
@@ -123,5 +123,5 @@ def paper_odt(dataset: str) -> ODTConfig:
 def online(size: str) -> OnlineConfig:
     """Return how a model of a size is finetuned: as in the paper, or in minutes."""
     if size == "paper":
-        return OnlineConfig(environment_steps=200_000, rollouts=1, updates_per_rollout=300)
+        return OnlineConfig(environment_steps=200_000, rollouts=1, updates_per_rollout=300, buffer_size=1000)
     return OnlineConfig()

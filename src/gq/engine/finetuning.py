@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq import presets
-from gq.config import FinetuneConfig, ODTConfig, TrainedConfig, UpdateConfig, flatten, to_toml
+from gq.config import FinetuneConfig, ODTConfig, OptimConfig, TrainedConfig, UpdateConfig, flatten, to_toml
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gq.engine.online import OnlineLoop
     from gq.engine.precision import Compute
 
-EVALUATE_EVERY = 5_000  # environment steps
+EVALUATE_EVERY = 10_000  # environment steps
 ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
 FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
 
@@ -77,7 +77,7 @@ def prepare_finetuning(
         data=stored.data,
         model=stored.model,
         entropy=stored.entropy,
-        optim=replace(stored.optim, schedule="constant"),
+        optim=constant(stored.optim),
         train=UpdateConfig(**update),
         eval=replace(stored.eval, every=EVALUATE_EVERY),
         checkpoint=stored.checkpoint,
@@ -106,6 +106,13 @@ def refuse_other_data(config: FinetuneConfig, parent_state: Mapping[str, Any], d
     if parent_state.get("dataset_sha256") != dataset_sha256:
         message = f"{config.data.dataset} is not the data that {config.online.parent} learnt from"
         raise GqError(message, hint="restore the file, or pretrain again")
+
+
+def constant(optim: OptimConfig) -> OptimConfig:
+    """Return the optimiser of a run without a known last step: a rate that fell goes on at a third of its peak."""
+    fell = optim.schedule == "cosine"
+    rate = optim.learning_rate / 3 if fell else optim.learning_rate
+    return replace(optim, schedule="constant", learning_rate=rate)
 
 
 def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:

@@ -58,7 +58,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Trajectories]:
         )
         raise UsageError(f"{name} does not say its task ({widths})", hint="name it, for example --task Hopper-v5")
     data = replace(config.data, dataset=canonical_name(name))
-    targets = config.eval.targets or default_targets(trajectories)
+    targets = config.eval.targets or default_targets(trajectories)[-1 if config.algo == "odt" else 0 :]
     return replace(config, task=trajectories.task, data=data, eval=replace(config.eval, targets=targets)), trajectories
 
 
