@@ -490,6 +490,56 @@ def test_damage_after_opening_is_noticed(tmp_path: Path) -> None:
             log.read(0)
 
 
+@pytest.mark.parametrize("first_forgotten", range(5))
+def test_a_log_forgets_what_came_after_and_goes_on(tmp_path: Path, first_forgotten: int) -> None:
+    """The file is that of a log to which the later episodes were never added, byte for byte, and so it stays."""
+    dims = {"observation_dim": 2, "action_dim": 1}
+    generator = np.random.default_rng(0)
+    old, new = (
+        [
+            LoggedEpisode(
+                *(generator.standard_normal(shape).astype(np.float32) for shape in ((n, 2), (n, 1), (n,))), True
+            )
+            for n in (3, 1, 4, 2)
+        ]
+        for _ in range(2)
+    )
+    wanted = [*old[:first_forgotten], *new[first_forgotten:]]
+    path, expected = tmp_path / "episodes", tmp_path / "expected"
+    with EpisodeLog(expected, **dims) as log:
+        for number, episode in enumerate(old[:first_forgotten]):
+            log.append(number, episode)
+    kept = expected.read_bytes()
+    with EpisodeLog(path, **dims) as log:
+        for number, episode in enumerate(old):
+            log.append(number, episode)
+        for _ in range(2):  # the second time there is nothing left to forget
+            log.forget_from(first_forgotten)
+            assert list(log.lengths.items()) == list(enumerate((3, 1, 4, 2)))[:first_forgotten]
+            assert log.num_rows == sum(log.lengths.values())
+            assert path.read_bytes() == kept
+        for number in range(first_forgotten, 4):
+            log.append(number, new[number])
+        assert all(np.array_equal(log.read(number).rewards, wanted[number].rewards) for number in range(4))
+    with EpisodeLog(path, **dims) as log:
+        assert list(log.lengths) == [0, 1, 2, 3]
+        for number, episode in enumerate(wanted):
+            assert all(np.array_equal(*pair) for pair in zip(log.read(number), episode, strict=True))
+
+
+def test_a_log_forgets_at_the_first_later_number_in_the_file_and_only_there(tmp_path: Path) -> None:
+    episode = LoggedEpisode(np.ones((2, 2), np.float32), np.ones((2, 1), np.float32), np.ones(2, np.float32), True)
+    with EpisodeLog(tmp_path / "episodes", observation_dim=2, action_dim=1) as log:
+        for number in (4, 0, 7, 2):
+            log.append(number, episode)
+        log.forget_from(8)
+        assert list(log.lengths) == [4, 0, 7, 2]
+        log.forget_from(5)
+        assert list(log.lengths) == [4, 0], "episode 2 came after episode 7"
+        log.forget_from(0)
+        assert (log.lengths, log.num_rows, log.path.stat().st_size) == ({}, 0, 0)
+
+
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from gq.data.sampler import Batch
 from gq.models import attention, decision_transformer, gpt2, transformer
 from gq.models.config import MLPConfig, ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
+from gq.models.dropout import Dropout
 from gq.models.mlp import ObservationMLP
 from gq.models.scaling import Scaling
 from gq.models.transformer import Qwen3Backbone
@@ -420,12 +421,12 @@ def test_dropout_acts_in_training_only(backbone: str) -> None:
 @both_backbones
 def test_one_rate_governs_every_dropout(backbone: str) -> None:
     model = build(replace(SHAPES[backbone], dropout=0.3)).train()
-    used: list[nn.Dropout] = []
-    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    used: list[nn.Module] = []
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for layer in layers:
         layer.register_forward_hook(lambda module, inputs, output: used.append(module))
     predict(model, make_batch())
-    assert {layer.p for layer in layers} == {0.3}
+    assert {layer.rate for layer in layers} == {0.3}
     assert set(used) == set(layers), "one of them is never applied"
 
 

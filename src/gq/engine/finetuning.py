@@ -1,6 +1,7 @@
 """Finetuning a pretrained Online Decision Transformer: from its run to a finished run of its own."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gq.engine.online import OnlineLoop
     from gq.engine.precision import Compute
 
+SMALL_EMBED_DIM = 256
 EVALUATE_EVERY = 10_000  # environment steps
 ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
 FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
@@ -239,7 +241,10 @@ def run_finetuning(
         mirrors=open_mirrors(config.log, run, config.to_dict(), listener.note),
         checkpoint=checkpoint,
     )
-    explorer = ODTPolicy(model, autocast=compute.autocast, delayed=policy.delayed, stochastic=True)
+    # A few rows of a small model take longer in bfloat16 on a CPU, which converts everything to and fro.
+    is_small = compute.device.type == "cpu" and config.model.embed_dim <= SMALL_EMBED_DIM
+    autocast = nullcontext if is_small else compute.autocast
+    explorer = ODTPolicy(model, autocast=autocast, delayed=policy.delayed, stochastic=True)
     loop.prepare(store, explorer, random_return(config, trajectories))
     try:
         if config.online.final_episodes and not loop.progress.start_returns:

@@ -77,7 +77,7 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
         if before[key] != value and not key.startswith(CHANGEABLE):
             raise UsageError(
                 f"the run began with {key} = {before[key]}, not {value}",
-                hint="a resumed run may change only its length, train.device, eval.*, checkpoint.* and log.*",
+                hint="a resumed run may change train.steps or its budgets, train.device, eval.*, checkpoint.*, log.*",
             )
     return run, config
 

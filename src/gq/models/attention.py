@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gq.models.dropout import dropout as drop
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 EVERY_TOKEN = slice(None)
 
@@ -55,6 +57,6 @@ def grouped_matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Te
     if mask is None:
         mask = causal_mask(num_queries, EVERY_TOKEN, query.device)
     scores = (scores.float() / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(value.dtype)
+    weights = drop(scores.softmax(dim=-1), dropout).to(value.dtype)
     attended = weights.unflatten(1, (-1, group)).flatten(2, 3) @ value  # [B, G, N/G * Q, D]
     return attended.unflatten(2, (group, num_queries)).flatten(1, 2)

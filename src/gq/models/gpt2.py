@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
 from gq.models.config import ModelConfig
+from gq.models.dropout import Dropout
 
 
 class Block(nn.Module):
@@ -23,7 +24,7 @@ class Block(nn.Module):
         self.up = nn.Linear(config.embed_dim, config.mlp_dim)
         self.down = nn.Linear(config.mlp_dim, config.embed_dim)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
         """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
@@ -39,7 +40,7 @@ class GPT2Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_dropout = nn.Dropout(config.dropout)
+        self.embed_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embed_dim)
         for module in self.modules():

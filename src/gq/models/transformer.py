@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
 from gq.models.config import ModelConfig
+from gq.models.dropout import Dropout
 
 RMS_EPS = 1e-6
 
@@ -68,7 +69,7 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(config.embed_dim, 2 * config.mlp_dim, bias=False)
         self.down = nn.Linear(config.mlp_dim, config.embed_dim, bias=False)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
         """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
