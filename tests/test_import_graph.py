@@ -15,7 +15,7 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 FLOORS = [
     {"errors", "files", "threads", "versions", "paths", "models", "envs"},
     {"config", "data", "repairing", "parameters", "video"},
-    {"presets", "algos", "evaluation"},
+    {"presets", "algos", "evaluation", "planning"},
     {"engine"},
     {"rendering", "collecting"},
     {"cli", "__main__"},
@@ -32,6 +32,7 @@ APART = {
     "repairing": BASICS | {"data", "envs.tasks", "envs.restore", "envs.transitions"},
     "algos": BASICS | {"models", "data", "config"},
     "evaluation": BASICS | {"models.config", "envs", "data.trajectories"},
+    "planning": BASICS | {"models"},
 }
 EXCEPTIONS = {"data.builtin_worker -> envs.make.make"}  # it simulates
 HEAVY = {"torch", "mujoco", "gymnasium", "h5py"}

@@ -138,7 +138,7 @@ def test_a_gradient_that_is_never_finite_ends_the_run_and_keeps_what_was_saved(
 
     def update(self: SupervisedLearner, step: int) -> dict[str, torch.Tensor]:
         if step >= 5:
-            self.loss = lambda model, batch: sum(p.sum() for p in model.parameters()) * float("nan")
+            self.loss = lambda model, batch: {"loss": sum(p.sum() for p in model.parameters()) * float("nan")}
         return plain(self, step)
 
     monkeypatch.setattr(SupervisedLearner, "update", update)

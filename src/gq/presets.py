@@ -1,5 +1,6 @@
 """Named recipes: one function per algorithm, the rest derived from the size."""
 
+import re
 from dataclasses import replace
 
 from gq.config import (
@@ -101,13 +102,13 @@ def odt(size: str = "tiny", dataset: str = "") -> ODTConfig:
 
 def paper_odt(dataset: str) -> ODTConfig:
     """Return the published recipe for a dataset."""
-    name, fallback = dataset.lower(), PAPER_RECIPES["hopper", "medium"]
-    fitting = [recipe for (task, level), recipe in PAPER_RECIPES.items() if task in name and level in name]
-    steps, learning_rate, weight_decay, target = fitting[0] if fitting else fallback
-    has_positions = fitting and "ant" in name and "replay" not in name
+    words = set(re.split(r"[^a-z0-9]+", dataset.lower()))
+    fitting = [key for key in PAPER_RECIPES if words.issuperset("-".join(key).split("-"))]
+    chosen = fitting[0] if fitting else ("hopper", "medium")
+    steps, learning_rate, weight_decay, target = PAPER_RECIPES[chosen]
     return ODTConfig(
         size="paper",
-        model=replace(PAPER, positions="timestep") if has_positions else PAPER,
+        model=replace(PAPER, positions="timestep") if chosen == ("ant", "medium") else PAPER,
         optim=OptimConfig(
             optimizer="lamb",
             learning_rate=learning_rate,
@@ -116,7 +117,7 @@ def paper_odt(dataset: str) -> ODTConfig:
             schedule="constant",
         ),
         train=TrainConfig(steps=steps, batch_size=256),
-        eval=EvalConfig(targets=(target,) if fitting and name.startswith("d4rl/") else ()),
+        eval=EvalConfig(targets=(target,) if fitting and dataset.startswith("d4rl/") else ()),
     )
 
 

@@ -175,11 +175,15 @@ class Loop:
         rate = self.progress.step / max(self.progress.seconds, 1e-9)
         self.listener.progress(self.progress.step, self.num_steps(), record | {"progress_per_second": rate})
 
+    def position(self) -> dict[str, Any]:
+        """Return where the run stands besides its step, for the record of an evaluation."""
+        return {}
+
     def run_evaluation(self) -> bool:
         """Evaluate and log; return whether the mean return at the highest target is the best so far."""
         progress = self.progress
         self.last_evaluation = self.evaluate()
-        record: dict[str, Any] = {}
+        record = self.position()
         for summary in self.last_evaluation:
             name = f"eval/target_{summary.target_return:g}"
             record |= {f"{name}/return_mean": summary.return_mean, f"{name}/return_std": summary.return_std}

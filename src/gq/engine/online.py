@@ -202,6 +202,10 @@ class OnlineLoop(Loop):
             every > 0 and progress.environment_steps // every > progress.evaluated_at // every
         )
 
+    def position(self) -> dict[str, Any]:
+        """Return the environment steps so far."""
+        return {"environment_steps": self.progress.environment_steps}
+
     def run_evaluation(self) -> bool:
         """Evaluate and log; note a collapse; return whether this is the best so far, at the highest target."""
         began, progress = monotonic(), self.progress
