@@ -648,9 +648,21 @@ def test_a_rate_that_fell_goes_on_at_a_third(parent: Path, tmp_path: Path) -> No
     fell = copy_run(parent, tmp_path / "fell")
     config = fell / "config.toml"
     config.write_text(config.read_text().replace('schedule = "constant"', 'schedule = "cosine"'))
-    for run, given, expected in ((parent, {}, 1.0), (fell, {}, 1 / 3), (fell, {"optim.learning_rate": 0.5}, 500)):
+    for run, given, schedule, expected in (
+        (parent, {}, "constant", 1.0),
+        (fell, {}, "cosine", 1 / 3),
+        (fell, {"optim.learning_rate": 0.5}, "cosine", 500),
+    ):
         optim = prepare_finetuning(run, "last", given)[0].optim
-        assert (optim.schedule, optim.learning_rate) == ("constant", pytest.approx(expected * NOMINAL_RATE))
+        assert (optim.schedule, optim.learning_rate) == (schedule, pytest.approx(expected * NOMINAL_RATE))
+
+
+def test_a_rate_falls_with_the_used_budget(parent: Path, tmp_path: Path, first_state: dict[str, Any]) -> None:
+    given = {"optim.schedule": "cosine", "optim.warmup_steps": 0, "online.iterations": 2, "online.environment_steps": 0}
+    finetuned(parent, tmp_path / "run", **given)
+    shares = [rate / NOMINAL_RATE for rate in first_state["rates"]]
+    assert shares[0] == pytest.approx(0.55), "half of the iterations are under way"
+    assert shares[-1] == pytest.approx(0.1), "the last one"
 
 
 def test_a_finetuned_run_can_be_finetuned(finished: Path, tmp_path: Path, first_state: dict[str, Any]) -> None:

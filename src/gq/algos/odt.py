@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gq.algos.dt import DTPolicy
-from gq.algos.supervised import SupervisedLearner, learning_rate, load_moments, skip_if
+from gq.algos.supervised import SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
 from gq.config import EntropyConfig, OptimConfig, TrainConfig, UpdateConfig
 from gq.data.sampler import Batch, Sampler
 from gq.models.distributions import ActionDistribution
@@ -84,7 +84,8 @@ class ODTLearner(SupervisedLearner):
         super().__init__(model, self.measure, sampler, optim, train, autocast=autocast)
         action_dim = len(model.scaling.action_low)
         self.constraint = EntropyConstraint(entropy, action_dim, self.num_skipped.device)
-        self.step_offset = 0  # steps of a parent whose schedule goes on
+        self.step_offset = 0  # steps of a parent whose warm-up goes on
+        self.share_done = 0.0  # of the budget; online, who runs the updates says it
 
     def measure(self, model: StochasticTransformer, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and what describes the policy."""
@@ -107,9 +108,11 @@ class ODTLearner(SupervisedLearner):
         return metrics
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of step number `step`, after those of a parent; online there is no last step."""
-        num_steps = self.train.steps if isinstance(self.train, TrainConfig) else None
-        return learning_rate(self.optim, step + self.step_offset, num_steps)
+        """Return the learning rate of step number `step`; online it follows the parent's, and falls with the budget."""
+        if isinstance(self.train, TrainConfig):
+            return super().learning_rate(step)
+        rate = warmed_up(self.optim, step + self.step_offset)
+        return rate * cosine_factor(self.share_done) if self.optim.schedule == "cosine" else rate
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return moments, temperature and random states, on the CPU."""

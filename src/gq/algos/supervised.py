@@ -138,13 +138,19 @@ def load_moments(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.
             optimizer.state[parameter] = state
 
 
-def learning_rate(optim: OptimConfig, step: int, num_steps: int | None) -> float:
-    """Return the learning rate of step number `step` (from 0): linear warm-up, then constant or cosine to a tenth.
-
-    Without a known number of steps it stays constant.
-    """
-    rate = optim.learning_rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
-    if optim.schedule == "constant" or num_steps is None:
+def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
+    """Return the learning rate of step number `step` (from 0): linear warm-up, then constant or cosine to a tenth."""
+    rate = warmed_up(optim, step)
+    if optim.schedule == "constant":
         return rate
-    progress = min(1.0, max(0.0, (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)))
-    return rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+    return rate * cosine_factor((step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps))
+
+
+def warmed_up(optim: OptimConfig, step: int) -> float:
+    """Return the learning rate of step number `step` (from 0) before it falls."""
+    return optim.learning_rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
+
+
+def cosine_factor(share_done: float) -> float:
+    """Return what a cosine schedule multiplies the learning rate with: 1 at the start, a tenth at the end."""
+    return 0.55 + 0.45 * math.cos(math.pi * min(1.0, max(0.0, share_done)))

@@ -79,7 +79,7 @@ def prepare_finetuning(
         data=stored.data,
         model=stored.model,
         entropy=stored.entropy,
-        optim=constant(stored.optim),
+        optim=going_on(stored.optim),
         train=UpdateConfig(**update),
         eval=replace(stored.eval, every=EVALUATE_EVERY),
         checkpoint=stored.checkpoint,
@@ -110,11 +110,10 @@ def refuse_other_data(config: FinetuneConfig, parent_state: Mapping[str, Any], d
         raise GqError(message, hint="restore the file, or pretrain again")
 
 
-def constant(optim: OptimConfig) -> OptimConfig:
-    """Return the optimiser of a run without a known last step: a rate that fell goes on at a third of its peak."""
-    fell = optim.schedule == "cosine"
-    rate = optim.learning_rate / 3 if fell else optim.learning_rate
-    return replace(optim, schedule="constant", learning_rate=rate)
+def going_on(optim: OptimConfig) -> OptimConfig:
+    """Return the optimiser of a run after its parent's; a rate that fell falls again, from a third of its peak."""
+    rate = optim.learning_rate / 3 if optim.schedule == "cosine" else optim.learning_rate
+    return replace(optim, learning_rate=rate)
 
 
 def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gq.algos.odt import ODTPolicy
+from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
 from gq.data.replay import ReplayBuffer, dataset_episodes, starting_episodes
@@ -100,6 +100,7 @@ class ReplayStore:
 class OnlineLoop(Loop):
     """Roll out, update, evaluate at fixed numbers of environment steps, stop by any of three budgets."""
 
+    learner: ODTLearner
     config: FinetuneConfig
     progress: OnlineProgress
     progress_type = OnlineProgress
@@ -138,6 +139,16 @@ class OnlineLoop(Loop):
             (progress.num_episodes // online.rollouts, online.iterations),
             (progress.seconds, 60 * online.minutes),
         ]
+
+    def update(self) -> None:
+        """Take one update; the learning rate may fall with the used share of the budget."""
+        self.learner.share_done = self.share_done()
+        super().update()
+
+    def share_done(self) -> float:
+        """Return the used share of the budget that is nearest to its end; time counts only where it is the only one."""
+        counted = [budget for budget in self.budgets()[:2] if budget[1]] or self.budgets()[2:]
+        return max(done / limit for done, limit in counted)
 
     def collect(self) -> bool:
         """Run an iteration's episodes; return False where a stop request came first: they are lost then."""
