@@ -32,7 +32,7 @@ completions: $(INSTALLED)  ## regenerate the shell completions
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev,dmc]"
 	touch $@
 
 clean:

@@ -170,7 +170,7 @@ class OnlineConfig:
     iterations: Natural = 0  # stop after so many; 0: no limit
     minutes: NonNegative = 0.0  # stop after so long; 0: no limit
     rollouts: Count = 4  # episodes in an iteration, all at once
-    updates_per_rollout: Count = 50
+    updates_per_rollout: Count = 100
     targets: tuple[Finite, ...] = ()  # returns asked of the episodes in turn; empty: from the evaluation's highest
     buffer_size: Count = 64  # trajectories; a new one takes the place of the oldest
     buffer_start: Literal["top", "all", "none"] = "top"  # the dataset's best trajectories, all of them, or none

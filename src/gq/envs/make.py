@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import GqError
 
 try:
@@ -12,7 +13,19 @@ except (AttributeError, ImportError, RuntimeError) as error:  # what MuJoCo rais
 
 
 def make(task: str, **options: Any) -> gymnasium.Env:
-    """Return a Gymnasium environment; options go to its constructor (render_mode, width, camera_name, ...)."""
+    """Return an environment; options go to its constructor (render_mode, width, height, camera_name, ...).
+
+    Args:
+        task: a Gymnasium id, or a name of `CONTROL_TASKS`.
+
+    Raises:
+        GqError: the task is DeepMind Control's, and dm_control is not installed.
+    """
+    if task in CONTROL_TASKS:
+        from gq.envs.control import ControlEnvironment
+
+        environment: gymnasium.Env = ControlEnvironment(task, **options)
+        return environment
     # MuJoCo warns about HalfCheetah's model into MUJOCO_LOG.TXT in the current folder unless a handler is set.
     mujoco.set_mju_user_warning(lambda message: None)
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # v4 ids are out of date on purpose
