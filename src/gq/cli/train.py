@@ -217,7 +217,8 @@ def run_training(
     output.note(f"{result.steps} steps in {clock(result.seconds)}{best}")
     document = {**dataclasses.asdict(result), "run": str(result.run)}
     output.result(document, quiet=result.run, human=view.results(result))
-    output.note(f"next: gq eval {'--latest' if result.run.parent == runs_folder() else result.run}")
+    name = "--latest" if result.run.parent == runs_folder() else result.run
+    output.note(f"next: gq eval {name}" + (f", or gq finetune {name}" if algo == "odt" else ""))
 
 
 def given_settings(config_file: Path | None, settings: list[str] | None) -> dict[str, Any]:
