@@ -1,0 +1,260 @@
+"""The update of TD-MPC2 (arXiv 2310.16828): world model and Q by prediction, then the policy, then the target.
+
+Shapes: H horizon, B batch, S observation_dim, A action_dim, L latent_dim, Q num_q. Time comes first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gq.algos.supervised import load_moments, moments, skip_if
+from gq.models.two_hot import two_hot, two_hot_loss
+from gq.models.world_config import WorldUpdateConfig
+from gq.models.world_model import PolicySample, WorldModel
+
+NUM_DRAWN_HEADS = 2  # of the Q ensemble, wherever a value is needed
+VALUE_QUANTILES = (0.05, 0.95)
+
+
+class SequenceBatch(NamedTuple):
+    """Pieces of episodes; row t + 1 of the observations is what action t led to."""
+
+    observations: Tensor  # float32 [H + 1, B, S]
+    actions: Tensor  # float32 [H, B, A], scaled to [-1, 1]
+    rewards: Tensor  # float32 [H, B]
+    terminated: Tensor  # float32 or bool [H, B]; where an episode ended by itself, not by its time limit
+
+
+class UpdateDraws(NamedTuple):
+    """All that is random in an update, but dropout."""
+
+    target_noise: Tensor  # standard normal [H, B, A]
+    target_heads: Tensor  # int64 [2]
+    policy_noise: Tensor  # standard normal [H + 1, B, A]
+    policy_heads: Tensor  # int64 [2]
+
+
+def draw(model: WorldModel, batch: SequenceBatch) -> UpdateDraws:
+    """Draw what an update on a batch needs, on its device."""
+    horizon, *shape = batch.actions.shape
+    device = batch.actions.device
+    heads = [torch.rand(model.config.num_q, device=device).argsort()[:NUM_DRAWN_HEADS] for _ in range(2)]
+    target_noise = torch.randn(horizon, *shape, device=device)
+    return UpdateDraws(target_noise, heads[0], torch.randn(horizon + 1, *shape, device=device), heads[1])
+
+
+@torch.no_grad()
+def td_target(
+    model: WorldModel, batch: SequenceBatch, next_latents: Tensor, discount: float, draws: UpdateDraws
+) -> Tensor:
+    """Return reward plus discounted value [H, B]: the smaller of two target heads, and nothing after a termination."""
+    action = model.policy(next_latents, draws.target_noise).action
+    value = model.q_values(next_latents, action, draws.target_heads, target=True).amin(dim=0)
+    return batch.rewards + discount * (1 - batch.terminated.float()) * value
+
+
+def unroll(model: WorldModel, observations: Tensor, actions: Tensor) -> Tensor:
+    """Return the latents [H + 1, B, L] that actions [H, B, A] are predicted to lead to from observations [B, S]."""
+    latents = [model.encode(observations)]
+    for action in actions:
+        latents.append(model.next(latents[-1], action))
+    return torch.stack(latents)
+
+
+def world_losses(
+    model: WorldModel,
+    batch: SequenceBatch,
+    latents: Tensor,
+    next_latents: Tensor,
+    target: Tensor,
+    config: WorldUpdateConfig,
+) -> dict[str, Tensor]:
+    """Return the weighted sum `loss` and its terms, as scalars.
+
+    Args:
+        latents: as `unroll` predicts them [H + 1, B, L]; the gradient goes back through all of them.
+        next_latents: encoded from what was observed after each action [H, B, L], without gradient.
+        target: values [H, B], without gradient.
+    """
+    weights = temporal_weights(config, latents)[:-1]
+    num_bins, limit = model.config.num_bins, model.config.bin_limit
+    before, after = latents[:-1], latents[1:]
+    reward_logits = model.reward_logits(before, batch.actions)
+    q_logits = model.q_logits(before, batch.actions)  # [Q, H, B, K]
+    terms = {
+        "consistency_loss": (weights * (after - next_latents).square().mean(dim=(1, 2))).mean(),
+        "reward_loss": (weights * two_hot_loss(reward_logits, two_hot(batch.rewards, num_bins, limit)).mean(1)).mean(),
+        "value_loss": (weights * two_hot_loss(q_logits, two_hot(target, num_bins, limit)).mean(dim=(0, 2))).mean(),
+    }
+    loss = (
+        config.consistency_coefficient * terms["consistency_loss"]
+        + config.reward_coefficient * terms["reward_loss"]
+        + config.value_coefficient * terms["value_loss"]
+    )
+    if model.episodic:
+        terms["termination_loss"] = F.binary_cross_entropy_with_logits(
+            model.termination_logits(after), batch.terminated.float()
+        )
+        loss = loss + config.termination_coefficient * terms["termination_loss"]
+    return terms | {"loss": loss}
+
+
+def temporal_weights(config: WorldUpdateConfig, latents: Tensor) -> Tensor:
+    """Return the weight [H + 1] of each step of the horizon."""
+    return config.temporal_decay ** torch.arange(len(latents), device=latents.device, dtype=torch.float32)
+
+
+class RunningScale:
+    """The spread of values that the policy loss is divided by: from 5 to 95 %, at least 1, averaged over updates."""
+
+    def __init__(self, rate: float, device: torch.device) -> None:
+        self.rate, self.value = rate, torch.ones((), device=device)
+
+    def update(self, spread: Tensor) -> None:
+        """Move towards a batch's spread; one that is not finite changes nothing."""
+        spread = torch.where(spread.isfinite(), spread, self.value).clamp(min=1)
+        self.value.lerp_(spread, self.rate)
+
+
+def value_spread(values: Tensor) -> Tensor:
+    """Return the distance between the quantiles of values [B], interpolated linearly."""
+    ordered, bounds = values.sort().values, []
+    for quantile in VALUE_QUANTILES:  # torch.quantile would copy these to the device
+        place = quantile * (len(values) - 1)
+        bounds.append(torch.lerp(ordered[math.floor(place)], ordered[math.ceil(place)], place % 1))
+    return bounds[1] - bounds[0]
+
+
+def policy_loss(sample: PolicySample, values: Tensor, scale: Tensor, config: WorldUpdateConfig) -> Tensor:
+    """Return the mean over the horizon of what an action drawn from the policy lacks in value and entropy.
+
+    Args:
+        sample: the policy's, in latents [H + 1, B].
+        values: of its actions [H + 1, B].
+        scale: what values are divided by.
+    """
+    gain = config.entropy_coefficient * sample.scaled_entropy + values / scale
+    return -(temporal_weights(config, values) * gain.mean(dim=1)).mean()
+
+
+class TDMPC2Learner:
+    """Train a world model on pieces of episodes.
+
+    A step whose gradient is not finite changes nothing and is counted in `num_skipped`, on the device, so that no
+    update waits for the host.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: WorldUpdateConfig,
+        *,
+        discount: float,
+        autocast: Callable[[], AbstractContextManager],
+        average: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        """Take the discount per decision, and, with several processes, what averages tensors over them in place."""
+        self.model, self.config, self.discount, self.autocast = model, config, discount, autocast
+        self.average = average or (lambda tensors: None)
+        encoder = list(model.encoder.parameters())
+        self.policy_parameters = list(model.policy_head.parameters())
+        apart = {*encoder, *self.policy_parameters}
+        others = [value for value in model.parameters() if value.requires_grad and value not in apart]
+        self.world_parameters = [*encoder, *others]
+        device = encoder[0].device
+        rate, graphs = config.learning_rate, device.type == "cuda"
+        groups = [{"params": encoder, "lr": rate * config.encoder_learning_rate_scale}, {"params": others, "lr": rate}]
+        self.world_optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=graphs)
+        self.policy_optimizer = torch.optim.Adam(
+            self.policy_parameters, lr=rate, eps=1e-5, fused=True, capturable=graphs
+        )
+        self.scale = RunningScale(config.target_rate, device)
+        self.num_skipped = torch.zeros((), device=device)
+
+    def update(self, batch: SequenceBatch, draws: UpdateDraws | None = None) -> dict[str, Tensor]:
+        """Learn from a batch; return device scalars, among them `loss`, `policy_loss` and `gradient_norm`."""
+        draws = draws or draw(self.model, batch)
+        self.model.train()
+        metrics, latents, skipped = self.update_world(batch, draws)
+        metrics |= self.update_policy(latents, draws, skipped)
+        with torch.no_grad():
+            online: list[Tensor] = list(self.model.q_heads.parameters())
+            target: list[Tensor] = list(self.model.target_q_heads.parameters())
+            torch._foreach_lerp_(target, online, [self.config.target_rate * (1 - skipped)] * len(target))
+        self.model.eval()
+        return metrics
+
+    def update_world(self, batch: SequenceBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Take a step of all networks but the policy; return metrics, latents [H + 1, B, L] and 1 if it was skipped."""
+        with torch.no_grad(), self.autocast():
+            next_latents = self.model.encode(batch.observations[1:])
+            target = td_target(self.model, batch, next_latents, self.discount, draws)
+        with self.autocast():
+            latents = unroll(self.model, batch.observations[0], batch.actions)
+            metrics = world_losses(self.model, batch, latents, next_latents, target, self.config)
+        norm, skipped = self.step(metrics["loss"], self.world_optimizer, self.world_parameters)
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        return metrics | {"gradient_norm": norm, "value": target.mean()}, latents.detach(), skipped
+
+    def update_policy(self, latents: Tensor, draws: UpdateDraws, skipped: Tensor) -> dict[str, Tensor]:
+        """Take a step of the policy on latents [H + 1, B, L], with the Q just updated; return metrics."""
+        with self.autocast():
+            sample = self.model.policy(latents, draws.policy_noise)
+            values = self.model.q_values(latents, sample.action, draws.policy_heads).mean(dim=0)  # [H + 1, B]
+        spread = value_spread(values[0].detach())
+        self.average([spread])
+        self.scale.update(spread)
+        loss = policy_loss(sample, values, self.scale.value, self.config)
+        norm, skipped = self.step(loss, self.policy_optimizer, self.policy_parameters, skipped)
+        self.num_skipped += skipped
+        return {
+            "policy_loss": loss.detach(),
+            "policy_gradient_norm": norm,
+            "policy_scaled_entropy": sample.scaled_entropy.detach().mean(),
+            "value_scale": self.scale.value.clone(),
+        }
+
+    def step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        skipped: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Step down a loss, unless `skipped` is 1 or the gradient is not finite; return its norm and whether it was."""
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        self.average([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+        wrong = (~norm.isfinite()).float()
+        skipped = wrong if skipped is None else torch.maximum(skipped, wrong)
+        skip_if(skipped, optimizer)
+        optimizer.step()
+        return norm, skipped
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return moments, the scale of values and random states, on the CPU."""
+        tensors = {"rng/torch": torch.get_rng_state()}
+        device = self.num_skipped.device
+        if device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+        for optimizer in (self.world_optimizer, self.policy_optimizer):
+            tensors |= moments(self.model, optimizer)
+        return tensors | {"value_scale": self.scale.value.cpu().clone(), "num_skipped": self.num_skipped.cpu().clone()}
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` returned."""
+        torch.set_rng_state(tensors["rng/torch"])
+        device = self.num_skipped.device
+        if device.type == "cuda" and "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+        self.scale.value.copy_(tensors["value_scale"])
+        self.num_skipped.copy_(tensors["num_skipped"])
+        policy = {name for name in tensors if "/policy_head." in name}
+        load_moments({name: tensors[name] for name in policy}, self.model, self.policy_optimizer)
+        load_moments({name: tensors[name] for name in tensors.keys() - policy}, self.model, self.world_optimizer)

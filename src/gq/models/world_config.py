@@ -1,0 +1,114 @@
+"""The shape of a TD-MPC2 world model and what its update weighs, as plain numbers."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from gq.errors import UsageError
+
+Count = Annotated[int, Ge(1)]
+Coefficient = Annotated[float, Ge(0), Lt(math.inf)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Describe the networks of a TD-MPC2 agent: encoder, dynamics, reward, termination, policy and an ensemble of Q."""
+
+    encoder_dim: Count = 256
+    num_encoder_layers: Annotated[int, Ge(2)] = 2
+    mlp_dim: Count = 512  # both hidden layers of all other networks
+    latent_dim: Count = 512
+    num_q: Annotated[int, Ge(2)] = 5
+    num_bins: Annotated[int, Ge(2)] = 101  # of the two-hot rewards and values
+    bin_limit: Positive = 10.0  # the bins go from minus this to this, in symlog space
+    simplex_dim: Count = 8  # entries of a latent that add up to 1
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.01  # of the first layer of Q
+    log_std_min: Annotated[float, Gt(-20), Lt(20)] = -10.0
+    log_std_max: Annotated[float, Gt(-20), Lt(20)] = 2.0
+    # `uniform` is what the original had from the end of 2024 to July 2026, by accident; the last layer is 0 in both.
+    q_initialisation: Literal["truncated_normal", "uniform"] = "truncated_normal"
+    num_tasks: Annotated[int, Ge(0)] = 0  # 0: one task, and no embedding of it
+    task_dim: Annotated[int, Ge(0)] = 0
+
+    def problem(self) -> str | None:
+        """Return what makes this shape impossible, or None."""
+        if self.latent_dim % self.simplex_dim:
+            return f"model.latent_dim {self.latent_dim} is not a multiple of model.simplex_dim {self.simplex_dim}"
+        if self.log_std_min >= self.log_std_max:
+            return f"model.log_std_min {self.log_std_min} is not below model.log_std_max {self.log_std_max}"
+        if bool(self.num_tasks) != bool(self.task_dim):
+            return f"model.num_tasks {self.num_tasks} and model.task_dim {self.task_dim} go together"
+        return None
+
+
+WORLD_MODEL_SIZES = {
+    "1": WorldModelConfig(encoder_dim=256, mlp_dim=384, latent_dim=128, num_encoder_layers=2, num_q=2),
+    "5": WorldModelConfig(encoder_dim=256, mlp_dim=512, latent_dim=512, num_encoder_layers=2, num_q=5),
+    "19": WorldModelConfig(encoder_dim=1024, mlp_dim=1024, latent_dim=768, num_encoder_layers=3, num_q=5),
+    "48": WorldModelConfig(encoder_dim=1792, mlp_dim=1792, latent_dim=768, num_encoder_layers=4, num_q=5),
+    "317": WorldModelConfig(encoder_dim=4096, mlp_dim=4096, latent_dim=1376, num_encoder_layers=5, num_q=8),
+}
+
+
+def resolve_world_model_size(name: str) -> WorldModelConfig:
+    """Return the shape of a named size.
+
+    Raises:
+        UsageError: no such size.
+    """
+    if config := WORLD_MODEL_SIZES.get(name):
+        return config
+    raise UsageError(f"there is no size {name}", hint="sizes of world models are " + ", ".join(WORLD_MODEL_SIZES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldUpdateConfig:
+    """What one TD-MPC2 update weighs, and how fast it goes. Defaults are those of all single tasks."""
+
+    horizon: Count = 3  # decisions that the model is unrolled for
+    consistency_coefficient: Coefficient = 20.0
+    reward_coefficient: Coefficient = 0.1
+    value_coefficient: Coefficient = 0.1
+    termination_coefficient: Coefficient = 1.0
+    entropy_coefficient: Coefficient = 1e-4  # times the action dimension
+    temporal_decay: Fraction = 0.5  # the original's rho: weight of each step of the horizon over that of the one before
+    learning_rate: Positive = 3e-4
+    encoder_learning_rate_scale: Positive = 0.3
+    gradient_clip: Positive = 20.0
+    target_rate: Fraction = 0.01  # how far the target Q and the scale of values move with each update
+
+
+def discount_factor(episode_length: int, *, low: float = 0.95, high: float = 0.995) -> float:
+    """Return the discount per decision for episodes of so many decisions: one minus five over it, within limits."""
+    return min(max(1 - 5 / episode_length, low), high)
+
+
+def parameter_counts(
+    config: WorldModelConfig, *, observation_dim: int, action_dim: int, episodic: bool = False
+) -> dict[str, int]:
+    """Return the number of trained parameters of each network, by formula; the target has as many as `q` once more."""
+
+    def normed(inputs: int, outputs: int) -> int:
+        return linear(inputs, outputs) + 2 * outputs
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
+    width, latent = config.mlp_dim, config.latent_dim + config.task_dim
+    hidden = normed(latent, width) + normed(width, width)
+    hidden_of_pairs = normed(latent + action_dim, width) + normed(width, width)
+    return {
+        "encoder": normed(observation_dim + config.task_dim, config.encoder_dim)
+        + (config.num_encoder_layers - 2) * normed(config.encoder_dim, config.encoder_dim)
+        + normed(config.encoder_dim, config.latent_dim),
+        "dynamics": hidden_of_pairs + normed(width, config.latent_dim),
+        "reward": hidden_of_pairs + linear(width, config.num_bins),
+        "termination": (hidden + linear(width, 1)) * episodic,
+        "policy": hidden + linear(width, 2 * action_dim),
+        "q": config.num_q * (hidden_of_pairs + linear(width, config.num_bins)),
+        "task_embedding": config.num_tasks * config.task_dim,
+    }

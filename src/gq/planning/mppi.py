@@ -1,0 +1,241 @@
+"""The planner of TD-MPC2 (arXiv 2310.16828): MPPI over action sequences that the world model scores.
+
+Shapes: E environments, H horizon, A action_dim, L latent_dim, J iterations, N samples, P of them from the policy, K
+elites. Actions are within [-1, 1].
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from gq.models.world_model import WorldModel
+from gq.planning.packed import Layer, PackedModel, Roll
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+NUM_VALUE_HEADS = 2
+MANY_ACTION_DIMS = 20
+LARGEST_BLOCK = 31 << 20  # bytes, just below the largest size to which glibc's malloc adapts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """How much is tried, and how it is weighed. Defaults are those of all single tasks."""
+
+    horizon: Count = 3
+    iterations: Annotated[int, Ge(0)] = 0  # 0: 6, or 8 from 20 action dimensions
+    num_samples: Count = 512  # sequences that each iteration compares
+    num_policy_samples: Count = 24  # of these, from the policy, the same in all iterations
+    num_elites: Count = 64
+    std_min: Positive = 0.05
+    std_max: Positive = 2.0
+    temperature: Positive = 0.5  # multiplies the values, so more of it means fewer elites that count
+    # `soft` weighs what follows a step by the predicted probability that the episode goes on; `cut` drops it once that
+    # is below one half, as the original does. Only for models that predict terminations.
+    termination: Literal["soft", "cut"] = "soft"
+
+    def num_iterations(self, action_dim: int) -> int:
+        """Return the iterations of a plan."""
+        return self.iterations or (8 if action_dim >= MANY_ACTION_DIMS else 6)
+
+    def problem(self) -> str | None:
+        """Return what makes this impossible, or None."""
+        if self.num_policy_samples >= self.num_samples:
+            return f"planner.num_policy_samples {self.num_policy_samples} leaves none of {self.num_samples} to sample"
+        if self.num_elites > self.num_samples:
+            return f"planner.num_elites {self.num_elites} is more than planner.num_samples {self.num_samples}"
+        if self.std_min > self.std_max:
+            return f"planner.std_min {self.std_min} is above planner.std_max {self.std_max}"
+        return None
+
+
+class Draws(NamedTuple):
+    """All that is random in a plan. Everything is standard normal unless it says otherwise."""
+
+    policy: Tensor  # [E, H, P, A]
+    samples: Tensor  # [E, J, H, N - P, A]
+    terminal: Tensor  # [E, J, N, A] for the policy's action behind the horizon
+    heads: Tensor  # int64 [E, J, 2], the heads of Q that value what is behind the horizon
+    choice: Tensor  # [E, K] exponential, by which an elite is chosen
+    exploration: Tensor  # [E, A]
+
+
+class Plan(NamedTuple):
+    """What a plan found. All float32; indices of time count decisions from now."""
+
+    mean: Tensor  # [E, H, A], the next plan's warm start
+    std: Tensor  # [E, H, A]
+    elite: Tensor  # [E, H, A], one elite, drawn by weight
+    explored: Tensor  # [E, A], the elite's first action with noise of the size of `std`
+    mean_latents: Tensor  # [E, H + 1, L] predicted along the mean, the present one first
+    elite_latents: Tensor  # [E, H + 1, L]
+    mean_value: Tensor  # [E], with the policy's action without noise behind the horizon
+    elite_value: Tensor  # [E], likewise
+    elites: Tensor  # [E, H, K, A], best first
+    elite_values: Tensor  # [E, K], as they were ranked
+    elite_weights: Tensor  # [E, K], adding up to 1
+
+    def action(self, kind: Literal["mean", "elite", "explored"]) -> Tensor:
+        """Return the actions [E, A] to take now.
+
+        The mean's is deterministic; the original takes the elite's when evaluating and the explored one in training.
+        """
+        return self.explored if kind == "explored" else {"mean": self.mean, "elite": self.elite}[kind][:, 0]
+
+
+class Planner:
+    """Plan with a model: a pure function of latents, warm start and draws.
+
+    Args:
+        discount: per decision.
+        bfloat16: compute matrix products in bfloat16.
+        compiled: compile the plan on first use and replay it as one CUDA graph, for each number of environments. On a
+            CPU this takes minutes and gains little.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: PlannerConfig,
+        *,
+        discount: float,
+        bfloat16: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        assert config.problem() is None, config.problem()
+        self.model, self.config, self.discount = model, config, discount
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.num_iterations = config.num_iterations(model.action_dim)
+        self.compiled = compiled
+        keep_freed_memory()
+        self.compute: Callable[[Tensor, Tensor, Draws], Plan] = self._plan
+        if compiled:
+            self.compute = torch.compile(self._plan, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def draw(self, generator: torch.Generator, num_environments: int = 1) -> Draws:
+        """Return what plans for so many environments need, from a generator on the model's device."""
+        config, action_dim, num_q = self.config, self.model.action_dim, self.model.config.num_q
+        num_sampled = config.num_samples - config.num_policy_samples
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(num_environments, *shape, device=generator.device)
+
+        def normal(*shape: int) -> Tensor:
+            return empty(*shape, action_dim).normal_(generator=generator)
+
+        order = empty(self.num_iterations, num_q).uniform_(generator=generator)
+        return Draws(
+            policy=normal(config.horizon, config.num_policy_samples),
+            samples=normal(self.num_iterations, config.horizon, num_sampled),
+            terminal=normal(self.num_iterations, config.num_samples),
+            heads=order.topk(NUM_VALUE_HEADS).indices,
+            choice=empty(config.num_elites).exponential_(generator=generator),
+            exploration=normal(),
+        )
+
+    def draw_each(self, generators: Sequence[torch.Generator]) -> Draws:
+        """Return draws for one environment per generator: each environment's plan is then independent of the others."""
+        each = [self.draw(generator) for generator in generators]
+        return Draws(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+
+    @torch.no_grad()
+    def plan(self, latents: Tensor, draws: Draws, warm_start: Tensor | None = None) -> Plan:
+        """Return the plans for latents [E, L]; no argument is modified.
+
+        Args:
+            warm_start: the mean [E, H, A] of the plans one decision ago, with zeros for environments that begin an
+                episode; without, all begin one.
+        """
+        shape = (len(latents), self.config.horizon, self.model.action_dim)
+        if warm_start is None:
+            warm_start = latents.new_zeros(shape)
+        assert warm_start.shape == shape, f"a warm start of shape {tuple(warm_start.shape)}, not {shape}"
+        assert len(draws.samples) == len(latents), f"draws for {len(draws.samples)} of {len(latents)} environments"
+        if not self.compiled:
+            return self.compute(latents, warm_start, draws)
+        torch.compiler.cudagraph_mark_step_begin()
+        return Plan(*(part.clone() for part in self.compute(latents, warm_start, draws)))  # the graph reuses its memory
+
+    def _plan(self, latents: Tensor, warm_start: Tensor, draws: Draws) -> Plan:
+        config = self.config
+        model = PackedModel(
+            self.model, self.dtype, discount=self.discount, soft_termination=config.termination == "soft"
+        )
+        start = model.sort(latents.float())
+        from_policy = model.roll(start, lambda step, z: model.policy_actions(z, draws.policy[:, step]), config.horizon)
+        mean = torch.cat([warm_start[:, 1:], torch.zeros_like(warm_start[:, :1])], dim=1)
+        std = torch.full_like(mean, config.std_max)
+        for iteration in range(self.num_iterations):
+            sampled = torch.addcmul(mean[:, :, None], std[:, :, None], draws.samples[:, iteration]).clamp(-1, 1)
+            roll = join(from_policy, follow(model, start, sampled))
+            heads = model.choose_heads(draws.heads[:, iteration])
+            values = evaluate(model, roll, draws.terminal[:, iteration], heads).nan_to_num(0)
+            elite_values, index = values.topk(config.num_elites)
+            elites = take(torch.stack(roll.actions, dim=1), index)
+            log_weights = torch.log_softmax(config.temperature * elite_values, dim=-1)
+            mean, std = moments(elites, log_weights.exp())
+            mean, std = mean.clamp(-1, 1), std.clamp(config.std_min, config.std_max)
+        chosen = (log_weights - draws.choice.log()).argmax(dim=-1, keepdim=True)  # these logarithms are Gumbel noise
+        elite = take(elites, chosen)[:, :, 0]
+        roll = follow(model, start, torch.stack([mean, elite], dim=2))
+        values = evaluate(model, roll, torch.zeros_like(roll.actions[0]), heads)
+        predicted = model.restore(torch.stack([start[:, None].expand(-1, 2, -1), *roll.latents], dim=2))
+        return Plan(
+            mean=mean,
+            std=std,
+            elite=elite,
+            explored=torch.addcmul(elite[:, 0], std[:, 0], draws.exploration).clamp(-1, 1),
+            mean_latents=predicted[:, 0],
+            elite_latents=predicted[:, 1],
+            mean_value=values[:, 0],
+            elite_value=values[:, 1],
+            elites=elites,
+            elite_values=elite_values,
+            elite_weights=log_weights.exp(),
+        )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed blocks of a few megabytes, which it then does as one larger one was freed.
+
+    Otherwise each intermediate result costs page faults, which make a plan on a CPU a fifth to a third slower.
+    """
+    bytearray(LARGEST_BLOCK)
+
+
+def follow(model: PackedModel, start: Tensor, actions: Tensor) -> Roll:
+    """Return what comes of action sequences [E, H, N, A] from latents [E, L]."""
+    return model.roll(start, lambda step, _: actions[:, step], actions.shape[1])
+
+
+def join(first: Roll, second: Roll) -> Roll:
+    """Return the sequences of both."""
+    return Roll(
+        [torch.cat(pair, dim=1) for pair in zip(first.actions, second.actions, strict=True)],
+        [torch.cat([first.latents[-1], second.latents[-1]], dim=1)],
+        torch.cat([first.returns, second.returns], dim=1),
+        torch.cat([first.weight, second.weight], dim=1),
+    )
+
+
+def evaluate(model: PackedModel, roll: Roll, draws: Tensor, heads: list[Layer]) -> Tensor:
+    """Return what sequences are worth [E, N], with the policy's action for draws [E, N, A] behind them."""
+    actions = model.policy_actions(roll.latents[-1], draws)
+    return torch.addcmul(roll.returns, roll.weight, model.values(roll.latents[-1], actions, heads))
+
+
+def take(sequences: Tensor, index: Tensor) -> Tensor:
+    """Return sequences [E, H, K, A] of [E, H, N, A] by indices [E, K]."""
+    return sequences.gather(2, index[:, None, :, None].expand(-1, sequences.shape[1], -1, sequences.shape[-1]))
+
+
+def moments(elites: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weighted mean and standard deviation [E, H, A] of sequences [E, H, K, A] by weights [E, K]."""
+    weights = weights[:, None, :, None]
+    mean = (weights * elites).sum(dim=2)
+    return mean, (weights * (elites - mean[:, :, None]).square()).sum(dim=2).sqrt()
