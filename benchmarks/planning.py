@@ -31,7 +31,7 @@ DIMENSIONS = {"dog-run": (223, 38), "cheetah-run": (17, 6), "humanoid-run": (67,
 DISCOUNT = discount_factor(500)
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 NUM_COMPARED, NUM_PROFILED, NUM_SHOWN = 4, 3, 18
-LAST_LAYER_STD = 0.1  # of reward and values, which start at 0: then candidates would all be equal
+LAST_LAYER_STD = 0.05  # of reward and values, which start at 0: then candidates would all be equal
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
