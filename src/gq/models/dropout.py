@@ -11,7 +11,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """Return x with each element zero with probability `rate`, else divided by 1 - rate, by torch's generator."""
     if rate == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     # Four elements' bits come from one 64-bit draw: a fifth of the time, a tenth of a whole update at 13 M parameters.
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.activations import dropout, mish, simplicial
+from gq.models.activations import mish, simplicial
 from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std, log_slope
+from gq.models.dropout import dropout
 from gq.models.two_hot import two_hot_decode
 from gq.models.world_config import WorldModelConfig
 
