@@ -340,7 +340,7 @@ def test_toml_literals_are_read_back(value: Any) -> None:
 # --- no setting without effect ----------------------------------------------------------------------------------------
 
 # What a section's values are called where they are read, besides `config.SECTION.KEY`.
-OTHER_NAMES = {"model": {"config"}, "log": {"config"}, "": {"config"}}
+OTHER_NAMES = {name: {"config"} for name in ("model", "update", "planner", "log", "")}
 
 
 @cache

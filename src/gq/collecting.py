@@ -197,7 +197,7 @@ def load_source(source: str | Path, checkpoint: str | Path, device: str) -> Sour
         "policy_sha256": sha256(loaded.checkpoint / "model.safetensors"),
         "device": describe(choose_compute(device, loaded.config.train.precision)),
     }
-    target = max(loaded.config.eval.targets, default=0.0)
+    target = max(loaded.config.targets, default=0.0)
     return Source(loaded.policy, loaded.config.task, description, float(target), 0.0)
 
 

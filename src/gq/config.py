@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from gq.errors import UsageError, suggest
 from gq.models.config import Count, MLPConfig, ModelConfig, StochasticModelConfig
+from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
 
 Natural = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
@@ -44,15 +45,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """What an update is made of, and on what it is computed."""
+class ComputeConfig:
+    """What all training has: batches, a seed, a device."""
 
-    batch_size: Count = 64  # windows per update
-    num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
+    batch_size: Count = 64  # windows, or pieces of episodes, per update
     seed: Seed = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Count = 50  # updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig(ComputeConfig):
+    """The same, for transformers and networks that clone behaviour."""
+
+    num_micro_batches: Count = 1  # a batch is computed in so many parts, to save memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,14 @@ class TrainConfig(UpdateConfig):
 class EvalConfig:
     """Evaluation while training; its seeds are apart from those of `gq eval`."""
 
-    every: Natural = 1000  # updates, or environment steps when finetuning; 0 switches off
-    num_episodes: Count = 10  # per target
+    every: Natural = 1000  # updates; environment steps when finetuning, decisions of TD-MPC2; 0 switches off
+    num_episodes: Count = 10  # per target, where there are targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetEvalConfig(EvalConfig):
+    """The same, for policies that are asked for a return."""
+
     targets: tuple[Finite, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
 
 
@@ -93,14 +106,22 @@ class RunConfig:
     """Everything that determines a run. The subclasses fix the algorithm and its model."""
 
     algo: str
-    task: str = ""  # Gymnasium id; empty: from the dataset
+    task: str = ""  # Gymnasium id or DeepMind Control name; empty: from the dataset
     size: str = "custom"
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: UpdateConfig = field(default_factory=UpdateConfig)
+    train: ComputeConfig = field(default_factory=ComputeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset that is learnt from, if there is one."""
+        return ""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The returns that a policy is asked for in an evaluation; one 0 where it cannot be asked."""
+        return (0.0,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values."""
@@ -115,7 +136,27 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DTConfig(RunConfig):
+class DataRunConfig(RunConfig):
+    """Everything that determines a run that learns from a dataset."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: UpdateConfig = field(default_factory=UpdateConfig)
+    eval: TargetEvalConfig = field(default_factory=TargetEvalConfig)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset that is learnt from."""
+        return self.data.dataset
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The returns that a policy is asked for in an evaluation."""
+        return self.eval.targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTConfig(DataRunConfig):
     """A Decision Transformer."""
 
     algo: Literal["dt"] = "dt"
@@ -124,7 +165,7 @@ class DTConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(RunConfig):
+class BCConfig(DataRunConfig):
     """Behaviour cloning of the best trajectories."""
 
     algo: Literal["bc"] = "bc"
@@ -151,7 +192,7 @@ class EntropyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ODTConfig(RunConfig):
+class ODTConfig(DataRunConfig):
     """An Online Decision Transformer, learning from a dataset."""
 
     algo: Literal["odt"] = "odt"
@@ -180,7 +221,7 @@ class OnlineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(DataRunConfig):
     """An Online Decision Transformer, learning from its own episodes."""
 
     algo: Literal["finetune"] = "finetune"
@@ -189,11 +230,41 @@ class FinetuneConfig(RunConfig):
     online: OnlineConfig = field(default_factory=OnlineConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InteractionConfig(ComputeConfig):
+    """How TD-MPC2 acts and learns by turns."""
+
+    batch_size: Count = 256
+    decisions: Count = 500_000  # of all environments; times the task's action repeat, that many frames
+    num_environments: Count = 1
+    seed_decisions: Natural = 0  # uniform at first; 0: five episodes, at least 1000
+    updates_per_decision: Positive = 1.0  # those for the first, uniform decisions are made up for at once
+    buffer_size: Count = 1_000_000  # newest decisions that batches are drawn from
+    discount: Annotated[float, Ge(0), Lt(1)] = 0.0  # per decision; 0: from the length of an episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TDMPC2Config(RunConfig):
+    """A TD-MPC2 agent, learning by planning with the world model that it learns."""
+
+    algo: Literal["tdmpc2"] = "tdmpc2"
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    update: WorldUpdateConfig = field(default_factory=WorldUpdateConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    train: InteractionConfig = field(default_factory=InteractionConfig)
+
+
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 OfflineConfig = DTConfig | BCConfig | ODTConfig
 TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
-TrainedConfig = OfflineConfig | FinetuneConfig
-CONFIGS: dict[str, type[TrainedConfig]] = {"dt": DTConfig, "bc": BCConfig, "odt": ODTConfig, "finetune": FinetuneConfig}
+TrainedConfig = OfflineConfig | FinetuneConfig | TDMPC2Config
+CONFIGS: dict[str, type[TrainedConfig]] = {
+    "dt": DTConfig,
+    "bc": BCConfig,
+    "odt": ODTConfig,
+    "finetune": FinetuneConfig,
+    "tdmpc2": TDMPC2Config,
+}
 
 
 def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
@@ -213,7 +284,8 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
         message = f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}") from None
-    problems = [part.problem() for part in (getattr(config, "model", None), getattr(config, "entropy", None)) if part]
+    sections = [getattr(config, name, None) for name in ("model", "entropy", "planner")]
+    problems = [section.problem() for section in sections if section]
     if problem := next(filter(None, problems), None):
         raise UsageError(problem, hint="change one of the two with --set")
     return config

@@ -5,16 +5,20 @@ from dataclasses import replace
 
 from gq.config import (
     BCConfig,
+    CheckpointConfig,
     DataConfig,
     DTConfig,
     EvalConfig,
     ODTConfig,
     OnlineConfig,
     OptimConfig,
+    TargetEvalConfig,
+    TDMPC2Config,
     TrainConfig,
 )
 from gq.models.config import StochasticModelConfig
 from gq.models.sizes import resolve_size
+from gq.models.world_config import resolve_world_model_size
 
 # Learning rate, warm-up steps, parts a batch is computed in. Larger models want smaller steps and more memory.
 RECIPES = {
@@ -117,7 +121,7 @@ def paper_odt(dataset: str) -> ODTConfig:
             schedule="constant",
         ),
         train=TrainConfig(steps=steps, batch_size=256),
-        eval=EvalConfig(targets=(target,) if fitting and dataset.startswith("d4rl/") else ()),
+        eval=TargetEvalConfig(targets=(target,) if fitting and dataset.startswith("d4rl/") else ()),
     )
 
 
@@ -126,3 +130,13 @@ def online(size: str) -> OnlineConfig:
     if size == "paper":
         return OnlineConfig(environment_steps=200_000, rollouts=1, updates_per_rollout=300, buffer_size=1000)
     return OnlineConfig()
+
+
+def tdmpc2(size: str = "5") -> TDMPC2Config:
+    """Return the TD-MPC2 agent of a size in millions of parameters. Raises UsageError for an unknown size."""
+    return TDMPC2Config(
+        size=size,
+        model=resolve_world_model_size(size),
+        eval=EvalConfig(every=20_000),
+        checkpoint=CheckpointConfig(every=5_000),
+    )

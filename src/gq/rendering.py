@@ -74,7 +74,7 @@ def render(
     if not live:
         gl.select_backend()
     loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
-    chosen = list(targets) or [max(loaded.config.eval.targets)]
+    chosen = list(targets) or [max(loaded.config.targets)]
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
     options |= camera_option(loaded.config.task, camera)

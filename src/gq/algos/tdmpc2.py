@@ -13,21 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gq.algos.supervised import load_moments, moments, skip_if
+from gq.data.step_ring import SequenceBatch
 from gq.models.two_hot import two_hot, two_hot_loss
 from gq.models.world_config import WorldUpdateConfig
 from gq.models.world_model import PolicySample, WorldModel
 
 NUM_DRAWN_HEADS = 2  # of the Q ensemble, wherever a value is needed
 VALUE_QUANTILES = (0.05, 0.95)
-
-
-class SequenceBatch(NamedTuple):
-    """Pieces of episodes; row t + 1 of the observations is what action t led to."""
-
-    observations: Tensor  # float32 [H + 1, B, S]
-    actions: Tensor  # float32 [H, B, A], scaled to [-1, 1]
-    rewards: Tensor  # float32 [H, B]
-    terminated: Tensor  # float32 or bool [H, B]; where an episode ended by itself, not by its time limit
 
 
 class UpdateDraws(NamedTuple):

@@ -12,7 +12,7 @@ from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.config import RunConfig
+    from gq.config import DataRunConfig
 
 EXAMPLES = """\b
 Examples:
@@ -186,6 +186,8 @@ def run_training(
 ) -> None:
     """Resolve the configuration, train, print the result."""
     given = given_settings(config_file, settings) | flags
+    from gq.config import DataRunConfig
+
     if resume:
         from gq.engine.runs import resume_config, was_killed_at_birth
 
@@ -194,6 +196,7 @@ def run_training(
             resume = False
     if resume:
         out, wanted = resume_config(algo, size, given, out)
+        assert isinstance(wanted, DataRunConfig)
     else:
         wanted = preset(algo, size, given).replace(given)
     from gq.engine.offline import prepare, train
@@ -229,7 +232,7 @@ def given_settings(config_file: Path | None, settings: list[str] | None) -> dict
     return {key: value for key, value in given.items() if key != "algo"} | parse_settings(settings or [])
 
 
-def show_plan(output: Output, config: "RunConfig", out: Path) -> None:
+def show_plan(output: Output, config: "DataRunConfig", out: Path) -> None:
     """Print what a run would be: the whole configuration, and what follows from it without loading torch."""
     from gq.config import DTConfig, ODTConfig, to_toml
     from gq.envs.tasks import resolve_task

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from gq.algos import bc, dt
 from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.algos.supervised import SupervisedLearner, num_valid_steps, num_windows
-from gq.config import BCConfig, DTConfig, FinetuneConfig, ODTConfig, OfflineConfig, TrainedConfig
+from gq.config import (
+    BCConfig,
+    DataRunConfig,
+    DTConfig,
+    FinetuneConfig,
+    ODTConfig,
+    OfflineConfig,
+    TDMPC2Config,
+    TrainedConfig,
+)
 from gq.data.sampler import Sampler, WindowSampler
 from gq.data.trajectories import Trajectories
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
@@ -22,10 +31,14 @@ from gq.evaluation.rollout import Policy
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
 from gq.models.stochastic_transformer import StochasticTransformer
+from gq.models.world_config import discount_factor
+from gq.models.world_model import WorldModel
+from gq.planning.acting import ActingMode, PlanningPolicy
+from gq.planning.mppi import Planner
 
 
 def build_model(
-    config: TrainedConfig, observation_dim: int, action_dim: int
+    config: DataRunConfig, observation_dim: int, action_dim: int
 ) -> DecisionTransformer | StochasticTransformer | ObservationMLP:
     """Return the configured model with fresh weights."""
     dims = {"observation_dim": observation_dim, "action_dim": action_dim}
@@ -33,7 +46,35 @@ def build_model(
         return DecisionTransformer(config.model, **dims)
     if isinstance(config, ODTConfig | FinetuneConfig):
         return StochasticTransformer(config.model, **dims)
+    assert isinstance(config, BCConfig)
     return ObservationMLP(config.model, **dims)
+
+
+def build_world_model(config: TDMPC2Config) -> WorldModel:
+    """Return the configured world model with fresh weights; it predicts terminations where the task has them."""
+    task = resolve_task(config.task)
+    return WorldModel(
+        config.model,
+        observation_dim=task.observation_dim,
+        action_dim=task.action_dim,
+        episodic=task.can_terminate,
+    )
+
+
+def build_planner(config: TDMPC2Config, model: WorldModel, compute: Compute) -> Planner:
+    """Return what plans with a model that is on the device already."""
+    return Planner(
+        model,
+        config.planner,
+        discount=discount_of(config),
+        bfloat16=compute.bfloat16,
+        compiled=compute.device.type == "cuda",
+    )
+
+
+def discount_of(config: TDMPC2Config) -> float:
+    """Return the discount per decision."""
+    return config.train.discount or discount_factor(resolve_task(config.task).max_episode_steps)
 
 
 def build_learner(config: OfflineConfig, trajectories: Trajectories, compute: Compute) -> SupervisedLearner:
@@ -81,8 +122,26 @@ def build_odt_learner(
     return ODTLearner(model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast)
 
 
-def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, stochastic: bool = False) -> Policy:
-    """Return the policy that acts with a model; only an Online Decision Transformer can be stochastic."""
+def build_policy(
+    config: TrainedConfig, model: nn.Module, compute: Compute, *, mode: ActingMode = "plan", stochastic: bool = False
+) -> Policy:
+    """Return the policy that acts with a model.
+
+    Args:
+        mode: of a world model.
+        stochastic: only for models with a distribution to sample from.
+
+    Raises:
+        UsageError: `stochastic` or a mode that the model does not have.
+    """
+    if isinstance(config, TDMPC2Config):
+        assert isinstance(model, WorldModel)
+        bound = resolve_task(config.task).action_bound
+        return PlanningPolicy(
+            build_planner(config, model, compute), action_bound=bound, mode=mode, stochastic=stochastic
+        )
+    if mode != "plan":
+        raise UsageError(f"a {config.algo} policy has no planner to do without", hint="leave --mode away")
     delayed = config.data.mode == "delayed"
     if isinstance(model, StochasticTransformer):
         return ODTPolicy(model, autocast=compute.autocast, delayed=delayed, stochastic=stochastic)
@@ -107,13 +166,19 @@ class LoadedRun:
 
 
 def load_run(
-    run: Path, checkpoint: str | Path = "best", *, device: str = "auto", stochastic: bool = False
+    run: Path,
+    checkpoint: str | Path = "best",
+    *,
+    device: str = "auto",
+    mode: ActingMode = "plan",
+    stochastic: bool = False,
 ) -> LoadedRun:
     """Load a run's policy; needs neither its dataset nor the machine it was trained on.
 
     Args:
         checkpoint: `best`, `last`, a step number, or a checkpoint folder.
-        stochastic: sample actions instead of taking the distribution's mode.
+        mode: how a world model acts.
+        stochastic: sample actions instead of taking the distribution's mode, or the plan's mean.
 
     Raises:
         UsageError: no such checkpoint, a policy that cannot be stochastic, or the device is not available.
@@ -124,9 +189,7 @@ def load_run(
     compute = choose_compute(device, config.train.precision)
     loaded = load_checkpoint(folder)
     try:
-        observation_dim = len(loaded.model["scaling.observation_mean"])
-        action_dim = len(loaded.model["scaling.action_low"])
-        model = build_model(config, observation_dim, action_dim)
+        model = empty_model(config, loaded.model)
         model.load_state_dict(loaded.model)
         model.to(compute.device)
     except (KeyError, RuntimeError) as error:
@@ -134,5 +197,12 @@ def load_run(
         raise GqError(
             f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
         ) from None
-    policy = build_policy(config, model.eval(), compute, stochastic=stochastic)
+    policy = build_policy(config, model.eval(), compute, mode=mode, stochastic=stochastic)
     return LoadedRun(run, folder, config, model, policy, loaded.state)
+
+
+def empty_model(config: TrainedConfig, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return a model that a checkpoint's tensors fit."""
+    if isinstance(config, TDMPC2Config):
+        return build_world_model(config)
+    return build_model(config, len(tensors["scaling.observation_mean"]), len(tensors["scaling.action_low"]))

@@ -66,7 +66,7 @@ def evaluate(
         raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
     loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
     config = loaded.config
-    chosen = list(dict.fromkeys(targets or config.eval.targets))
+    chosen = list(dict.fromkeys(targets or config.targets))
     if config.algo == "bc":
         chosen = chosen[-1:]  # behaviour cloning has no target
     pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
@@ -74,12 +74,12 @@ def evaluate(
         episodes = roll_out(
             loaded.policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs], watch=watch
         )
-    origin = loaded.state.get("dataset", {}).get("origin", config.data.dataset)
+    origin = loaded.state.get("dataset", {}).get("origin", config.dataset)
     reference = reference_for(config.task, origin)
     evaluation = Evaluation(
         run=run.name,
         task=config.task,
-        dataset=config.data.dataset,
+        dataset=config.dataset,
         checkpoint=loaded.checkpoint.name,
         step=loaded.state["step"],
         seed=seed,
@@ -87,7 +87,7 @@ def evaluate(
         results=summarise(episodes, reference),
         reference=reference,
         versions=versions(),
-        warnings=version_warnings(loaded.state, config.task, config.data.dataset),
+        warnings=version_warnings(loaded.state, config.task, config.dataset),
     )
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     document = {**evaluation.to_dict(), "episodes": [asdict(episode) for episode in episodes]}

@@ -21,11 +21,17 @@ from gq.evaluation.statistics import Summary
 class Learner(Protocol):
     """What the loop needs of an algorithm."""
 
-    model: nn.Module
-    num_skipped: Tensor  # updates left out because their gradient was not finite
+    @property
+    def model(self) -> nn.Module:
+        """The networks."""
 
-    def update(self, step: int) -> dict[str, Tensor]:
-        """Take one optimiser step; return scalar metrics, still on the device."""
+    @property
+    def num_skipped(self) -> Tensor:
+        """Updates that were left out because their gradient was not finite."""
+
+    @property
+    def update(self) -> Callable[..., dict[str, Tensor]]:
+        """What takes an optimiser step and returns scalar metrics, still on the device."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return all state beside the model's."""
@@ -132,12 +138,16 @@ class Loop:
     def update(self) -> None:
         """Take one update, and report now and then."""
         progress = self.progress
-        for name, value in self.learner.update(progress.step).items():
+        for name, value in self.learn().items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         progress.step += 1
         progress.seconds = time.monotonic() - self.began
         if progress.step % self.config.train.log_every == 0:
             self.report()
+
+    def learn(self) -> dict[str, Tensor]:
+        """Let the learner take one update."""
+        return self.learner.update(self.progress.step)
 
     def due(self, every: int) -> bool:
         """Tell whether something that happens every so many updates happens now."""
@@ -160,7 +170,8 @@ class Loop:
                 f"the loss or its gradient is not finite since step {progress.step - num_steps}",
                 hint="start again with a smaller --set optim.learning_rate, or --set train.precision=float32",
             )
-        record = {"step": progress.step, **means, "steps_per_second": progress.step / progress.seconds}
+        record = {"step": progress.step, **self.position(), **means}
+        record["steps_per_second"] = progress.step / progress.seconds
         if newly_skipped:
             record["skipped"] = newly_skipped
             self.listener.note(f"step {progress.step}: {newly_skipped} updates left out, their gradient was not finite")
@@ -176,27 +187,40 @@ class Loop:
         self.listener.progress(self.progress.step, self.num_steps(), record | {"progress_per_second": rate})
 
     def position(self) -> dict[str, Any]:
-        """Return where the run stands besides its step, for the record of an evaluation."""
+        """Return where the run stands besides its step, for its records."""
         return {}
 
     def run_evaluation(self) -> bool:
-        """Evaluate and log; return whether the mean return at the highest target is the best so far."""
+        """Evaluate and log; return whether the score is the best so far."""
         progress = self.progress
         self.last_evaluation = self.evaluate()
-        record = self.position()
+        record = self.position() | self.evaluation_record()
+        self.log.write({"step": progress.step, **record})
+        self.mirrors.write(progress.step, record)
+        score = self.score()
+        is_best = progress.best_return is None or score > progress.best_return
+        if is_best:
+            progress.best_return, progress.best_step = score, progress.step
+        progress.seconds = time.monotonic() - self.began
+        self.tell(record)
+        return is_best
+
+    def evaluation_record(self) -> dict[str, float]:
+        """Return what is logged of the last evaluation."""
+        record: dict[str, float] = {}
         for summary in self.last_evaluation:
             name = f"eval/target_{summary.target_return:g}"
             record |= {f"{name}/return_mean": summary.return_mean, f"{name}/return_std": summary.return_std}
             record[f"{name}/length_mean"] = summary.length_mean
-        self.log.write({"step": progress.step, **record})
-        self.mirrors.write(progress.step, record)
-        highest = max(self.last_evaluation, key=lambda summary: summary.target_return)
-        is_best = progress.best_return is None or highest.return_mean > progress.best_return
-        if is_best:
-            progress.best_return, progress.best_step = highest.return_mean, progress.step
-        progress.seconds = time.monotonic() - self.began
-        self.tell(record)
-        return is_best
+        return record
+
+    def score(self) -> float:
+        """Return what makes a checkpoint the best one: the mean return at the highest target."""
+        return max(self.last_evaluation, key=lambda summary: summary.target_return).return_mean
+
+    def other_tensors(self) -> dict[str, Tensor]:
+        """Return what is to be saved beside model and learner, on the CPU."""
+        return {}
 
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of everything, unless nothing happened since the last one."""
@@ -211,7 +235,7 @@ class Loop:
             self.run,
             self.progress.step,
             model=model,
-            optimizer=self.learner.state_tensors() | sums,
+            optimizer=self.learner.state_tensors() | self.other_tensors() | sums,
             state={
                 "progress": vars(self.progress),
                 "metrics_bytes": self.log.size,

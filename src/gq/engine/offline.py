@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gq.config import OfflineConfig, RunConfig, to_toml
+from gq.config import DataRunConfig, OfflineConfig, to_toml
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.metrics import Listener, Silence, open_mirrors
@@ -44,7 +44,7 @@ class TrainResult:
     evaluation: list[Summary]  # of the last step, on the selection seeds; empty without evaluation
 
 
-def prepare(config: RunConfig) -> tuple[RunConfig, Trajectories]:
+def prepare(config: DataRunConfig) -> tuple[DataRunConfig, Trajectories]:
     """Load the dataset and complete the configuration with what follows from it: task and targets.
 
     Raises:
@@ -77,12 +77,12 @@ def fingerprint(trajectories: Trajectories) -> str:
 
 
 def train(
-    config: RunConfig,
+    config: DataRunConfig,
     out: Path | None = None,
     *,
     resume: bool = False,
     listener: Listener | None = None,
-    prepared: tuple[RunConfig, Trajectories] | None = None,
+    prepared: tuple[DataRunConfig, Trajectories] | None = None,
 ) -> TrainResult:
     """Train a run in the folder `out`, or in a new one of the runs folder.
 
@@ -110,7 +110,7 @@ def train(
 
 
 def run_training(
-    config: RunConfig, run: Path, trajectories: Trajectories, compute: "Compute", listener: Listener
+    config: DataRunConfig, run: Path, trajectories: Trajectories, compute: "Compute", listener: Listener
 ) -> TrainResult:
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch

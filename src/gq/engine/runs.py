@@ -9,7 +9,7 @@ from typing import Any
 
 import filelock
 
-from gq.config import CONFIGS, FinetuneConfig, RunConfig, TrainedConfig, flatten, validate
+from gq.config import CONFIGS, FinetuneConfig, RunConfig, TDMPC2Config, TrainedConfig, flatten, validate
 from gq.data.datasets import canonical_name
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
@@ -36,6 +36,7 @@ def read_config(run: Path) -> TrainedConfig:
 # What may change when a run goes on: where and how long, not what is learnt.
 CHANGEABLE = (
     "train.steps",
+    "train.decisions",
     "train.device",
     "train.log_every",
     "eval.",
@@ -117,7 +118,7 @@ def newest_unfinished(algo: str) -> Path:
 
 def is_unfinished(run: Path, config: TrainedConfig) -> bool:
     """Tell whether a run stopped before its end."""
-    if isinstance(config, FinetuneConfig):
+    if isinstance(config, FinetuneConfig | TDMPC2Config):
         return not (run / "README.md").exists()  # written when it ends
     return last_step(run) < config.train.steps
 
@@ -158,7 +159,8 @@ def run_card(
     lines = [
         f"# {name}",
         "",
-        f"A {config.algo} policy for {config.task}, trained by gq on `{config.data.dataset}`:",
+        f"A {config.algo} policy for {config.task}, trained by gq"
+        + (f" on `{config.dataset}`:" if config.dataset else ":"),
         f"{parameters:,} parameters, {steps} steps.",
         "The configuration is in `config.toml`, the history in `metrics.jsonl`.",
         "",

@@ -1,4 +1,4 @@
-"""The shape of a TD-MPC2 world model and what its update weighs, as plain numbers."""
+"""The shape of a TD-MPC2 world model, what its update weighs, and how much a plan tries: plain numbers."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ Count = Annotated[int, Ge(1)]
 Coefficient = Annotated[float, Ge(0), Lt(math.inf)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Fraction = Annotated[float, Gt(0), Le(1)]
+MANY_ACTION_DIMS = 20  # from here on, plans take two iterations more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,37 @@ class WorldUpdateConfig:
     encoder_learning_rate_scale: Positive = 0.3
     gradient_clip: Positive = 20.0
     target_rate: Fraction = 0.01  # how far the target Q and the scale of values move with each update
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """How much is tried, and how it is weighed. Defaults are those of all single tasks."""
+
+    horizon: Count = 3
+    iterations: Annotated[int, Ge(0)] = 0  # 0: 6, or 8 from 20 action dimensions
+    num_samples: Count = 512  # sequences that each iteration compares
+    num_policy_samples: Count = 24  # of these, from the policy, the same in all iterations
+    num_elites: Count = 64
+    std_min: Positive = 0.05
+    std_max: Positive = 2.0
+    temperature: Positive = 0.5  # multiplies the values, so more of it means fewer elites that count
+    # `soft` weighs what follows a step by the predicted probability that the episode goes on; `cut` drops it once that
+    # is below one half, as the original does. Only for models that predict terminations.
+    termination: Literal["soft", "cut"] = "soft"
+
+    def num_iterations(self, action_dim: int) -> int:
+        """Return the iterations of a plan."""
+        return self.iterations or (8 if action_dim >= MANY_ACTION_DIMS else 6)
+
+    def problem(self) -> str | None:
+        """Return what makes this impossible, or None."""
+        if self.num_policy_samples >= self.num_samples:
+            return f"planner.num_policy_samples {self.num_policy_samples} leaves none of {self.num_samples} to sample"
+        if self.num_elites > self.num_samples:
+            return f"planner.num_elites {self.num_elites} is more than planner.num_samples {self.num_samples}"
+        if self.std_min > self.std_max:
+            return f"planner.std_min {self.std_min} is above planner.std_max {self.std_max}"
+        return None
 
 
 def discount_factor(episode_length: int, *, low: float = 0.95, high: float = 0.995) -> float:

@@ -4,54 +4,18 @@ Shapes: E environments, H horizon, A action_dim, L latent_dim, J iterations, N s
 elites. Actions are within [-1, 1].
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from gq.models.world_config import PlannerConfig
 from gq.models.world_model import WorldModel
 from gq.planning.packed import Layer, PackedModel, Roll
 
-Count = Annotated[int, Ge(1)]
-Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NUM_VALUE_HEADS = 2
-MANY_ACTION_DIMS = 20
 LARGEST_BLOCK = 31 << 20  # bytes, just below the largest size to which glibc's malloc adapts
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannerConfig:
-    """How much is tried, and how it is weighed. Defaults are those of all single tasks."""
-
-    horizon: Count = 3
-    iterations: Annotated[int, Ge(0)] = 0  # 0: 6, or 8 from 20 action dimensions
-    num_samples: Count = 512  # sequences that each iteration compares
-    num_policy_samples: Count = 24  # of these, from the policy, the same in all iterations
-    num_elites: Count = 64
-    std_min: Positive = 0.05
-    std_max: Positive = 2.0
-    temperature: Positive = 0.5  # multiplies the values, so more of it means fewer elites that count
-    # `soft` weighs what follows a step by the predicted probability that the episode goes on; `cut` drops it once that
-    # is below one half, as the original does. Only for models that predict terminations.
-    termination: Literal["soft", "cut"] = "soft"
-
-    def num_iterations(self, action_dim: int) -> int:
-        """Return the iterations of a plan."""
-        return self.iterations or (8 if action_dim >= MANY_ACTION_DIMS else 6)
-
-    def problem(self) -> str | None:
-        """Return what makes this impossible, or None."""
-        if self.num_policy_samples >= self.num_samples:
-            return f"planner.num_policy_samples {self.num_policy_samples} leaves none of {self.num_samples} to sample"
-        if self.num_elites > self.num_samples:
-            return f"planner.num_elites {self.num_elites} is more than planner.num_samples {self.num_samples}"
-        if self.std_min > self.std_max:
-            return f"planner.std_min {self.std_min} is above planner.std_max {self.std_max}"
-        return None
 
 
 class Draws(NamedTuple):
