@@ -231,7 +231,8 @@ COMMANDS = (
     ["train", "dt"],
     ["train", "bc"],
     ["train", "odt"],
-    *([c] for c in ("download", "repair", "finetune", "eval", "render", "collect", "params")),
+    ["train", "tdmpc2"],
+    *([c] for c in ("download", "repair", "finetune", "plot", "eval", "render", "collect", "params")),
 )
 
 
@@ -243,6 +244,7 @@ def test_help_shows_examples_and_exit_codes() -> None:
         "repair",
         "train",
         "finetune",
+        "plot",
         "eval",
         "render",
         "collect",

@@ -61,14 +61,16 @@ def bc_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class FakePolicy:
     """Propose the same action always, plus numbers from torch's default generator."""
 
+    is_rowwise = False
+
     def __init__(self, action: np.ndarray, *, spread: float = 0.0) -> None:
         self.action, self.spread, self.autocast = action, spread, nullcontext
         self.returns_to_go = np.zeros(0)
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
         self.executed: list[np.ndarray] = []
 
-    def reset(self, target_returns: np.ndarray) -> None:
-        self.returns_to_go = target_returns
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:
+        self.returns_to_go, self.seeds = target_returns, seeds
 
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         self.batches.append((rows, observations.copy()))
@@ -137,6 +139,22 @@ def test_the_policy_always_sees_a_whole_block_with_each_episode_in_its_own_row()
     assert not first[5:].any(), "rows without an episode are zeros"
     starts = [observations for _, observations in narrow.batches if not observations[5:].any()]
     assert any(np.array_equal(observations[2:4], first[2:4]) for observations in starts), "the second group"
+
+
+def test_a_policy_that_acts_row_by_row_is_asked_for_running_episodes_only() -> None:
+    recipe = Recipe(seed=1, noise=0.3)
+    policies = [FakePolicy(np.zeros(3)) for _ in range(3)]
+    policies[1].is_rowwise = policies[2].is_rowwise = True
+    blocks, alone, narrow = (
+        record("Hopper-v5", policy, recipe, 5, n) for policy, n in zip(policies, (5, 5, 2), strict=True)
+    )
+    assert np.array_equal(stacked_actions(blocks), stacked_actions(alone))
+    assert np.array_equal(stacked_actions(blocks), stacked_actions(narrow))
+    lengths = [len(alone[number].rewards) for number in range(5)]
+    asked = [row for rows, observations in policies[1].batches for row in rows.tolist()]
+    assert [asked.count(number) for number in range(5)] == lengths
+    assert all(len(rows) == len(observations) for rows, observations in policies[1].batches)
+    assert all(policy.seeds == [episode_start(1, number)[0] for number in range(BLOCK_SIZE)] for policy in policies)
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])

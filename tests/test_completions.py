@@ -51,8 +51,11 @@ def complete(words: str) -> list[str]:
     ("words", "offered"),
     [
         ("gq tr", ["train"]),
-        ("gq train ", ["dt", "bc", "odt"]),
+        ("gq train ", ["dt", "bc", "odt", "tdmpc2"]),
         ("gq train odt --size t", ["tiny"]),
+        ("gq train tdmpc2 --size ", ["1", "5", "19", "48", "317"]),
+        ("gq train tdmpc2 --task dog-r", ["dog-run"]),
+        ("gq train tdmpc2 --task Hop", [name for name in TASKS if name.startswith("Hop")]),
         ("gq train dt --si", ["--size"]),
         ("gq train dt --size 0", ["0.1b", "0.6b"]),
         ("gq params 0", ["0.1b", "0.6b"]),
@@ -76,7 +79,7 @@ def test_runs_are_completed(own_home: Path) -> None:
     (own_home / "runs" / "hopper-without-config").mkdir()
     assert sorted(complete("gq eval hop")) == ["hopper-a", "hopper-b"]
     assert complete("gq render ant") == ["ant-a"]
-    assert sorted(complete("gq params ")) == sorted([*SIZES, "ant-a", "hopper-a", "hopper-b"])
+    assert sorted(complete("gq params ")) == sorted([*SIZES, "tdmpc2", "ant-a", "hopper-a", "hopper-b"])
 
 
 @pytest.fixture

@@ -356,7 +356,7 @@ def attributes_read() -> set[tuple[str, str]]:
                 name = (
                     owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
                 )
-                is_property = name == "self" and path == SOURCE / "models" / "config.py"
+                is_property = name == "self" and path.parent.name == "models" and path.name.endswith("config.py")
                 found.add(("config" if is_property else name, node.attr))
     return found
 

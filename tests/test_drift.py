@@ -339,6 +339,27 @@ def test_recorded_engines(attributes: dict[str, str], found: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("task", "there", "text"),
+    [
+        ("dog-run", {"mujoco": "3.17.0", "dm_control": "1.0.50"}, ""),
+        ("dog-run", {"mujoco": "3.17.0", "dm_control": "1.0.34"}, "dm_control 1.0.34, not 1.0.50"),
+        ("dog-run", {"mujoco": "3.2.3", "gymnasium": "0.1.0"}, "mujoco 3.2.3, not 3.17.0"),
+        ("Hopper-v5", {"mujoco": "3.17.0", "dm_control": "1.0.34"}, ""),
+        ("Hopper-v5", {"gymnasium": "0.1.0", "dm_control": "1.0.34"}, "gymnasium 0.1.0, not 1.4.0"),
+    ],
+)
+def test_dm_control_counts_for_its_own_tasks_only(task: str, there: dict[str, str], text: str) -> None:
+    here = {"mujoco": "3.17.0", "gymnasium": "1.4.0", "dm_control": "1.0.50"}
+    assert mismatch(there, here, task) == text
+
+
+def test_the_engines_of_a_control_task_are_read_back_from_its_data() -> None:
+    recorded = {"env_id": "dog-run", "mujoco_version": "3.17.0", "dm_control_version": "1.0.50"}
+    assert recorded_engines(recorded) == {"env_id": "dog-run", "mujoco": "3.17.0", "dm_control": "1.0.50"}
+    assert "dm_control" not in recorded_engines({**recorded, "env_id": "Hopper-v5"})
+
+
+@pytest.mark.parametrize(
     ("there", "text"),
     [
         ({}, ""),

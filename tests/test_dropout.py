@@ -6,7 +6,7 @@ import torch
 from gq.models.dropout import Dropout, dropout
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_share_of_zeros_is_the_rate_and_the_mean_stays(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

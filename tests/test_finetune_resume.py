@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import breaking
+from breaking import Killed, Point, assert_equal, die, fast_disk, one_thread, repeated, terminate  # noqa: F401
 from commandline import child_environment, copy_run, gq
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
@@ -56,43 +59,17 @@ FINETUNING = {
     "train.log_every": 3,
 }
 TESTS = Path(__file__).parent
-NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds")  # of a run's progress
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the child processes do: another number of threads gives other last bits."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_disk() -> Iterator[None]:
-    """Wait for no disk: nothing here is about power failures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------
 
 
-class Point(NamedTuple):
-    """A call that a run makes again and again."""
-
-    owner: Any
-    name: str
-    counts: Callable[..., bool] = lambda *_: True  # whether a call with these arguments is meant
-
-
 POINTS = {
     "rollout": Point(ODTPolicy, "act", lambda policy, *_: policy.stochastic),
-    "episode log": Point(EpisodeLog, "append"),  # half of the record is written then
+    "episode log": Point(EpisodeLog, "append", is_torn=True),  # half of the record is written then
     "update": Point(ODTLearner, "update"),
     "half an update": Point(EntropyConstraint, "update"),  # the weights have moved, the temperature has not
-    "metrics": Point(MetricsLog, "write"),  # half of the line is written then
+    "metrics": Point(MetricsLog, "write", is_torn=True),  # half of the line is written then
     "selection": Point(Evaluations, "select"),
     "evaluation": Point(ODTPolicy, "act", lambda policy, *_: not policy.stochastic),
     "saving": Point(loops, "save_checkpoint"),
@@ -102,53 +79,7 @@ POINTS = {
     "best.json": Point(checkpoints, "point", lambda run, which, folder: which == "best"),
     "removal": Point(shutil, "rmtree", lambda path, *_: Path(path).name.startswith("step-")),  # of an old checkpoint
 }
-
-
-class Torn:
-    """A file whose next write ends in the middle."""
-
-    def __init__(self, file: Any, happen: Callable[[], None]) -> None:
-        self._file, self._happen = file, happen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, content: bytes) -> int:
-        self._file.write(content[: len(content) // 2])
-        self._file.flush()
-        self._happen()
-        raise AssertionError("it happened before the second half")
-
-
-def at(patch: pytest.MonkeyPatch, point: str, number: int, happen: Callable[[], None]) -> list[int]:
-    """Let something happen before a run passes a point for the n-th time (from 0); return a growing list of passes."""
-    owner, name, counts = POINTS[point]
-    passes: list[int] = []
-    plain = getattr(owner, name)
-
-    def passed(*arguments: Any, **settings: Any) -> Any:
-        if counts(*arguments):
-            passes.append(len(passes))
-            if passes[-1] == number and point in ("episode log", "metrics"):
-                arguments[0]._file = Torn(arguments[0]._file, happen)
-            elif passes[-1] == number:
-                happen()
-        return plain(*arguments, **settings)
-
-    patch.setattr(owner, name, passed)
-    return passes
-
-
-class Killed(BaseException):
-    """What a kill is within this process: nothing that follows is done."""
-
-
-def die() -> None:
-    raise Killed
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+at = partial(breaking.at, POINTS)
 
 
 # --- a run and what is compared ---------------------------------------------------------------------------------------
@@ -248,18 +179,6 @@ def assert_same_run(run: Path, reference: Path) -> None:
         assert (run / episodes).read_bytes() == (reference / episodes).read_bytes()
     assert not list((run / "checkpoints").glob(".*")), "nothing half-written stays behind"
     assert (run / "README.md").exists()
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-
-
-def repeated(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's state without what depends on the clock."""
-    progress = {name: value for name, value in state["progress"].items() if name not in NOT_REPEATED}
-    return {name: value for name, value in state.items() if name != "times_bytes"} | {"progress": progress}
 
 
 def assert_same_buffer(buffer: ReplayBuffer, reference: Reference) -> None:

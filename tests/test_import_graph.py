@@ -17,7 +17,7 @@ FLOORS = [
     {"config", "data", "repairing", "parameters", "video"},
     {"presets", "algos", "evaluation", "planning"},
     {"engine"},
-    {"rendering", "collecting"},
+    {"rendering", "collecting", "plotting"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

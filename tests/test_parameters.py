@@ -1,9 +1,11 @@
 """Counts in closed form equal the instantiated model's, and the published ones are explained to the last parameter."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gq.parameters as params
+from commandline import gq
+from gq import presets
+from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.sizes import SIZES, resolve_size
+from gq.models.world_config import WORLD_MODEL_SIZES
+from gq.models.world_model import WorldModel
+from test_world_model import COUNTS, TERMINATION_HEADS
 
 HUMANOID = (348, 17)
 SOURCE = Path(__file__).parents[1] / "src"
@@ -197,3 +205,123 @@ def test_an_unknown_size_is_a_usage_error_with_the_known_ones(name: str, hint: s
 def test_an_unknown_task_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="there is no task hoper"):
         params.report("1m", task="hoper")
+
+
+# World models
+
+PUBLISHED = {  # the rows of the published table, by a task of each
+    "pendulum-swingup": "pendulum",
+    "cartpole-swingup": "cartpole",
+    "reacher-hard": "reacher",
+    "hopper-hop": "hopper",
+    "cheetah-run": "cheetah",
+    "HalfCheetah-v5": "cheetah",
+    "Walker2d-v5": "cheetah",
+    "walker-walk": "walker",
+    "quadruped-run": "quadruped",
+    "humanoid-run": "humanoid",
+    "dog-run": "dog",
+    "Hopper-v5": "Hopper-v5",
+    "Ant-v5": "Ant-v5",
+    "Humanoid-v5": "Humanoid-v5",
+}
+
+
+def world_document(*arguments: Any) -> Any:
+    result = gq("params", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(("task", "row"), PUBLISHED.items())
+def test_world_models_have_the_published_counts_by_command_and_by_instantiation(task: str, row: str) -> None:
+    interface = resolve_task(task)
+    assert (interface.observation_dim, interface.action_dim) == COUNTS[row][:2]
+    printed = world_document("tdmpc2", "--task", task)
+    assert printed["task"] == task
+    assert [model["size"] for model in printed["models"]] == ["1", "5", "19", "48", "317"]
+    for model, expected in zip(printed["models"], COUNTS[row][2:], strict=True):
+        assert model["parameters"] == expected
+        assert model["parameters_with_target"] == expected + model["networks"]["q"]
+        termination = TERMINATION_HEADS[model["size"]] if interface.can_terminate else 0
+        assert model["parameters_termination"] == model["networks"]["termination"] == termination
+        with params.weights_without_memory():
+            built = WorldModel(
+                WORLD_MODEL_SIZES[model["size"]],
+                observation_dim=interface.observation_dim,
+                action_dim=interface.action_dim,
+                episodic=interface.can_terminate,
+            )
+        assert sum(value.numel() for value in built.parameters()) == model["parameters_in_all"]
+        trained = sum(value.numel() for value in built.parameters() if value.requires_grad)
+        assert trained == expected + termination == sum(model["networks"].values())
+
+
+def test_the_world_model_of_dog_run_costs_what_was_computed_by_hand() -> None:
+    (model,) = world_document("tdmpc2", "--task", "dog-run", "--size", "5")["models"]
+    assert model["parameters"] == 5_159_082
+    assert model["parameters_with_target"] == 8_152_227
+    assert model["weights_bytes"] == 4 * 8_152_227
+    assert model["replay_bytes"] == 4 * 500_000 * (223 + 38 + 2)
+    assert round(model["original_plan_multiply_adds"] / 1e9, 1) == 31.8
+    assert 0.65 < model["plan_multiply_adds"] / model["original_plan_multiply_adds"] < 0.7
+    larger = world_document("tdmpc2", "--task", "dog-run", "--size", "5", "--batch-size", "512")["models"][0]
+    assert (model["batch_size"], larger["batch_size"]) == (256, 512)
+    assert larger["update_multiply_adds"] == 2 * model["update_multiply_adds"]
+    assert larger["training_memory_bytes"] > model["training_memory_bytes"] > 16 * model["parameters"]
+
+
+def test_the_tables_of_world_models() -> None:
+    assert gq("params", "tdmpc2", "-q").stdout.split()[1] == "5159082", "dog-run, unless another task is named"
+    lines = [line.split() for line in gq("params", "tdmpc2", "--task", "hopper", "--size", "5").stdout.splitlines()]
+    assert lines[1] == [
+        *("size", "parameters", "with", "target", "encoder", "dynamics", "reward", "policy", "q", "termination")
+    ]
+    assert lines[2][:3] == ["5", "4,943,460", "7,847,005"]
+    assert lines[2][-1] == "527,873"
+    assert lines[-1][-4:] == ["as", "they", "are", "published"]
+    assert "termination" not in gq("params", "tdmpc2", "--task", "walker-walk").stdout
+
+
+def test_world_models_are_counted_without_torch() -> None:
+    code = (
+        "import sys; from gq import presets; from gq.parameters import report_world;"
+        "report_world(presets.tdmpc2('5').replace({'task': 'dog-run'})); print('torch' in sys.modules)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=True
+    )
+    assert child.stdout == "False\n"
+
+
+def test_a_run_is_counted_with_its_own_settings(tmp_path: Path) -> None:
+    from gq.config import to_toml
+
+    config = presets.tdmpc2("1").replace({"task": "cartpole-swingup", "train.batch_size": 32, "model.num_q": 4})
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    (model,) = world_document(tmp_path)["models"]
+    assert (model["size"], model["batch_size"]) == ("1", 32)
+    assert (
+        model["networks"]["q"]
+        == 2 * params.report_world(presets.tdmpc2("1").replace({"task": "cartpole-swingup"})).networks["q"]
+    )
+    assert world_document(tmp_path, "--task", "dog-run")["task"] == "dog-run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["tdmpc2", "--size", "7"], "there is no size 7", "1, 5, 19, 48, 317"),
+        (["tdmpc2", "--task", "dog-runn"], "there is no task dog-runn", "did you mean dog-run"),
+        (["tdmpc2", "--dataset", "hopper"], "--dataset is for transformers", "leave it away"),
+        (["tdmpc2", "--batch-size", "-1"], "--batch-size -1 is not", "--batch-size 64"),
+        (["1m", "--size", "5"], "--size is for gq params tdmpc2", "gq params tdmpc2 --size 5"),
+        (["tdmpc"], "tdmpc is neither a size", "did you mean tdmpc2"),
+    ],
+)
+def test_what_world_models_cannot_be_asked(arguments: list[str], message: str, hint: str) -> None:
+    result = gq("params", *arguments)
+    assert result.exit_code == 2
+    error, advice = result.stderr.splitlines()
+    assert message in error
+    assert hint in advice

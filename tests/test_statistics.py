@@ -1,6 +1,6 @@
 """Rollouts and what is said about them: every episode counted, the same whatever runs beside it, honest intervals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
@@ -145,11 +145,13 @@ class NumpyPolicy:
         self.returns_to_go = np.zeros(0)
         self.autocast: Callable = nullcontext
         self.resets: list[list[float]] = []
+        self.seeds: list[int] = []
         self.acted: list[list[int]] = []
         self.recorded: list[list[int]] = []
 
-    def reset(self, target_returns: np.ndarray) -> None:
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:
         self.resets.append(target_returns.tolist())
+        self.seeds += seeds
 
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         assert observations.dtype == np.float32
@@ -227,6 +229,7 @@ def test_returns_do_not_depend_on_how_many_episodes_run_side_by_side(
     assert [(e.seed, e.target_return) for e in episodes] == list(zip(SEEDS, TARGETS, strict=True))
     assert len({e.length for e in episodes}) > 2, "the episodes differ in length"
     assert [target for group in policy.resets for target in group] == TARGETS
+    assert policy.seeds == SEEDS
     assert max(len(group) for group in policy.resets) <= num_parallel
     assert policy.acted == policy.recorded
     assert [environment.seeds for environment in watched] == [[seed] for seed in SEEDS], "one episode each, none lost"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gq.errors import UsageError
-from gq.models.activations import mish, simplicial
+from gq.models.activations import normed_mish, simplicial
 from gq.models.two_hot import symexp, symlog, two_hot, two_hot_decode, two_hot_loss
 from gq.models.world_config import (
     WORLD_MODEL_SIZES,
@@ -290,14 +290,35 @@ def test_symexp_inverts_symlog() -> None:
     torch.testing.assert_close(symexp(symlog(values)), values, rtol=1e-5, atol=1e-9)
 
 
-def test_mish_and_its_slope_are_torchs() -> None:
-    values = torch.cat([torch.linspace(-100, 100, 4001), torch.linspace(-4, 4, 4001)]).requires_grad_()
-    precise = values.detach().double().requires_grad_()
-    for function in (mish, lambda x: mish(x.detach())):
-        torch.testing.assert_close(function(values).double(), F.mish(precise), rtol=1e-6, atol=1e-6)
-    (slope,) = torch.autograd.grad(mish(values).sum(), values)
-    (expected,) = torch.autograd.grad(F.mish(precise).sum(), precise)
-    torch.testing.assert_close(slope.double(), expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("shape", [(6, 24), (2, 3, 24)])
+@pytest.mark.parametrize("num_networks", [0, 2])
+def test_normed_mish_and_its_gradients_are_torchs(shape: tuple[int, ...], num_networks: int) -> None:
+    torch.manual_seed(0)
+    if num_networks and len(shape) < 3:
+        shape = (num_networks, *shape)
+    inputs = torch.randn(shape).mul_(3).add_(1)
+    gain, shift = (torch.randn((num_networks, 24) if num_networks else (24,)) for _ in range(2))
+    gain[..., 0] = 60  # far out on both sides
+    arguments = [value.requires_grad_() for value in (inputs, gain, shift)]
+    precise = [value.detach().double().requires_grad_() for value in arguments]
+    gains, shifts = (value[:, None] if num_networks else value for value in precise[1:])
+    expected = F.mish(F.layer_norm(precise[0], (24,), eps=1e-3) * gains + shifts)
+    actual = normed_mish(*arguments, 1e-3)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(normed_mish(*(value.detach() for value in arguments), 1e-3), actual)
+    weights = torch.randn(shape)
+    slopes = torch.autograd.grad((actual * weights).sum(), arguments)
+    for slope, wanted in zip(slopes, torch.autograd.grad((expected * weights).sum(), precise), strict=True):
+        torch.testing.assert_close(slope.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_normed_mish_in_bfloat16_is_rounded_once() -> None:
+    inputs, gain, shift = torch.randn(5, 24).bfloat16().requires_grad_(), torch.randn(24), torch.randn(24)
+    actual = normed_mish(inputs, gain, shift, 1e-5)
+    assert torch.equal(actual, normed_mish(inputs.float(), gain, shift, 1e-5).bfloat16())
+    actual.sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.dtype == torch.bfloat16
 
 
 def test_simplicial_groups_are_softmaxes() -> None:

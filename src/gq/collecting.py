@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from gq.config import TDMPC2Config
 from gq.data.episode_log import EpisodeLog
 from gq.data.formats import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
 from gq.data.packaged_policy import load_policy
 from gq.data.parts import Request, begin, fingerprint, lock_parts, remove
 from gq.data.trajectories import Trajectories
-from gq.engine.building import load_run
+from gq.engine.building import choose_modes, load_run
 from gq.engine.builtin_policy import BuiltinPolicy
 from gq.engine.collection import Plan, run_plan
 from gq.engine.precision import Compute, choose_compute
+from gq.engine.runs import read_config
 from gq.engine.signals import StopRequest
+from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.evaluation.recording import BLOCK_SIZE, Recipe
@@ -75,6 +78,7 @@ def collect(
     num_episodes: int | None = None,
     num_transitions: int | None = None,
     targets: Sequence[float] = (),
+    mode: str | None = None,
     noise: float | None = None,
     random_share: float = 0.0,
     seed: int = 0,
@@ -95,6 +99,7 @@ def collect(
         num_episodes: how many; DEFAULT_NUM_EPISODES if neither number is given.
         num_transitions: collect until there are so many rows; the last episode may go beyond.
         targets: target returns, one episode after the other takes the next; default: the run's highest.
+        mode: of TD-MPC2: `plan`, which is the default, or `policy` for the policy network alone.
         noise: standard deviation of Gaussian noise on the actions, in half action ranges, before they are clipped;
             default: none for a run, for a built-in policy that of its dataset.
         random_share: of the steps, which take a uniformly random action.
@@ -106,13 +111,13 @@ def collect(
         progress: called after each step with the steps so far and an estimate of all.
 
     Raises:
-        UsageError: no such run or policy, a value out of range, or `output` is there or begun by another request.
+        UsageError: no such run, policy or mode, a value out of range, or `output` is there or begun by another request.
         GqError: another process collects into `output`, or it cannot be written.
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
     output = Path(output).expanduser()
     check(num_episodes, num_transitions, targets, noise, random_share, seed, num_envs, output)
-    loaded = load_source(source, checkpoint, device)
+    loaded = load_source(source, checkpoint, device, mode)
     recipe = Recipe(
         seed=seed,
         targets=choose_targets(loaded, targets),
@@ -178,25 +183,30 @@ def check(
         raise UsageError(f"{output} is a folder", hint=f"name a file, for example {output / 'data.hdf5'}")
 
 
-def load_source(source: str | Path, checkpoint: str | Path, device: str) -> Source:
+def load_source(source: str | Path, checkpoint: str | Path, device: str, mode: str | None = None) -> Source:
     """Load a run's policy or a built-in one.
 
     Raises:
-        UsageError: there is no such run, checkpoint, policy or device.
+        UsageError: there is no such run, checkpoint, policy, mode or device.
         GqError: the checkpoint is damaged.
     """
     if isinstance(source, str) and source.startswith("builtin/"):
+        if mode is not None:
+            raise UsageError(f"{source} has no planner and acts in one way only", hint="leave --mode away")
         packaged = load_policy(source)
         description = {"policy": source, "policy_sha256": packaged.sha256}
         return Source(BuiltinPolicy(packaged), packaged.env_id, description, 0.0, packaged.noise)
     run, folder = find_run(source) if isinstance(source, str) else (source, None)
-    loaded = load_run(run, folder or checkpoint, device=device)
+    (acting_mode,) = choose_modes(read_config(run), [mode] if mode is not None else [])
+    loaded = load_run(run, folder or checkpoint, device=device, mode=acting_mode)
     description = {
         "policy": run.resolve().name,
         "checkpoint": loaded.checkpoint.name,
         "policy_sha256": sha256(loaded.checkpoint / "model.safetensors"),
         "device": describe(choose_compute(device, loaded.config.train.precision)),
     }
+    if isinstance(loaded.config, TDMPC2Config):
+        description["mode"] = acting_mode
     target = max(loaded.config.targets, default=0.0)
     return Source(loaded.policy, loaded.config.task, description, float(target), 0.0)
 
@@ -216,7 +226,7 @@ def choose_targets(source: Source, targets: Sequence[float]) -> tuple[float, ...
     Raises:
         UsageError: some are asked for that the policy would ignore.
     """
-    source.policy.reset(np.zeros(1))
+    source.policy.reset(np.zeros(1), [0])
     if len(source.policy.returns_to_go):
         return tuple(float(target) for target in targets) or (source.target,)
     if len(targets):
@@ -234,8 +244,14 @@ def make_request(source: Source, recipe: Recipe, num_episodes: int | None, num_t
         "targets": list(recipe.targets),
         "num_requested_episodes": num_episodes,
         "num_requested_transitions": num_transitions,
-        **{f"{name}_version": version for name, version in versions().items()},
+        **{f"{name}_version": version for name, version in versions_for(source.env_id).items()},
     }
+
+
+def versions_for(task: str) -> dict[str, str]:
+    """Return the versions on which data of a task depend."""
+    others = {*ENGINES, *CONTROL_ENGINES} - set(engines_of(task))
+    return {name: version for name, version in versions().items() if name not in others}
 
 
 def existing(output: Path, parts: Path, request: Request) -> Collected:
@@ -346,6 +362,7 @@ def command(request: Request) -> str:
     """Return the command that collects the same data."""
     options = {
         "checkpoint": request.get("checkpoint", "").removeprefix("step-").lstrip("0"),
+        "mode": request.get("mode"),
         "target": ",".join(f"{target!r}" for target in request["targets"]),
         "noise": request["noise"],
         "random-share": request["random_share"],

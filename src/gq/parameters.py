@@ -7,9 +7,12 @@ A action_dim, K context_length in steps of three tokens.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gq.config import TDMPC2Config
 from gq.envs.tasks import resolve_task
+from gq.models import world_costs
 from gq.models.config import ModelConfig, StochasticModelConfig
 from gq.models.sizes import SIZES, resolve_size
+from gq.models.world_config import parameter_counts
 
 if TYPE_CHECKING:
     from torch.overrides import TorchFunctionMode
@@ -41,6 +44,65 @@ class ParamsReport:
     num_transitions: int | None  # of the dataset, three tokens each
     tokens_per_parameter: float | None
     warning: str  # "" unless the model is too large for the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldParamsReport:
+    """The cost of one TD-MPC2 agent on one task, all by formula.
+
+    Published counts are of trained parameters without a network that predicts terminations, which only tasks have whose
+    episodes end early. So is `parameters`; `parameters_in_all` leaves nothing out.
+    """
+
+    size: str
+    parameters: int  # trained, without those of the target and of the termination network
+    parameters_with_target: int
+    parameters_termination: int  # 0 where episodes only end at their time limit
+    parameters_in_all: int  # of all networks, as a checkpoint holds them
+    networks: dict[str, int]  # trained parameters of each; the target has as many as q once more
+    weights_bytes: int  # of all networks, float32
+    batch_size: int  # sequences in an update
+    training_memory_bytes: int  # of an update, without the replay
+    replay_bytes: int  # of the decisions that are kept to learn from, at its largest
+    policy_multiply_adds: int  # of a decision without planning: encoder and policy
+    plan_multiply_adds: int  # of a plan
+    original_plan_multiply_adds: int  # of the same plan in the original, which computes all heads of Q
+    update_multiply_adds: int
+
+
+def report_world(config: TDMPC2Config, *, batch_size: int | None = None) -> WorldParamsReport:
+    """Report on a TD-MPC2 agent for its task. `batch_size` is another than that of the configuration.
+
+    Raises:
+        UsageError: no such task.
+    """
+    task, model = resolve_task(config.task), config.model
+    dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+    networks = parameter_counts(model, **dims, episodic=task.can_terminate)
+    rows = world_costs.row_costs(model, **dims, episodic=task.can_terminate)
+    trained, batch_size = sum(networks.values()), batch_size or config.train.batch_size
+    parameters = trained - networks["termination"]
+    num_kept = min(config.train.buffer_size, config.train.decisions)
+    planned = (model, config.planner, rows, task.action_dim)
+    update = {"horizon": config.update.horizon, "batch_size": batch_size}
+    return WorldParamsReport(
+        size=config.size,
+        parameters=parameters,
+        parameters_with_target=parameters + networks["q"],
+        parameters_termination=networks["termination"],
+        parameters_in_all=trained + networks["q"],
+        networks=networks,
+        weights_bytes=FLOAT32_BYTES * (trained + networks["q"]),
+        batch_size=batch_size,
+        training_memory_bytes=world_costs.update_memory_bytes(
+            model, parameters=trained, action_dim=task.action_dim, episodic=task.can_terminate, **update
+        ),
+        replay_bytes=FLOAT32_BYTES * num_kept * (task.observation_dim + task.action_dim + 2),
+        policy_multiply_adds=rows.encoder + rows.policy,
+        plan_multiply_adds=world_costs.plan_cost(*planned),
+        original_plan_multiply_adds=world_costs.original_plan_cost(*planned),
+        update_multiply_adds=world_costs.update_cost(model, rows, observation_dim=task.observation_dim, **update),
+    )
 
 
 def report(size: str, *, task: str, num_transitions: int | None = None, batch_size: int = 64) -> ParamsReport:

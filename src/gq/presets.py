@@ -16,6 +16,8 @@ from gq.config import (
     TDMPC2Config,
     TrainConfig,
 )
+from gq.envs.tasks import resolve_task
+from gq.errors import UsageError
 from gq.models.config import StochasticModelConfig
 from gq.models.sizes import resolve_size
 from gq.models.world_config import resolve_world_model_size
@@ -140,3 +142,10 @@ def tdmpc2(size: str = "5") -> TDMPC2Config:
         eval=EvalConfig(every=20_000),
         checkpoint=CheckpointConfig(every=5_000),
     )
+
+
+def with_task(config: TDMPC2Config) -> TDMPC2Config:
+    """Return the configuration with its task's proper name. Raises UsageError for no task, or none of that name."""
+    if not config.task:
+        raise UsageError("TD-MPC2 needs a task", hint="for example --task cartpole-swingup, or --task HalfCheetah-v5")
+    return replace(config, task=resolve_task(config.task).id)

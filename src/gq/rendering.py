@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gq.engine.building import LoadedRun, load_run
+from gq.engine.building import LoadedRun, choose_modes, choose_targets, load_run
+from gq.engine.evaluate import play
+from gq.engine.runs import read_config
 from gq.envs import gl
 from gq.envs.make import make
+from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import GqError, UsageError
-from gq.evaluation.recording import seeded_draws
-from gq.evaluation.rollout import Step, roll_out
+from gq.evaluation.rollout import Step
 from gq.evaluation.statistics import Episode
+from gq.planning.acting import PlanningPolicy
 from gq.video import VideoWriter, draw_overlay, writer_path
 
 RENDER_SEED = 0
@@ -32,6 +35,7 @@ class Rendering:
     fps: float
     run: str
     checkpoint: str
+    mode: str | None  # how it acted, where a run can act in more ways than one
     episodes: list[Episode]
 
 
@@ -39,6 +43,7 @@ def render(
     run: Path,
     *,
     targets: Sequence[float] = (),
+    mode: str | None = None,
     num_episodes: int = 1,
     checkpoint: str | Path = "best",
     output: Path | None = None,
@@ -58,24 +63,29 @@ def render(
 
     Args:
         targets: default: the highest target of the run.
+        mode: of TD-MPC2: `plan`, which is the default, or `policy` for the policy network alone.
         output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
         width, height: pixels of each episode's picture.
         fps: about so many frames a second of simulated time; playback is in real time.
         camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
-        overlay: write time, reward and return-to-go on each picture.
+        overlay: write time, return and return-to-go on each picture; of TD-MPC2 the reward and, by planning, the
+            discounted return that the plan is thought to earn.
         live: open a window instead of writing a file.
-        stochastic: sample actions, from `seed`; only for an Online Decision Transformer.
+        stochastic: sample actions, from `seed`; of an Online Decision Transformer or TD-MPC2.
 
     Raises:
-        UsageError: a value out of range, no such camera, or no distribution to sample from.
+        UsageError: a value out of range, no such camera or mode, no distribution to sample from, or targets for a run
+            that takes none.
         GqError: no GL backend works, or the checkpoint is damaged.
     """
     check_request(num_episodes, width, height, fps, seed, output)
     if not live:
         gl.select_backend()
-    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
-    chosen = list(targets) or [max(loaded.config.targets)]
-    pairs = [(seed + index, float(target)) for target in chosen for index in range(num_episodes)]
+    config = read_config(run)
+    (acting_mode,) = choose_modes(config, [mode] if mode is not None else [])
+    chosen = choose_targets(config, targets or ([] if config.algo == "tdmpc2" else [max(config.targets)]))
+    loaded = load_run(run, checkpoint, device=device, mode=acting_mode, stochastic=stochastic)
+    pairs = [(seed + index, target) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
     options |= camera_option(loaded.config.task, camera)
     if live:
@@ -89,7 +99,12 @@ def render(
     film = Film(loaded, [target for _, target in pairs], path, fps, overlay=overlay, progress=progress)
     with film:
         episodes = film.record(pairs, options)
-    return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, episodes)
+    return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, mode_of(loaded), episodes)
+
+
+def mode_of(loaded: LoadedRun) -> str | None:
+    """Return how a planner acts; None for runs without one."""
+    return loaded.policy.mode if isinstance(loaded.policy, PlanningPolicy) else None
 
 
 def camera_option(task: str, camera: str | None) -> dict[str, str]:
@@ -98,6 +113,8 @@ def camera_option(task: str, camera: str | None) -> dict[str, str]:
     Raises:
         UsageError: the model has no such camera.
     """
+    if camera is None and task in CONTROL_TASKS:
+        return {}  # these choose themselves, as their suite's films do
     model = make(task).unwrapped.model  # type: ignore[attr-defined]
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera is None:
@@ -123,21 +140,12 @@ def check_request(num_episodes: int, width: int, height: int, fps: float, seed: 
 def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> Rendering:
     """Show one episode in a window."""
     try:
-        episodes = roll(loaded, pairs, lambda step: None, options)
+        episodes = play(loaded, pairs, None, **options)
     except Exception as error:  # GLFW raises what it likes when there is no display
         raise GqError(
             f"cannot open a window: {error}", hint="is there a display? without --live a video is written"
         ) from None
-    return Rendering(None, 0, 0.0, loaded.run.name, loaded.checkpoint.name, episodes)
-
-
-def roll(
-    loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], options: dict[str, Any]
-) -> list[Episode]:
-    """Run one episode per pair of seed and target return."""
-    seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
-    with seeded_draws(seeds[0]):
-        return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
+    return Rendering(None, 0, 0.0, loaded.run.name, loaded.checkpoint.name, mode_of(loaded), episodes)
 
 
 class Film:
@@ -168,7 +176,7 @@ class Film:
 
     def record(self, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> list[Episode]:
         """Run the episodes and write a frame every `stride` steps."""
-        return roll(self.loaded, pairs, self.add, options)
+        return play(self.loaded, pairs, self.add, **options)
 
     def add(self, step: Step) -> None:
         """Take the pictures of the running episodes."""
@@ -198,6 +206,10 @@ class Film:
         lines = [f"{seconds:6.2f} s   return {step.returns[row]:.0f}"]
         if len(returns_to_go := self.loaded.policy.returns_to_go):
             lines.append(f"to go {returns_to_go[row]:.0f} of {self.targets[row]:.0f}")
+        if isinstance(policy := self.loaded.policy, PlanningPolicy):
+            reward = step.rewards[list(step.rows).index(row)]
+            planned = f"   planned {policy.planned_values[row]:.0f}" if policy.mode == "plan" else ""
+            lines.append(f"reward {reward:5.2f}{planned}")
         return lines
 
 

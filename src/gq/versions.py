@@ -9,7 +9,7 @@ def versions() -> dict[str, str]:
     from gq import __version__
 
     found = {"gq": __version__, "python": platform.python_version()}
-    for name in ("torch", "mujoco", "gymnasium", "numpy"):
+    for name in ("torch", "mujoco", "gymnasium", "dm_control", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

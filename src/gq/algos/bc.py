@@ -1,6 +1,6 @@
 """Behaviour cloning of the best trajectories, the %BC baseline of the Decision Transformer paper (section 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ def action_loss(model: ObservationMLP, batch: Batch) -> Tensor:
 class BCPolicy:
     """Act from the last K observations; the target return is ignored."""
 
+    is_rowwise = False
+
     def __init__(self, model: ObservationMLP, *, autocast: Callable) -> None:
         self.model, self.autocast = model.eval(), autocast
         self.device = next(model.parameters()).device
         self.returns_to_go = np.zeros(0)
 
-    def reset(self, target_returns: np.ndarray) -> None:
-        """Start one episode per entry."""
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
+        """Start one episode per entry; the seeds are not used."""
         num_episodes, context_length = len(target_returns), self.model.config.context_length
         observation_dim = self.model.scaling.observation_mean.shape[0]
         self._observations = np.zeros((num_episodes, context_length, observation_dim), np.float32)

@@ -1,6 +1,6 @@
 """Decision Transformer (arXiv 2106.01345): the loss of algorithm 1 and the policy that feeds the model its context."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class DTPolicy:
     the return-to-go falls by each reward, in delayed mode it stays at the target.
     """
 
+    is_rowwise = False
+
     def __init__(
         self,
         model: TrajectoryTransformer,
@@ -38,8 +40,8 @@ class DTPolicy:
         self.action_dim = len(model.scaling.action_low)
         self.device = next(model.parameters()).device
 
-    def reset(self, target_returns: np.ndarray) -> None:
-        """Start one episode per target return [E]."""
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
+        """Start one episode per target return [E]; the seeds are not used."""
         num_episodes = len(target_returns)
         observation_dim = self.model.scaling.observation_mean.shape[0]
         self.step = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gq.algos.supervised import load_moments, moments, skip_if
 from gq.data.step_ring import SequenceBatch
+from gq.models.memory import keep_freed_memory
 from gq.models.two_hot import two_hot, two_hot_loss
 from gq.models.world_config import WorldUpdateConfig
 from gq.models.world_model import PolicySample, WorldModel
@@ -151,8 +152,9 @@ class TDMPC2Learner:
         average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         """Take the discount per decision, and, with several processes, what averages tensors over them in place."""
-        self.model, self.config, self.discount, self.autocast = model, config, discount, autocast
+        self.model, self.config, self.discount, self.autocast = model.eval(), config, discount, autocast
         self.average = average or (lambda tensors: None)
+        keep_freed_memory()
         encoder = list(model.encoder.parameters())
         self.policy_parameters = list(model.policy_head.parameters())
         apart = {*encoder, *self.policy_parameters}
@@ -171,14 +173,14 @@ class TDMPC2Learner:
     def update(self, batch: SequenceBatch, draws: UpdateDraws | None = None) -> dict[str, Tensor]:
         """Learn from a batch; return device scalars, among them `loss`, `policy_loss` and `gradient_norm`."""
         draws = draws or draw(self.model, batch)
-        self.model.train()
+        self.model.q_heads.train()  # only these know dropout
         metrics, latents, skipped = self.update_world(batch, draws)
         metrics |= self.update_policy(latents, draws, skipped)
         with torch.no_grad():
             online: list[Tensor] = list(self.model.q_heads.parameters())
             target: list[Tensor] = list(self.model.target_q_heads.parameters())
             torch._foreach_lerp_(target, online, [self.config.target_rate * (1 - skipped)] * len(target))
-        self.model.eval()
+        self.model.q_heads.eval()
         return metrics
 
     def update_world(self, batch: SequenceBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor, Tensor]:

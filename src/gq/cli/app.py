@@ -4,16 +4,18 @@ from typing import Annotated
 
 import typer
 
-from gq.cli import collect, download, evaluate, finetune, params, render, repair
+from gq.cli import collect, download, evaluate, finetune, params, plot, render, repair
 from gq.cli.errors import EXIT_CODES, Group
-from gq.cli.train import train_app
+from gq.cli.train_tdmpc2 import train_app
 
 EPILOG = f"""\b
 Examples:
   gq download builtin/hopper/medium      a dataset, simulated on the spot
   gq repair hopper.hdf5                  what is wrong with a file
   gq train dt                            a policy
+  gq train tdmpc2 --task walker-walk     another, that plans
   gq finetune --latest                   a better one (after train odt)
+  gq plot --latest                       how it learnt
   gq eval --latest                       its returns, with intervals
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes
@@ -27,7 +29,7 @@ NO_COLOR switches colours off, GQ_DEBUG=1 shows tracebacks."""
 app = typer.Typer(
     name="gq",
     cls=Group,
-    help="Train, evaluate and render Decision Transformers on MuJoCo.",
+    help="Train, evaluate and render policies for MuJoCo: sequence models and world models.",
     epilog=EPILOG,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -43,7 +45,7 @@ def root(
     ] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, hidden=True)] = 0,
 ) -> None:
-    """Train, evaluate and render Decision Transformers on MuJoCo."""
+    """Train, evaluate and render policies for MuJoCo: sequence models and world models."""
     if not version:
         return
     from gq.versions import report, versions
@@ -56,6 +58,7 @@ app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache."
 app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
 app.command(epilog=finetune.EXAMPLES, short_help="Finetune a policy on its own episodes.")(finetune.finetune)
+app.command(epilog=plot.EXAMPLES, short_help="Draw learning curves.")(plot.plot)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)
 app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)

@@ -11,6 +11,7 @@ from gq.cli.output import Output
 EXAMPLES = """\b
 Examples:
   gq collect --latest -o data.hdf5 --episodes 200 --target 1800,3600
+  gq collect cartpole-swingup-tdmpc2 -o planned.hdf5 --episodes 50
   gq collect builtin/hopper/expert -o noisy.hdf5 --episodes 100 --noise 0.3
   gq train dt --dataset noisy.hdf5
 The same command goes on after an interruption, and gives the same file."""
@@ -41,6 +42,7 @@ def collect(
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns, taken in turn; default: the run's highest.")
     ] = None,
+    mode: options.ActingMode = None,
     noise: Annotated[
         float | None,
         typer.Option(
@@ -86,6 +88,7 @@ def collect(
             num_episodes=episodes,
             num_transitions=transitions,
             targets=targets,
+            mode=mode,
             noise=noise,
             random_share=random_share,
             seed=seed,

@@ -1,6 +1,7 @@
 """`gq download`."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,9 @@ Examples:
   gq download humanoid                   Minari's mujoco/humanoid/medium-v0
   gq download humanoid --level expert    or --all for every level
   gq download hopper-medium-replay-v2    D4RL's
-  gq download tdmpc2/dog-run-1           an official TD-MPC2 checkpoint
+  gq download tdmpc2/dog-run-1           an official TD-MPC2 agent, as a run
+  gq download tdmpc2/mt30-19M --task walker-walk
+  gq download mine.pt --task dog-run     the same from a file
   gq download --list humanoid
   gq download --verify"""
 
@@ -36,7 +39,7 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="[ID]...",
-            help="Names of datasets; with --list words to look for.",
+            help="Names of datasets and checkpoints, or .pt files; with --list words to look for.",
             autocompletion=options.complete_from(known_names),
             show_default=False,
         ),
@@ -54,32 +57,42 @@ def download(
     transitions: Annotated[
         int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a dataset that is there already.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="What a checkpoint is for: one of its many, or a file's.",
+            autocompletion=options.complete_from(options.known_control_tasks),
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a dataset or run that is there already.")] = False,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Fetch or simulate datasets, check them, and keep them in the cache.
+    """Fetch or simulate datasets, check them, and keep them in the cache; make runs of TD-MPC2 checkpoints.
 
-    `gq train` takes the one downloaded last unless told otherwise.
+    `gq train` takes the dataset downloaded last unless told otherwise.
     """
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     modes = {"--list": list_all, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
     chosen = [name for name, is_on in modes.items() if is_on]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} do not go together", hint="give one of them")
-    from gq.cli import datasets
+    from gq.cli import checkpoints, datasets
 
     if list_all:
         datasets.show_list(output, names or [])
         return
-    entries = selected(names or [], level, all_levels)
+    files = [] if chosen else [name for name in names or [] if checkpoints.is_file_name(name)]
+    ids = [name for name in names or [] if name not in files]
+    entries = selected(ids, level, all_levels)
     if verify:
         datasets.show_verified(output, entries)
         return
-    if not entries:
+    if not entries and not files:
         what = "nothing named to remove" if remove else "no dataset given"
         raise UsageError(what, hint="gq download builtin/hopper/medium, or see gq download --list")
     if remove:
@@ -88,9 +101,13 @@ def download(
         datasets.show_plan(output, entries, transitions=transitions, force=force)
     else:
         settings = {"num_transitions": transitions, "force": force, "offline": offline}
-        fetch_all(output, entries, settings, is_single=len(names or []) == 1 and not all_levels)
+        tasks = checkpoints.tasks_of(entries, files, task)
+        documents = fetch_all(output, entries, settings, tasks)
+        for file in files:
+            documents.append({"path": file, **checkpoints.import_file(output, Path(file), task, force=force)})
+        show_results(output, documents, is_single=len(names or []) == 1 and not all_levels)
         if not (level or all_levels):
-            tell_other_levels(output, names or [])
+            tell_other_levels(output, ids)
 
 
 def selected(names: list[str], level: str | None, all_levels: bool) -> "list[DatasetEntry]":
@@ -109,8 +126,11 @@ def selected(names: list[str], level: str | None, all_levels: bool) -> "list[Dat
     return list({entry.id: entry for entry in found}.values())
 
 
-def fetch_all(output: Output, entries: "list[DatasetEntry]", settings: dict[str, Any], *, is_single: bool) -> None:
-    """Get datasets one after the other, and print where they are."""
+def fetch_all(
+    output: Output, entries: "list[DatasetEntry]", settings: dict[str, Any], tasks: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Get datasets and checkpoints one after the other, import the latter for their tasks, and return documents."""
+    from gq.cli.checkpoints import import_fetched
     from gq.cli.datasets import size_text
     from gq.data.datasets import download as download_dataset
     from gq.data.download import address_of
@@ -120,7 +140,7 @@ def fetch_all(output: Output, entries: "list[DatasetEntry]", settings: dict[str,
         missing = [entry for entry in entries if settings["force"] or not cached(entry)]
         size = size_text(sum(entry.size_bytes for entry in missing), is_exact=False)
         output.note(f"{len(entries)} datasets, {len(missing)} of them to get: {size} in all")
-    results = []
+    documents = []
     for entry in entries:
         if entry.kind != "builtin" and (settings["force"] or not cached(entry)):
             size = size_text(entry.size_bytes, is_exact=entry.size_is_exact)
@@ -128,16 +148,21 @@ def fetch_all(output: Output, entries: "list[DatasetEntry]", settings: dict[str,
         verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
         with output.progress(verb, unit=unit) as move:  # without the id, lest rate and time left wrap
             done = download_dataset(entry.id, **settings, progress=move, note=output.note)
-        if done.num_transitions is None:
-            output.note(f"{done.id}: {done.size_bytes / 1e6:,.1f} MB, kept as it is")
+        document = {**dataclasses.asdict(done), "path": str(done.path)}
+        if entry.id in tasks:
+            document |= import_fetched(output, entry, done, tasks[entry.id], force=settings["force"])
         else:
             output.note(
                 f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
                 f"return {done.return_mean:.0f} ± {done.return_std:.0f}"
             )
-        results.append(done)
-    documents = [{**dataclasses.asdict(done), "path": str(done.path)} for done in results]
-    paths = "\n".join(str(done.path) for done in results)
+        documents.append(document)
+    return documents
+
+
+def show_results(output: Output, documents: list[dict[str, Any]], *, is_single: bool) -> None:
+    """Print where datasets and runs are."""
+    paths = "\n".join(document.get("run") or document["path"] for document in documents)
     output.result(documents[0] if is_single else {"datasets": documents}, quiet=paths, human=paths)
 
 

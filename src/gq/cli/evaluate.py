@@ -14,7 +14,8 @@ EXAMPLES = """\b
 Examples:
   gq eval --latest                       20 episodes at each target
   gq eval hopper-v5-dt-1m --target 3600,1800 --episodes 50
-  gq eval runs/a --checkpoint last --json"""
+  gq eval runs/a --checkpoint last --json
+  gq eval cartpole-swingup-tdmpc2 --mode plan,policy --episodes 10"""
 
 
 def evaluate(
@@ -23,7 +24,15 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: those of the run.")
     ] = None,
-    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 20,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="How TD-MPC2 acts: plan, policy (its policy network alone), or both; default: plan.",
+            autocompletion=options.complete_from(lambda: ["plan", "policy", "plan,policy"]),
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20,
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
@@ -50,6 +59,7 @@ def evaluate(
         evaluation = evaluate_run(
             folder,
             targets=targets,
+            modes=[] if mode is None else [name.strip() for name in mode.split(",")],
             num_episodes=episodes,
             checkpoint=checkpoint_folder or checkpoint,
             seed=seed,
@@ -67,13 +77,14 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     """Return the results as a table with its caption."""
     from rich.console import Group
 
+    has_modes = any(s.mode for s in evaluation.results)
     rows = []
     for s in evaluation.results:
         low, high = s.return_ci95
         score = "-" if s.normalized_mean is None else f"{s.normalized_mean:.1f}"
         rows.append(
             (
-                f"{s.target_return:g}",
+                s.mode or f"{s.target_return:g}",
                 f"{s.return_mean:.0f} ± {s.return_std:.0f}",
                 f"{low:.0f} … {high:.0f}",
                 f"{s.return_iqm:.0f}",
@@ -84,15 +95,29 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
         )
     reference = evaluation.reference
     score = f"score ({reference.name})" if reference else "score"
-    headings = ["target", "return", "95 % interval", "IQM", score, "length", "episodes"]
-    sampled = ", actions sampled" if evaluation.stochastic else ""
-    caption = f"{evaluation.run}, {evaluation.checkpoint}, {evaluation.task}, trained on {evaluation.dataset}{sampled}"
-    return Group(caption, output.table(headings, rows), basis(evaluation))
+    length = "length" if evaluation.action_repeat == 1 else "decisions"
+    headings = ["mode" if has_modes else "target", "return", "95 % interval", "IQM", score, length, "episodes"]
+    return Group(caption(evaluation), output.table(headings, rows), basis(evaluation))
+
+
+def caption(evaluation: "Evaluation") -> str:
+    """Return the line that says what was measured."""
+    parts = [evaluation.run, evaluation.checkpoint, evaluation.task]
+    if evaluation.dataset:
+        parts.append(f"trained on {evaluation.dataset}")
+    if evaluation.decisions is not None:
+        counts = f"{evaluation.decisions:,} decisions, {evaluation.frames:,} frames"
+        parts.append(f"after {counts} (action repeat {evaluation.action_repeat})")
+    if evaluation.stochastic:
+        parts.append("actions sampled")
+    return ", ".join(parts)
 
 
 def basis(evaluation: "Evaluation") -> str:
     """Return the line that says what scores refer to, and which engine gave the returns."""
-    engine = "mujoco {mujoco}, gymnasium {gymnasium}".format(**evaluation.versions)
+    from gq.envs.engines import engines_of
+
+    engine = ", ".join(f"{name} {evaluation.versions[name]}" for name in engines_of(evaluation.task))
     reference = evaluation.reference
     if reference is None:
         return f"No scores: there is no reference for {evaluation.task}. {engine}"

@@ -40,10 +40,24 @@ def known_sizes() -> list[str]:
 
 
 def known_tasks() -> list[str]:
-    """Return the task ids."""
+    """Return the ids of Gymnasium's tasks."""
     from gq.envs.tasks import TASKS
 
     return list(TASKS)
+
+
+def known_control_tasks() -> list[str]:
+    """Return the names of DeepMind Control's tasks."""
+    from gq.envs.tasks import CONTROL_TASKS
+
+    return list(CONTROL_TASKS)
+
+
+def known_world_model_sizes() -> list[str]:
+    """Return the sizes of world models."""
+    from gq.models.world_config import WORLD_MODEL_SIZES
+
+    return list(WORLD_MODEL_SIZES)
 
 
 def parse_numbers(text: str | None, option: str) -> list[float]:
@@ -125,7 +139,16 @@ CheckpointName = Annotated[
     typer.Option(metavar="NAME", help="best, last or a step.", autocompletion=complete_from(lambda: ["best", "last"])),
 ]
 Stochastic = Annotated[
-    bool, typer.Option("--stochastic", help="Sample actions of an Online Decision Transformer; default: its mode.")
+    bool,
+    typer.Option("--stochastic", help="Sample an Online Decision Transformer's actions, or TD-MPC2's elites."),
+]
+ActingMode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="How TD-MPC2 acts: plan, or policy for its policy network alone; default: plan.",
+        autocompletion=complete_from(lambda: ["plan", "policy"]),
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[

@@ -7,14 +7,18 @@ import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:
+    from gq.config import TDMPC2Config
     from gq.parameters import ParamsReport
 
+WORLD = "tdmpc2"
 EXAMPLES = """\b
 Examples:
   gq params                              every size
   gq params 0.6b --dataset humanoid      with tokens per parameter
+  gq params tdmpc2 --task dog-run        world models, their plans and updates
   gq params runs/a --json"""
 
 
@@ -22,9 +26,9 @@ def params(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="SIZE|RUN",
-            help="Default: all sizes.",
-            autocompletion=options.complete_from(options.known_sizes, options.known_runs),
+            metavar="SIZE|RUN|tdmpc2",
+            help="tdmpc2 for world models; default: all sizes of transformers.",
+            autocompletion=options.complete_from(options.known_sizes, lambda: [WORLD], options.known_runs),
         ),
     ] = None,
     latest: options.Latest = False,
@@ -32,8 +36,16 @@ def params(
         str | None,
         typer.Option(
             metavar="ID",
-            help="Gymnasium task; default: the dataset's or run's, else Humanoid-v5.",
-            autocompletion=options.complete_from(options.known_tasks),
+            help="Default: the dataset's or run's, else Humanoid-v5, for tdmpc2 dog-run.",
+            autocompletion=options.complete_from(options.known_tasks, options.known_control_tasks),
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
+            autocompletion=options.complete_from(options.known_world_model_sizes),
         ),
     ] = None,
     dataset: Annotated[
@@ -44,20 +56,37 @@ def params(
             autocompletion=options.complete_from(options.known_datasets),
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Windows computed at once, for the memory.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Windows computed at once, for the memory; default: 64, of tdmpc2 the run's or 256."
+        ),
+    ] = None,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter."""
+    """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter, plans."""
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    from gq.models.sizes import SIZES
+
     if model is None and latest:
         from gq.paths import find_run
 
         model = str(find_run(None, latest=True)[0])
-    reports, on_task = collect(model, task, dataset, batch_size)
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
+    config = None if model is None or model in (WORLD, *SIZES) else run_config(model)
+    if model == WORLD or (config and config.algo == WORLD):
+        if dataset:
+            raise UsageError("--dataset is for transformers", hint="TD-MPC2 makes its own data: leave it away")
+        show_world_models(output, config, task, size, batch_size)
+        return
+    if size:
+        raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
+    reports, on_task = collect(model, config, task, dataset, batch_size or 64)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
     too_large = [report for report in reports if report.warning]
     if len(too_large) == 1:
@@ -70,16 +99,13 @@ def params(
 
 
 def collect(
-    model: str | None, task: str | None, dataset: str | None, batch_size: int
+    size: str | None, config: Any, task: str | None, dataset: str | None, batch_size: int
 ) -> tuple[list["ParamsReport"], str]:
-    """Return the reports asked for, and the task that they are for."""
+    """Return the reports asked for, of a run's configuration or of one size or all, and the task that they are for."""
     from gq.envs.tasks import resolve_task
-    from gq.errors import UsageError
     from gq.models.sizes import SIZES
     from gq.parameters import report, report_config
 
-    if batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
     num_transitions: int | None = None
     if dataset:
         from gq.data.datasets import load_dataset
@@ -87,35 +113,61 @@ def collect(
         trajectories = load_dataset(dataset, task=task)
         task, num_transitions = task or trajectories.task, trajectories.num_transitions
     options: dict[str, Any] = {"num_transitions": num_transitions, "batch_size": batch_size}
-    if model is None or model in SIZES:
+    if config is None:
         task = resolve_task(task or "Humanoid-v5").id
-        return [report(size, task=task, **options) for size in ([model] if model else SIZES)], task
-    config = run_config(model)
+        return [report(one, task=task, **options) for one in ([size] if size else SIZES)], task
     interface = resolve_task(task or config.task)
     dims = {"observation_dim": interface.observation_dim, "action_dim": interface.action_dim}
     return [report_config(config.model, size=config.size, **dims, **options)], interface.id
 
 
 def run_config(name: str) -> Any:
-    """Return the configuration of a run that is a Decision Transformer.
+    """Return the configuration of a run that is a Decision Transformer or a TD-MPC2 agent.
 
     Raises:
-        UsageError: neither a size nor such a run.
+        UsageError: no such run.
     """
     from gq.engine.runs import read_config
-    from gq.errors import GqError, UsageError, suggest
+    from gq.errors import suggest
     from gq.models.sizes import SIZES
     from gq.paths import find_run
 
     try:
         folder, _ = find_run(name)
     except GqError as error:
-        hint = suggest(name, SIZES) or error.hint
-        raise UsageError(f"{name} is neither a size ({', '.join(SIZES)}) nor a run", hint=hint) from None
+        hint = suggest(name, [*SIZES, WORLD]) or error.hint
+        raise UsageError(f"{name} is neither a size ({', '.join(SIZES)}), {WORLD} nor a run", hint=hint) from None
     config = read_config(folder)
     if config.algo == "bc":
-        raise UsageError(f"{folder.name} is a {config.algo} run", hint="gq params knows Decision Transformers")
+        raise UsageError(f"{folder.name} is a {config.algo} run", hint="gq params knows transformers and world models")
     return config
+
+
+def show_world_models(
+    output: Output, config: "TDMPC2Config | None", task: str | None, size: str | None, batch_size: int | None
+) -> None:
+    """Print what the agent of a run costs, or without one those of one size or of all."""
+    from dataclasses import replace
+
+    from gq.cli.world_tables import world_tables
+    from gq.envs.tasks import resolve_task
+    from gq.models.world_config import WORLD_MODEL_SIZES
+    from gq.parameters import report_world
+    from gq.presets import tdmpc2
+
+    if config and size:
+        raise UsageError("--size does not go with a run, which has its own", hint="gq params tdmpc2 --size 5")
+    found = resolve_task(task or (config.task if config else "dog-run"))
+    configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
+    reports = [report_world(replace(one, task=found.id), batch_size=batch_size) for one in configs]
+    document = {
+        "task": found.id,
+        "observation_dim": found.observation_dim,
+        "action_dim": found.action_dim,
+        "models": [dataclasses.asdict(report) for report in reports],
+    }
+    counts = "\n".join(str(report.parameters) for report in reports)
+    output.result(document, quiet=counts, human=world_tables(output, reports, found))
 
 
 def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:

@@ -13,6 +13,7 @@ EXAMPLES = """\b
 Examples:
   gq render --latest                     an mp4 in the run's folder, headless
   gq render --latest --target 1000,2000,3000
+  gq render dog-run-tdmpc2 --mode policy
   gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
 
 
@@ -22,6 +23,7 @@ def render(
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
     ] = None,
+    mode: options.ActingMode = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
@@ -31,7 +33,7 @@ def render(
         float, typer.Option(metavar="N", help="About so many frames a second; playback is in real time.")
     ] = 60,
     camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
-    overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go in the picture.")] = True,
+    overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
     device: options.Device = "auto",
@@ -62,6 +64,7 @@ def render(
         rendering = render_run(
             folder,
             targets=targets,
+            mode=mode,
             num_episodes=episodes,
             checkpoint=checkpoint_folder or checkpoint,
             output=video,
@@ -79,6 +82,7 @@ def render(
         )
     document = {**dataclasses.asdict(rendering), "path": str(rendering.path) if rendering.path else None}
     for episode in rendering.episodes:
-        output.note(f"target {episode.target_return:g}: return {episode.episode_return:.0f} in {episode.length} steps")
+        how = rendering.mode or f"target {episode.target_return:g}"
+        output.note(f"{how}: return {episode.episode_return:.0f} in {episode.length} steps")
     path = str(rendering.path or "")
     output.result(document, quiet=path, human=path)

@@ -1,4 +1,4 @@
-"""`gq train dt`, `gq train bc` and `gq train odt`."""
+"""`gq train dt`, `gq train bc` and `gq train odt`; what all of `gq train` share."""
 
 import dataclasses
 from pathlib import Path
@@ -36,6 +36,7 @@ GROUP_EXAMPLES = """\b
 Examples:
   gq train dt                            on the dataset downloaded last
   gq train bc --dataset data.hdf5        the baseline on the same data
+  gq train tdmpc2 --task cartpole-swingup --size 1
   gq train dt --help                     all options"""
 
 train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)

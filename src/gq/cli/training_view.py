@@ -23,6 +23,7 @@ class TrainingView:
 
     def __init__(self, output: Output, config: "RunConfig") -> None:
         self.output, self.config = output, config
+        self.unit = "decisions" if config.algo == "tdmpc2" else "steps"
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
         self._mark: tuple[float, int] | None = None  # time and step of the last report
@@ -68,7 +69,9 @@ class TrainingView:
         since, mark, self._mark = self._mark is not None, self._mark or (now, step), (now, step)
         rate = metrics["progress_per_second"]
         speed = (step - mark[1]) / (now - mark[0]) if since and step > mark[1] else rate
-        text = f"{speed:.1f} steps/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
+        text = f"{speed:.1f} {self.unit}/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
+        if updates_left := metrics.get("updates_left"):
+            text = f"{updates_left} updates to make up for"
         if self._bars and self._bar is not None:
             every = self.config.eval.every
             is_next = every and (step % every == 0 or step == total)
@@ -77,14 +80,20 @@ class TrainingView:
             self._text = text
         elif now - self._last_line > PLAIN_INTERVAL_S or step == total:
             self._last_line = now
-            self.output.note(f"step {step}/{total}  {text}  {clock((total - step) / max(rate, 1e-9))} left")
+            left = clock((total - step) / max(rate, 1e-9))
+            self.output.note(f"{self.unit.removesuffix('s')} {step}/{total}  {text}  {left} left")
 
     def show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Show the mean return per target, if there is one; the bar keeps that of the highest."""
+        """Show what an evaluation found, if there was one; the bar keeps the return, at the highest target."""
+        if "eval/return_mean" in metrics:
+            planned, policy = metrics["eval/return_mean"], metrics["eval/policy_return_mean"]
+            self._evaluation = f"  return {planned:.0f}"
+            self.note(f"decision {step}: mean return {planned:.0f}, {policy:.0f} by the policy alone")
+            return
         returns = {
             float(name.removeprefix("eval/target_").removesuffix("/return_mean")): value
             for name, value in metrics.items()
-            if name.startswith("eval/") and name.endswith("/return_mean")
+            if name.startswith("eval/target_") and name.endswith("/return_mean")
         }
         if not returns:
             return

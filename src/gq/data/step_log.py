@@ -85,7 +85,7 @@ class StepLog:
     def read(self, first_tick: int) -> np.ndarray:
         """Return all synced ticks from `first_tick` on, float32 [T, E, W]."""
         segments = range(first_tick // self.ticks_per_segment, len(self.checksums))
-        content = b"".join(self._read(segment) for segment in segments)
+        content = bytearray().join(self._read(segment) for segment in segments)
         rows = np.frombuffer(content, np.float32).reshape(-1, *self.shape)
         return rows[first_tick - segments.start * self.ticks_per_segment :]
 

@@ -1,6 +1,11 @@
 """The official TD-MPC2 checkpoints by name. They are fetched and kept as they are, and never unpickled here."""
 
+import re
+from pathlib import Path
+
 from gq.data.catalog import DatasetEntry
+from gq.envs.tasks import CONTROL_TASKS, resolve_task
+from gq.errors import UsageError, suggest
 
 DMCONTROL = """
 acrobot-swingup cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse cheetah-jump
@@ -40,6 +45,16 @@ cartpole-balance-1 cartpole-balance-2 cartpole-swingup-1 cartpole-swingup-sparse
 pendulum-swingup-2 walker-walk-backwards-1 humanoid-run-3 humanoid-stand-3 humanoid-walk-3 pick-cube-2 stack-cube-1
 stack-cube-2 myo-hand-pose-2
 """
+# The first 30 tasks of the official multi-task models, in the order of their embeddings.
+MT30_NAMES = """
+walker-stand walker-walk walker-run cheetah-run reacher-easy reacher-hard acrobot-swingup pendulum-swingup
+cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse cup-catch finger-spin
+finger-turn-easy finger-turn-hard fish-swim hopper-stand hopper-hop walker-walk-backwards walker-run-backwards
+cheetah-run-backwards cheetah-run-front cheetah-run-back cheetah-jump hopper-hop-backwards reacher-three-easy
+reacher-three-hard cup-spin pendulum-spin
+"""
+MT30 = MT30_NAMES.split()
+MULTITASK = {"mt30": 30, "mt70": 70, "mt80": 80}  # tasks that each holds
 REPOSITORY = "nicklashansen/tdmpc2/resolve/main"
 
 
@@ -73,6 +88,33 @@ def tdmpc2_entries() -> list[DatasetEntry]:
     single = [
         tdmpc2_entry(domain, task, seed) for domain, tasks in TASKS_OF.items() for task in tasks for seed in SEEDS
     ]
-    return single + [
-        tdmpc2_entry("multitask", task, size) for task in ("mt30", "mt70", "mt80") for size in MULTITASK_BYTES
-    ]
+    return single + [tdmpc2_entry("multitask", task, size) for task in MULTITASK for size in MULTITASK_BYTES]
+
+
+def checkpoint_task(entry: DatasetEntry, asked: str | None) -> str:
+    """Return the task that a checkpoint is imported for, or "" where gq has none of its tasks.
+
+    Args:
+        asked: what the user named, to choose one of many.
+
+    Raises:
+        UsageError: the checkpoint holds many tasks and none was asked for, or is not for the one that was.
+    """
+    task = resolve_task(asked).id if asked else ""
+    if entry.task not in MULTITASK:
+        if task and task != entry.task:
+            raise UsageError(f"{entry.id} is for {entry.task}, not {task}", hint="leave --task away")
+        return entry.task if entry.task in CONTROL_TASKS else ""
+    usable = [name for name in MT30 if name in CONTROL_TASKS]
+    listed = "one of " + ", ".join(usable)
+    if not task:
+        raise UsageError(f"{entry.id} holds {MULTITASK[entry.task]} tasks: choose with --task", hint=listed)
+    if task not in usable:
+        raise UsageError(f"{entry.id} does not hold {task}", hint=suggest(task, usable, otherwise=listed))
+    return task
+
+
+def task_in_file_name(path: Path) -> str:
+    """Return the task that a file's name says as the official ones do, `dog-run-1.pt`, or ""."""
+    name = re.sub(r"-[1-3]$", "", path.stem)
+    return name if name in CONTROL_TASKS else ""

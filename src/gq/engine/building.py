@@ -1,8 +1,9 @@
 """From a configuration to a model, a loss and a policy, and back from a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -120,6 +121,31 @@ def build_odt_learner(
     """Return the learner of an Online Decision Transformer that is on the device already."""
     assert isinstance(config, ODTConfig | FinetuneConfig)
     return ODTLearner(model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast)
+
+
+def choose_modes(config: TrainedConfig, asked: Sequence[str]) -> list[ActingMode]:
+    """Return how a run is to act, each way once: as asked, else in the way that all runs can.
+
+    Raises:
+        UsageError: there is no such mode, or the run has no planner, so that it acts in one way only.
+    """
+    known = get_args(ActingMode)
+    if asked and not isinstance(config, TDMPC2Config):
+        raise UsageError(f"{config.algo} runs have no planner and act in one way only", hint="leave --mode away")
+    if unknown := [mode for mode in asked if mode not in known]:
+        raise UsageError(f"there is no mode {unknown[0] or 'without a name'}", hint=f"modes are {', '.join(known)}")
+    return list(dict.fromkeys(cast(Sequence[ActingMode], asked))) or ["plan"]
+
+
+def choose_targets(config: TrainedConfig, asked: Sequence[float]) -> list[float]:
+    """Return the target returns of a run, each once: as asked, else its own; one that means nothing if it takes none.
+
+    Raises:
+        UsageError: some are asked of a planner, which would ignore them.
+    """
+    if asked and isinstance(config, TDMPC2Config):
+        raise UsageError(f"{config.algo} runs plan for all they can get, not a target", hint="leave --target away")
+    return list(dict.fromkeys(float(target) for target in asked or config.targets))
 
 
 def build_policy(

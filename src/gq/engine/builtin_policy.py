@@ -1,6 +1,6 @@
 """The policies that come with gq, acting like any other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -12,13 +12,15 @@ from gq.data.packaged_policy import PackagedPolicy, Slots
 class BuiltinPolicy:
     """Act without noise; each episode has one of the policy's networks, drawn when it starts."""
 
+    is_rowwise = False
+
     def __init__(self, packaged: PackagedPolicy) -> None:
         self.packaged = packaged
         self.autocast: Callable[[], AbstractContextManager] = nullcontext
         self.returns_to_go = np.zeros(0)
 
-    def reset(self, target_returns: np.ndarray) -> None:
-        """Start one episode per entry; the targets are ignored."""
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
+        """Start one episode per entry; targets and seeds are not used."""
         num_episodes = len(target_returns)
         self._slots = Slots(self.packaged.networks, num_episodes)
         edges = np.cumsum(self.packaged.probabilities)

@@ -57,7 +57,7 @@ class Interaction:
             horizon=config.update.horizon,
             device=device,
             storage=choose_storage(device, num_ticks * num * self.width * 4),
-            seed=self.seed_of(0, "batches"),
+            seed=self.seed_of(rank, "batches"),
         )
         self.environments = [make(task.id) for _ in range(num)]
         self.generators = [
@@ -105,8 +105,8 @@ class Interaction:
         """
         begins = self.rows[:, -1] >= TERMINATED
         actions = np.zeros((self.num_environments, self.task.action_dim), np.float32)
-        if not begins.all():
-            actions = self._uniform_actions() if uniform else self._planned_actions()
+        if deciding := np.flatnonzero(~begins).tolist():
+            actions[deciding] = self._uniform_actions(deciding) if uniform else self._planned_actions(deciding)
         began, finished = monotonic(), []
         for i in range(self.num_environments):
             if begins[i]:
@@ -153,19 +153,27 @@ class Interaction:
         """Return a seed below 2^32 from the run's, apart from those for all other numbers and purposes."""
         return int(np.random.SeedSequence([self.seed, *purpose.encode(), number, *more]).generate_state(1)[0])
 
-    def _uniform_actions(self) -> np.ndarray:
+    def _uniform_actions(self, deciding: list[int]) -> np.ndarray:
+        """Return uniform actions [E', A] for some environments."""
         shape = self.task.action_dim
-        draws = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
+        draws = [torch.rand(shape, generator=self.generators[i], device=self.device) for i in deciding]
         return (2 * torch.stack(draws) - 1).cpu().numpy()
 
-    def _planned_actions(self) -> np.ndarray:
-        """Return the actions [E, A] to explore with; those of environments that begin an episode are not used."""
-        observations = torch.from_numpy(self.rows[:, : self.task.observation_dim]).to(self.device)
+    def _planned_actions(self, deciding: list[int]) -> np.ndarray:
+        """Return the actions [E', A] to explore with in some environments."""
+        num = len(deciding)
+        draws = self.planner.draw_each([self.generators[i] for i in deciding])
+        if self.planner.compiled:  # for all environments, so that there is one size to compile for
+            spare = [num - 1] * (self.num_environments - num)
+            order = torch.tensor([*range(num), *spare], device=self.device)
+            draws = type(draws)(*(part[order] for part in draws))
+            deciding = deciding + [deciding[-1]] * len(spare)
+        observations = torch.from_numpy(self.rows[deciding, : self.task.observation_dim]).to(self.device)
         with torch.no_grad():
             latents = self.planner.model.encode(observations)
-        plan = self.planner.plan(latents, self.planner.draw_each(self.generators), self.warm_start)
-        self.warm_start.copy_(plan.mean)
-        return plan.explored.cpu().numpy()
+        plan = self.planner.plan(latents, draws, self.warm_start[deciding])
+        self.warm_start[deciding[:num]] = plan.mean[:num]
+        return plan.explored[:num].cpu().numpy()
 
     def _reset(self, i: int) -> np.ndarray:
         """Begin the environment's present episode; return its first observation."""

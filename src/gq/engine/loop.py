@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gq.config import RunConfig, TrainConfig
 from gq.engine.checkpoint import Checkpoint, point, save_checkpoint
-from gq.engine.metrics import Listener, MetricsLog, Mirrors
+from gq.engine.metrics import Listener, MetricsLog, Mirrors, NoLog
 from gq.engine.runs import resume_command
 from gq.engine.signals import StopRequest
 from gq.errors import GqError, Interrupted
@@ -70,8 +70,14 @@ class Loop:
         listener: Listener,
         mirrors: Mirrors,
         checkpoint: Checkpoint | None,
+        writes: bool = True,
     ) -> None:
-        """Start at `checkpoint`, or at step 0 without one. `facts` go into state.json beside the progress."""
+        """Start at `checkpoint`, or at step 0 without one.
+
+        Args:
+            facts: go into state.json beside the progress.
+            writes: keep the log; of several processes, one does.
+        """
         self.learner, self.config, self.run = learner, config, run
         self.evaluate, self.facts, self.listener, self.mirrors = evaluate, facts, listener, mirrors
         self.progress = self.progress_type()
@@ -86,11 +92,14 @@ class Loop:
             self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
             self.progress = self.progress_type(**checkpoint.state["progress"])
             self.saved_step = self.progress.step
-            if self.progress.best_step == self.progress.step:  # a kill may have come before it was marked as the best
+            if (
+                writes and self.progress.best_step == self.progress.step
+            ):  # a kill may have come before it was marked as the best
                 point(run, "best", checkpoint.path)
             log_size, times_size = checkpoint.state["metrics_bytes"], checkpoint.state["times_bytes"]
-        self.log = MetricsLog(run / "metrics.jsonl", size=log_size)
-        self.times = MetricsLog(run / "times.jsonl", size=times_size)  # apart, because the metrics repeat exactly
+        self.log = MetricsLog(run / "metrics.jsonl", size=log_size) if writes else NoLog()
+        # Apart, because the metrics repeat exactly.
+        self.times = MetricsLog(run / "times.jsonl", size=times_size) if writes else NoLog()
 
     def execute(self) -> None:
         """Run to the end.
@@ -101,7 +110,7 @@ class Loop:
         """
         progress = self.progress
         self.began = time.monotonic() - progress.seconds
-        with self.stop as stop:
+        with self.stop:
             if not self.is_finished():
                 self.start()
             while not self.is_finished():
@@ -109,15 +118,21 @@ class Loop:
                     self.update()
                 is_best = self.evaluation_is_due() and self.run_evaluation()
                 is_last = self.is_finished()
-                if self.due(self.config.checkpoint.every) or is_last or is_best or stop.requested:
+                reason = self.stop_reason()
+                if self.due(self.config.checkpoint.every) or is_last or is_best or reason:
                     self.save(is_best)
-                if stop.requested and not is_last:
+                    reason = reason or self.stop_reason()
+                if reason and not is_last:
                     raise Interrupted(
-                        f"stopped by {stop.requested} at step {progress.step}, everything is saved",
+                        f"stopped by {reason} at step {progress.step}, everything is saved",
                         hint=f"go on with: {resume_command(self.config.algo, self.run)}",
                     )
         self.log.close()
         self.times.close()
+
+    def stop_reason(self) -> str:
+        """Return the signal that asked for an end, if there was one."""
+        return self.stop.requested
 
     def start(self) -> None:
         """Do what comes before the first update, or before the first after an interruption."""

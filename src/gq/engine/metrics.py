@@ -66,6 +66,21 @@ class MetricsLog:
         self._file.close()
 
 
+class NoLog:
+    """What a process writes to that leaves writing to another."""
+
+    size = 0
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Forget a record."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def finite(value: Any) -> Any:
     """Return the value with numbers that JSON does not have replaced by None."""
     if isinstance(value, dict):

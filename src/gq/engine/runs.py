@@ -15,7 +15,7 @@ from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Summary
 from gq.files import write_error
-from gq.paths import all_runs, checkpoint_folders, is_run, runs_folder
+from gq.paths import all_runs, checkpoint_folders, is_run, read_json, runs_folder
 
 
 def read_config(run: Path) -> TrainedConfig:
@@ -64,6 +64,7 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     stored = read_config(run)
     if stored.algo != algo:
         raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
+    refuse_imported(run)
     wanted = dict(given) | ({"size": size} if size else {})
     if "data.dataset" in wanted:
         wanted["data.dataset"] = canonical_name(wanted["data.dataset"])
@@ -86,8 +87,25 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
 def refuse_filled(run: Path, algo: str) -> None:
     """Raise UsageError if a new run's folder holds anything."""
     if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
-        hint = f"go on with it: {resume_command(algo, run)}; or choose another --out"
+        hint = "choose another --out"
+        if not is_imported(run):
+            hint = f"go on with it: {resume_command(algo, run)}; or {hint}"
         raise UsageError(f"{run} is not empty", hint=hint)
+
+
+def is_imported(run: Path) -> bool:
+    """Tell whether a run was made from another program's weights."""
+    path = run / "environment.json"
+    return path.is_file() and bool(read_json(path).get("imported"))
+
+
+def refuse_imported(run: Path) -> None:
+    """Raise UsageError if a run was imported: it has nothing to go on training with."""
+    if is_imported(run):
+        raise UsageError(
+            f"{run} was imported: the official file has no optimiser and no replay, so it cannot be trained on",
+            hint=f"gq eval {run}, gq render or gq collect; or train a new one without --resume, in another --out",
+        )
 
 
 def resume_command(algo: str, run: Path) -> str:

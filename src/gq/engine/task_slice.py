@@ -11,18 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gq.data.tdmpc2 import MT30
 from gq.envs.tasks import CONTROL_TASKS, Task
 from gq.errors import DataError, UsageError, suggest
 
-# The first 30 tasks of the official multi-task models, in the order of their embeddings.
-MT30_NAMES = """
-walker-stand walker-walk walker-run cheetah-run reacher-easy reacher-hard acrobot-swingup pendulum-swingup
-cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse cup-catch finger-spin
-finger-turn-easy finger-turn-hard fish-swim hopper-stand hopper-hop walker-walk-backwards walker-run-backwards
-cheetah-run-backwards cheetah-run-front cheetah-run-back cheetah-jump hopper-hop-backwards reacher-three-easy
-reacher-three-hard cup-spin pendulum-spin
-"""
-MT30 = MT30_NAMES.split()
 KNOWN_NUM_TASKS = (30, 80)  # the other 50 of mt80 are of Meta-World, which gq does not simulate
 WITH_ACTIONS = ("dynamics", "reward_head", "q_heads", "target_q_heads")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gq.algos.tdmpc2 import TDMPC2Learner
 from gq.config import TDMPC2Config
+from gq.engine.distributed import Processes
 from gq.engine.interaction import FinishedEpisode, Interaction, num_seed_decisions
 from gq.engine.loop import Loop, Progress
 
@@ -32,9 +33,11 @@ class WorldLoop(Loop):
     progress: WorldProgress
     progress_type = WorldProgress
 
-    def prepare(self, interaction: Interaction) -> None:
-        """Take what acts."""
-        self.interaction = interaction
+    def prepare(self, interaction: Interaction, processes: Processes) -> None:
+        """Take what acts, and what connects to other processes that do."""
+        self.interaction, self.processes = interaction, processes
+        self.batch_size = self.config.train.batch_size // processes.size
+        self.tensors: dict[str, Tensor] = {}
         self.num_seed_decisions = num_seed_decisions(self.config, interaction.task)
 
     def num_owed(self) -> int:
@@ -57,17 +60,23 @@ class WorldLoop(Loop):
         """Take decisions until an update is due; return False where there is none, or a stop request came first."""
         progress = self.progress
         while progress.step >= self.num_owed() and not self.is_finished():
-            if self.stop.requested:
+            if self.stop_reason():
                 return False
             finished = self.interaction.tick(uniform=progress.decisions < self.num_seed_decisions)
-            progress.decisions += self.interaction.num_deciding
+            (num_deciding,) = self.processes.total(self.interaction.num_deciding)
+            progress.decisions += num_deciding
             if finished:
                 self.report_episodes(finished)
         return progress.step < self.num_owed()
 
+    def stop_reason(self) -> str:
+        """Return the signal that asked this process or another one for an end, if there was one."""
+        (num_asked,) = self.processes.total(int(bool(self.stop.requested)))
+        return (self.stop.requested or "another process") if num_asked else ""
+
     def learn(self) -> dict[str, Tensor]:
         """Take an update on pieces of the episodes so far."""
-        return self.learner.update(self.interaction.ring.sample(self.config.train.batch_size))
+        return self.learner.update(self.interaction.ring.sample(self.batch_size))
 
     def report_episodes(self, episodes: list[FinishedEpisode]) -> None:
         """Log the episodes that just ended."""
@@ -100,7 +109,7 @@ class WorldLoop(Loop):
     def run_evaluation(self) -> bool:
         """Evaluate and log; return whether planning earned more than ever."""
         began = monotonic()
-        is_best = super().run_evaluation()
+        is_best = self.processes.from_first(self.processes.rank == 0 and super().run_evaluation())
         self.progress.evaluated_at = self.progress.decisions
         self.progress.evaluation_seconds += monotonic() - began
         return is_best
@@ -120,19 +129,36 @@ class WorldLoop(Loop):
         return self.last_evaluation[0].return_mean
 
     def tell(self, record: dict[str, Any]) -> None:
-        """Show the listener how many of the decisions were taken."""
-        rate = self.progress.decisions / max(self.progress.seconds, 1e-9)
-        total = self.config.train.decisions
-        self.listener.progress(min(self.progress.decisions, total), total, record | {"progress_per_second": rate})
+        """Show the listener how many of the decisions were taken, and how many updates for them are left."""
+        progress, total = self.progress, self.config.train.decisions
+        progress.seconds = monotonic() - self.began
+        shown = {"progress_per_second": progress.decisions / progress.seconds, "updates_left": self.updates_left()}
+        self.listener.progress(min(progress.decisions, total), total, record | shown)
+
+    def updates_left(self) -> int:
+        """Return how many updates more than those of a tick the decisions so far call for."""
+        train = self.config.train
+        left = self.num_owed() - self.progress.step
+        return left if left > train.num_environments * train.updates_per_decision else 0
 
     def other_tensors(self) -> dict[str, Tensor]:
-        """Return the random states of acting."""
-        return self.interaction.tensors()
+        """Return the random states of acting, and those of learning of the other processes."""
+        return self.tensors
 
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of everything; the steps that it refers to are on the disk before it."""
         if self.progress.step == self.saved_step:
             return
         self.progress.simulation_seconds = self.interaction.simulation_seconds
-        self.facts["interaction"] = self.interaction.state()
-        super().save(is_best)
+        tensors = self.interaction.tensors()
+        if self.processes.rank:
+            states = self.learner.state_tensors()
+            tensors |= {
+                f"rank-{self.processes.rank}/{name}": states[name] for name in states if name.startswith("rng/")
+            }
+        everyone = self.processes.gather((self.interaction.state(), tensors))
+        if everyone:
+            self.facts["processes"] = [state for state, _ in everyone]
+            self.tensors = {name: tensor for _, tensors in everyone for name, tensor in tensors.items()}
+            super().save(is_best)
+        self.saved_step = self.progress.step

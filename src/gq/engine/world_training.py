@@ -1,13 +1,14 @@
 """Training TD-MPC2: from a configuration to a finished run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gq.config import TDMPC2Config, to_toml
+from gq import presets
+from gq.config import LogConfig, TDMPC2Config, to_toml
 from gq.engine.metrics import Listener, Silence, open_mirrors
 from gq.engine.offline import SELECTION_SEED
-from gq.engine.runs import lock_run, refuse_filled, run_card
+from gq.engine.runs import lock_run, refuse_filled, refuse_imported, run_card
 from gq.envs.scores import reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
@@ -17,9 +18,16 @@ from gq.paths import checkpoint_folders, new_run_folder
 from gq.versions import versions
 
 if TYPE_CHECKING:
+    import torch
+
     from gq.engine.checkpoint import Checkpoint
+    from gq.engine.distributed import Processes
     from gq.engine.precision import Compute
+    from gq.engine.world_loop import WorldLoop
     from gq.planning.mppi import Planner
+
+
+RANK_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -37,45 +45,60 @@ class WorldTrainResult:
     evaluation: list[Summary]  # of the last step: by planning, by the policy alone; empty without evaluation
 
 
-def complete(config: TDMPC2Config) -> TDMPC2Config:
-    """Return the configuration with its task's proper name.
-
-    Raises:
-        UsageError: no task, or none of that name.
-        GqError: its environment is not installed.
-    """
-    if not config.task:
-        raise UsageError("TD-MPC2 needs a task", hint="for example --task cartpole-swingup, or --task HalfCheetah-v5")
-    return replace(config, task=resolve_task(config.task).id)
-
-
 def train_world_model(
     config: TDMPC2Config, out: Path | None = None, *, resume: bool = False, listener: Listener | None = None
 ) -> WorldTrainResult:
     """Train a run in the folder `out`, or in a new one of the runs folder.
 
+    Started by torchrun, every process calls this: each has environments and a replay buffer of its own and learns from
+    its share of a batch, gradients are averaged, and the first process evaluates, logs and saves.
+
     Args:
         resume: go on with the run in `out`; the caller has merged its stored configuration into `config`.
 
     Raises:
-        UsageError: no task, or `out` holds something and `resume` is not set.
+        UsageError: no task, or `out` holds something and `resume` is not set, or an imported run, which cannot go on.
         Interrupted: stopped by a signal, everything saved.
     """
-    listener, config = listener or Silence(), complete(config)
-    run = out or new_run_folder(config.task, config.algo, config.size)
-    if not resume:
-        refuse_filled(run, config.algo)
+    listener, config = listener or Silence(), presets.with_task(config)
+    from gq.engine import distributed
     from gq.engine.precision import choose_compute
     from gq.envs.make import make
 
-    compute = choose_compute(config.train.device, config.train.precision)  # may refuse, so before there is a folder
-    make(config.task).close()
-    with lock_run(run):
-        write_text(run / "config.toml", to_toml(config))
-        return run_training(config, run, compute, listener)
+    refuse_uneven(config, distributed.size())
+    compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
+    make(config.task).close()  # this and the line before may refuse, so they come before there is a folder
+    processes = distributed.Processes(compute.device.type)
+    try:
+        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
+        if processes.rank:
+            processes.from_first(None)  # until the first has written the configuration
+            return run_training(config, run, compute, Silence(), processes)
+        if resume:
+            refuse_imported(run)
+        else:
+            refuse_filled(run, config.algo)
+        with lock_run(run):
+            listener.note(f"run: {run}")
+            write_text(run / "config.toml", to_toml(config))
+            processes.from_first(None)
+            return run_training(config, run, compute, listener, processes)
+    finally:
+        processes.close()
 
 
-def run_training(config: TDMPC2Config, run: Path, compute: "Compute", listener: Listener) -> WorldTrainResult:
+def refuse_uneven(config: TDMPC2Config, num_processes: int) -> None:
+    """Raise UsageError if a batch cannot be divided among the processes."""
+    batch_size = config.train.batch_size
+    if batch_size % num_processes:
+        message = f"a batch of {batch_size} cannot be divided among {num_processes} processes"
+        hint = f"--set train.batch_size={-(-batch_size // num_processes) * num_processes}"
+        raise UsageError(message, hint=hint)
+
+
+def run_training(
+    config: TDMPC2Config, run: Path, compute: "Compute", listener: Listener, processes: "Processes"
+) -> WorldTrainResult:
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch
 
@@ -84,16 +107,19 @@ def run_training(config: TDMPC2Config, run: Path, compute: "Compute", listener: 
     from gq.engine.interaction import Interaction
     from gq.engine.world_loop import WorldLoop
 
-    checkpoint = last_checkpoint(run)
+    checkpoint, is_first = last_checkpoint(run, processes.size), processes.rank == 0
     torch.manual_seed(config.train.seed)
-    task, discount = resolve_task(config.task), discount_of(config)
+    discount = discount_of(config)
     model = build_world_model(config).to(compute.device)
-    learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast)
+    average = processes.average if processes.size > 1 else None
+    learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast, average=average)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    listener.note(f"{parameters:,} parameters on {compute}; discount {discount:g}")
+    where = f"{compute} in {processes.size} processes" if average else str(compute)
+    listener.note(f"{parameters:,} parameters on {where}; discount {discount:g}")
     planner = build_planner(config, model, compute)
     facts: dict[str, Any] = {"parameters": parameters, "versions": versions()}
-    write_json(run / "environment.json", {**facts, "compute": str(compute), "discount": discount})
+    if is_first:
+        write_json(run / "environment.json", {**facts, "compute": where, "discount": discount})
     loop = WorldLoop(
         learner,
         config,
@@ -101,40 +127,63 @@ def run_training(config: TDMPC2Config, run: Path, compute: "Compute", listener: 
         evaluate=lambda: evaluate(config, planner),
         facts=facts,
         listener=listener,
-        mirrors=open_mirrors(config.log, run, config.to_dict(), listener.note),
+        mirrors=open_mirrors(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
         checkpoint=checkpoint,
+        writes=is_first,
     )
-    interaction = Interaction(config, planner, run, compute.device)
+    if not is_first:
+        separate(processes.rank, config.train.seed, compute.device, checkpoint)
+    interaction = Interaction(config, planner, run, compute.device, processes.rank)
     try:
-        interaction.open(*((checkpoint.state["interaction"], checkpoint.optimizer) if checkpoint else ()))
         if checkpoint:
+            interaction.open(checkpoint.state["processes"][processes.rank], checkpoint.optimizer)
             listener.note(f"going on from decision {loop.progress.decisions}")
-        loop.prepare(interaction)
+        else:
+            interaction.open()
+        loop.prepare(interaction, processes)
         loop.execute()
     finally:
         interaction.close()
+    if is_first and (loop.last_evaluation or not (run / "README.md").exists()):  # else a finished run was resumed
+        write_card(config, run, loop, parameters)
     progress = loop.progress
-    card = run_card(
-        config,
-        name=run.name,
-        parameters=parameters,
-        steps=progress.step,
-        results=loop.last_evaluation[:1],
-        versions=facts["versions"],
-    )
-    if loop.last_evaluation or not (run / "README.md").exists():  # else a finished run was resumed
-        write_text(run / "README.md", card)
     return WorldTrainResult(
         run=run,
         task=config.task,
         parameters=parameters,
         decisions=progress.decisions,
-        frames=progress.decisions * task.action_repeat,
+        frames=progress.decisions * resolve_task(config.task).action_repeat,
         steps=progress.step,
         seconds=progress.seconds,
         best_step=progress.best_step,
         evaluation=loop.last_evaluation,
     )
+
+
+def separate(rank: int, seed: int, device: "torch.device", checkpoint: "Checkpoint | None") -> None:
+    """Give a process that is not the first random numbers of its own, or those that it had."""
+    import torch
+
+    tensors = checkpoint.optimizer if checkpoint else {}
+    if f"rank-{rank}/rng/torch" in tensors:
+        torch.set_rng_state(tensors[f"rank-{rank}/rng/torch"])
+    else:
+        torch.manual_seed(seed + RANK_STRIDE * rank)
+    if device.type == "cuda" and f"rank-{rank}/rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"rank-{rank}/rng/cuda"], device)
+
+
+def write_card(config: TDMPC2Config, run: Path, loop: "WorldLoop", parameters: int) -> None:
+    """Write the run's card, which marks it as finished."""
+    card = run_card(
+        config,
+        name=run.name,
+        parameters=parameters,
+        steps=loop.progress.step,
+        results=loop.last_evaluation[:1],
+        versions=loop.facts["versions"],
+    )
+    write_text(run / "README.md", card)
 
 
 def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
@@ -153,8 +202,19 @@ def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
     return results
 
 
-def last_checkpoint(run: Path) -> "Checkpoint | None":
-    """Return the checkpoint to go on from, or None where there is none yet. Raises GqError if it is damaged."""
+def last_checkpoint(run: Path, num_processes: int) -> "Checkpoint | None":
+    """Return the checkpoint to go on from, or None where there is none yet.
+
+    Raises:
+        UsageError: it was written by another number of processes.
+        GqError: it is damaged.
+    """
     from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 
-    return load_checkpoint(choose_checkpoint(run, "last")) if checkpoint_folders(run) else None
+    if not checkpoint_folders(run):
+        return None
+    checkpoint = load_checkpoint(choose_checkpoint(run, "last"))
+    if (number := len(checkpoint.state["processes"])) != num_processes:
+        hint = f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {run} --resume"
+        raise UsageError(f"the run began with {number} processes, not {num_processes}", hint=hint)
+    return checkpoint

@@ -2,7 +2,8 @@
 
 Measured on one-step predictions from stored states (mujoco 2.3.7 to 4.0.0, gymnasium 1.4.0): contacts are solved
 differently since mujoco 3.5 in Hopper, Ant and Humanoid, by up to a typical step; Walker2d and HalfCheetah agree to
-rounding from 2.3.7 on; 4.0 moves Ant and Humanoid by about 1e-4 of a typical step.
+rounding from 2.3.7 on; 4.0 moves Ant and Humanoid by about 1e-4 of a typical step. dm_control defines the robots and
+rewards of its tasks, and matters to no other.
 """
 
 import re
@@ -10,22 +11,30 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from gq.envs.tasks import CONTROL_TASKS
+
 ENGINES = ("mujoco", "gymnasium")
+CONTROL_ENGINES = ("mujoco", "dm_control")
 
 
-def installed_engines() -> dict[str, str]:
-    """Return the versions of mujoco and gymnasium in this environment, by name."""
-    return {name: metadata.version(name) for name in ENGINES}
+def engines_of(task: str) -> tuple[str, ...]:
+    """Return the packages that decide what a task does: of a Gymnasium id, or of a DeepMind Control name."""
+    return CONTROL_ENGINES if task in CONTROL_TASKS else ENGINES
+
+
+def installed_engines(task: str = "") -> dict[str, str]:
+    """Return the versions in this environment of a task's engines, by name; default: of Gymnasium's tasks."""
+    return {name: metadata.version(name) for name in engines_of(task)}
 
 
 def recorded_engines(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a dataset's attributes say of its engine: mujoco, gymnasium and env_id, each where it is recorded.
+    """Return what a dataset's attributes say of its engine: versions by name and env_id, each where it is recorded.
 
-    Understands gq's own `mujoco_version` and `gymnasium_version`, and Minari's `requirements` ("mujoco==3.2.3, ...").
+    Understands gq's own `mujoco_version` and the like, and Minari's `requirements` ("mujoco==3.2.3, ...").
     """
     requirements = str(attributes.get("requirements", ""))
     found = {}
-    for name in ENGINES:
+    for name in engines_of(str(attributes.get("env_id", ""))):
         pinned = re.search(rf"(?<![\w-]){name}(?:\[\w+\])?\s*==\s*([\w.]+)", requirements)
         if version := attributes.get(f"{name}_version") or (pinned and pinned[1]):
             found[name] = str(version)
@@ -35,17 +44,17 @@ def recorded_engines(attributes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differing_engines(recorded: Mapping[str, str], installed: Mapping[str, str]) -> list[str]:
-    """Return the engines that both sides know in another minor or major version; patch releases keep the physics."""
+    """Return the engines that both sides know in another release; patch releases of the first two keep the physics."""
     return [
         name
-        for name in ENGINES
-        if name in recorded and name in installed and minor(recorded[name]) != minor(installed[name])
+        for name in (*ENGINES, "dm_control")
+        if name in recorded and name in installed and release(name, recorded[name]) != release(name, installed[name])
     ]
 
 
-def minor(version: str) -> list[str]:
-    """Return the first two parts of a version."""
-    return version.split(".")[:2]
+def release(name: str, version: str) -> list[str]:
+    """Return the first two parts of an engine's version; of dm_control, which only ever counts the third, all."""
+    return version.split(".")[: None if name == "dm_control" else 2]
 
 
 def mismatch(recorded: Mapping[str, str], installed: Mapping[str, str], task: str) -> str:
@@ -53,9 +62,10 @@ def mismatch(recorded: Mapping[str, str], installed: Mapping[str, str], task: st
 
     Args:
         recorded: versions by name and `env_id`, each where it is known.
-        task: the environment used now.
+        task: the environment used now; only its engines count.
     """
-    pairs = [(f"{name} {recorded[name]}", installed[name]) for name in differing_engines(recorded, installed)]
+    differing = [name for name in differing_engines(recorded, installed) if name in engines_of(task)]
+    pairs = [(f"{name} {recorded[name]}", installed[name]) for name in differing]
     if recorded.get("env_id", task) != task:
         pairs.insert(0, (recorded["env_id"], task))
     return " and ".join(f"{there}, not {here}" for there, here in pairs)

@@ -1,9 +1,11 @@
 """Run episodes of a policy and keep every step, with the same bits whichever episodes run beside each other.
 
 Rows of a batch come out of a matrix product with other bits when the batch has another size or they lie elsewhere in
-it. So the policy always acts on batches of BLOCK_SIZE rows: episode i has row i modulo BLOCK_SIZE, beside others of its
-block of BLOCK_SIZE episodes or beside rows that nobody uses. Episode i draws its start and its noise from (seed, i).
-A policy that draws must do so from torch's default generator, which is set from (seed, block, step) before each step.
+it. So a policy acts on batches of BLOCK_SIZE rows: episode i has row i modulo BLOCK_SIZE, beside others of its block of
+BLOCK_SIZE episodes or beside rows that nobody uses. One that sees to this itself, `is_rowwise`, is asked for the rows
+of running episodes only. Episode i draws its start and its noise from (seed, i). A policy that draws does so from
+generators of its own by the start's seed, or from torch's default one, which is set from (seed, block, step) before
+each step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +78,7 @@ def run_episodes(
     """
     size = recipe.block_size
     block, width = numbers[0] // size, environments[0].observation_space.shape[0]
+    num_actions = environments[0].action_space.shape[0]
     assert {number // size for number in numbers} == {block}
     running: dict[int, RecordedEpisode] = {}
     observations = np.zeros((size, width), np.float32)
@@ -86,10 +89,16 @@ def run_episodes(
     every_row, step = np.arange(size), 0
     with own_random_state(), policy.autocast():
         seed_torch(recipe.seed, block, step)
-        policy.reset(np.array([recipe.target(number) for number in range(block * size, (block + 1) * size)]))
+        in_block = range(block * size, (block + 1) * size)
+        policy.reset(
+            np.array([recipe.target(number) for number in in_block]),
+            [episode_start(recipe.seed, number)[0] for number in in_block],
+        )
         while running:
             seed_torch(recipe.seed, block, step := step + 1)
-            proposals = policy.act(every_row, observations)  # [block_size, A]
+            acting = np.array(sorted(running)) if policy.is_rowwise else every_row
+            proposals = np.zeros((size, num_actions))
+            proposals[acting] = policy.act(acting, observations[acting])
             actions, rewards, num_steps = proposals.astype(np.float32), np.zeros(size), len(running)
             for row, episode in list(running.items()):
                 observations[row], rewards[row], is_over = advance(episode, observations[row], proposals[row], recipe)

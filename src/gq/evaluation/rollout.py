@@ -18,9 +18,10 @@ class Policy(Protocol):
 
     returns_to_go: np.ndarray  # [E], what the policy is still asked to earn; empty where it is not conditioned
     autocast: Callable[[], AbstractContextManager]  # entered around a whole rollout
+    is_rowwise: bool  # the bits of an action depend on its own row alone, not on which others are in the batch
 
-    def reset(self, target_returns: np.ndarray) -> None:
-        """Start one episode per target return [E]."""
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:
+        """Start one episode per target return [E]; `seeds` [E], 0 or more, are for what each draws by itself."""
 
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
@@ -82,7 +83,7 @@ def run_group(
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
     terminated = np.zeros(len(seeds), bool)
     observations = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(environments, seeds, strict=True)])
-    policy.reset(np.asarray(target_returns, np.float64))
+    policy.reset(np.asarray(target_returns, np.float64), [int(seed) for seed in seeds])
     rows = np.arange(len(seeds))
     with policy.autocast():
         for index in range(max_steps or 2**62):

@@ -36,6 +36,7 @@ class Summary:
     normalized_mean: float | None
     reference: str | None
     length_mean: float
+    mode: str | None = None  # how it acted, where a run can act in more ways than one
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     return float(low), float(high)
 
 
-def summarise(episodes: Sequence[Episode], reference: Reference | None) -> list[Summary]:
-    """Return a summary per target return, in the order in which they first appear."""
+def summarise(episodes: Sequence[Episode], reference: Reference | None, *, mode: str | None = None) -> list[Summary]:
+    """Return a summary per target return, in the order in which they first appear; all say the same mode."""
     summaries = []
     for target in dict.fromkeys(episode.target_return for episode in episodes):
         chosen = [episode for episode in episodes if episode.target_return == target]
@@ -110,6 +111,7 @@ def summarise(episodes: Sequence[Episode], reference: Reference | None) -> list[
                 normalized_mean=reference.score(float(returns.mean())) if reference else None,
                 reference=reference.name if reference else None,
                 length_mean=float(np.mean([episode.length for episode in chosen])),
+                mode=mode,
             )
         )
     return summaries

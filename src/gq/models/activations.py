@@ -1,6 +1,7 @@
-"""Mish and SimNorm, several times as fast on a CPU as torch's own.
+"""LayerNorm with Mish, and SimNorm, several times as fast on a CPU as torch's functions one after the other.
 
-With s = sigmoid(x) and u = s (2 - s), tanh(softplus(x)) is u / (2 - u), its derivative 4 s (1 - u) / (2 - u)^2.
+With r = sigmoid(-x), m = r / (1 + r^2) and q = r m, tanh(log(1 + exp x)) is 1 - 2 q, and the slope of Mish is
+1 - 2 q + 4 x m (m - q): nothing in this overflows.
 """
 
 from typing import Any
@@ -10,35 +11,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mish(values: Tensor) -> Tensor:
-    """Return x tanh(softplus(x))."""
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.mish(values)
-    if torch.is_grad_enabled() and values.requires_grad:
-        return Mish.apply(values)
-    sigmoid = values.sigmoid()
-    u = torch.rsub(sigmoid, 2).mul_(sigmoid)
-    return u.div_(torch.rsub(u, 2)).mul_(values)
+def normed_mish(inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Return Mish of a LayerNorm, computed in float32, in the inputs' type.
+
+    Args:
+        inputs: [..., O], or [M, N, O] for M networks.
+        gain: the LayerNorm's weight, float32 [O] or [M, O].
+        shift: its bias, likewise.
+    """
+    if inputs.device.type == "cpu" and not torch.compiler.is_compiling():
+        return NormedMish.apply(inputs, -gain, -shift, eps)
+    normed = F.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
+    return F.mish(torch.addcmul(shift.unsqueeze(-2), normed, gain.unsqueeze(-2))).to(inputs.dtype)
 
 
-class Mish(torch.autograd.Function):
-    """Keep the slope for the backward pass instead of computing everything again there."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Return mish of the values."""
-        sigmoid = values.sigmoid()
-        u = torch.rsub(sigmoid, 2).mul_(sigmoid)
-        inverse = torch.rsub(u, 2).reciprocal_()
-        weight = u * inverse
-        slope = u.sub_(1).mul_(inverse).mul_(inverse).mul_(sigmoid).mul_(values)
-        ctx.save_for_backward(torch.sub(weight, slope, alpha=4, out=slope))
-        return weight.mul_(values)
+class NormedMish(torch.autograd.Function):
+    """Mish of minus a LayerNorm, one network after the other; its slope is kept for the backward pass."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the gradient for the values."""
-        return gradient * ctx.saved_tensors[0]
+    def forward(ctx: Any, inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Return [..., O] for inputs [..., O] and gain and shift [O], or [M, N, O] for [M, N, O] and [M, O]."""
+        width = inputs.shape[-1:]
+        gains, shifts = gain.view(-1, *width), shift.view(-1, *width)
+        rows = inputs.reshape(len(gains), -1, *width)
+        outputs, slopes = torch.empty_like(rows), []
+        for i in range(len(rows)):
+            values, mean, inverse = torch.native_layer_norm(rows[i].float(), width, gains[i], shifts[i], eps)  # -x
+            r = values.sigmoid()
+            m = r.square().add_(1)
+            torch.div(r, m, out=m)
+            q = r.mul_(m)
+            weight = torch.mul(q, 2).sub_(1)
+            if any(ctx.needs_input_grad):
+                m.mul_(q.sub_(m)).mul_(values)
+                slopes += [mean, inverse, torch.sub(weight, m, alpha=4, out=m).to(rows.dtype)]
+            outputs[i] = weight.mul_(values)
+        ctx.shape = gain.shape
+        ctx.save_for_backward(rows, gains, shifts, *slopes)
+        return outputs.view(inputs.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients for inputs, gain and shift."""
+        rows, gains, shifts, *slopes = ctx.saved_tensors
+        gradients = gradient.reshape(rows.shape)
+        for_rows, for_gains, for_shifts = torch.empty_like(rows), torch.empty_like(gains), torch.empty_like(shifts)
+        for i in range(len(rows)):
+            mean, inverse, slope = slopes[3 * i : 3 * i + 3]
+            for_rows[i], for_gains[i], for_shifts[i] = torch.ops.aten.native_layer_norm_backward(
+                gradients[i].float() * slope, rows[i].float(), rows.shape[-1:], mean, inverse, gains[i], shifts[i],
+                (True, True, True),
+            )  # fmt: skip
+        return for_rows.view(gradient.shape), for_gains.view(ctx.shape), for_shifts.view(ctx.shape), None
 
 
 def simplicial(values: Tensor, group: int) -> Tensor:

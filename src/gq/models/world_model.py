@@ -9,16 +9,16 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.activations import mish, simplicial
+from gq.models.activations import normed_mish, simplicial
 from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std, log_slope
 from gq.models.dropout import dropout
 from gq.models.two_hot import two_hot_decode
 from gq.models.world_config import WorldModelConfig
 
 INITIAL_STD = 0.02
+NORM_EPSILON = 1e-5
 
 
 class NormedLinear(nn.Linear):
@@ -30,7 +30,7 @@ class NormedLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., O] for [..., I]."""
-        return mish(self.norm(super().forward(inputs).float()))
+        return normed_mish(super().forward(inputs), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
 class SimplicialLinear(NormedLinear):
@@ -71,9 +71,9 @@ class EnsembleLinear(nn.Module):
         outputs = torch.baddbmm(bias[:, None], inputs.expand(len(weight), -1, -1), weight.mT)
         if self.norm_weight is None or self.norm_bias is None:
             return outputs
-        outputs = dropout(outputs.float(), self.dropout) if self.training and self.dropout else outputs.float()
-        outputs = F.layer_norm(outputs, outputs.shape[-1:])
-        return mish(torch.addcmul(chosen(self.norm_bias)[:, None], outputs, chosen(self.norm_weight)[:, None]))
+        if self.training and self.dropout:
+            outputs = dropout(outputs, self.dropout)
+        return normed_mish(outputs, chosen(self.norm_weight), chosen(self.norm_bias), NORM_EPSILON)
 
 
 class QEnsemble(nn.Module):

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gq.models.memory import keep_freed_memory
 from gq.models.world_config import PlannerConfig
 from gq.models.world_model import WorldModel
 from gq.planning.packed import Layer, PackedModel, Roll
 
 NUM_VALUE_HEADS = 2
-LARGEST_BLOCK = 31 << 20  # bytes, just below the largest size to which glibc's malloc adapts
 
 
 class Draws(NamedTuple):
@@ -162,14 +162,6 @@ class Planner:
             elite_values=elite_values,
             elite_weights=log_weights.exp(),
         )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's malloc keep freed blocks of a few megabytes, which it then does as one larger one was freed.
-
-    Otherwise each intermediate result costs page faults, which make a plan on a CPU a fifth to a third slower.
-    """
-    bytearray(LARGEST_BLOCK)
 
 
 def follow(model: PackedModel, start: Tensor, actions: Tensor) -> Roll:

@@ -1,0 +1,99 @@
+"""Runs that are stopped, killed or broken off at a chosen point, and what is compared afterwards."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a run's progress
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute as the child processes do: another number of threads gives other last bits."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_disk() -> Iterator[None]:
+    """Wait for no disk: nothing here is about power failures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
+class Point(NamedTuple):
+    """A call that a run makes again and again."""
+
+    owner: Any
+    name: str
+    counts: Callable[..., bool] = lambda *_: True  # whether a call with these arguments is meant
+    is_torn: bool = False  # it happens in the middle of the call's next write
+
+
+class Torn:
+    """A file whose next write ends in the middle."""
+
+    def __init__(self, file: Any, happen: Callable[[], None]) -> None:
+        self._file, self._happen = file, happen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, content: bytes) -> int:
+        self._file.write(content[: len(content) // 2])
+        self._file.flush()
+        self._happen()
+        raise AssertionError("it happened before the second half")
+
+
+def at(
+    points: Mapping[str, Point], patch: pytest.MonkeyPatch, point: str, number: int, happen: Callable[[], None]
+) -> list[int]:
+    """Let something happen before a run passes a point for the n-th time (from 0); return a growing list of passes."""
+    owner, name, counts, is_torn = points[point]
+    passes: list[int] = []
+    plain = getattr(owner, name)
+
+    def passed(*arguments: Any, **settings: Any) -> Any:
+        if counts(*arguments):
+            passes.append(len(passes))
+            if passes[-1] == number and is_torn:
+                arguments[0]._file = Torn(arguments[0]._file, happen)
+            elif passes[-1] == number:
+                happen()
+        return plain(*arguments, **settings)
+
+    patch.setattr(owner, name, passed)
+    return passes
+
+
+class Killed(BaseException):
+    """What a kill is within this process: nothing that follows is done."""
+
+
+def die() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def repeated(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state without what depends on the clock."""
+    progress = {name: value for name, value in state["progress"].items() if name not in NOT_REPEATED}
+    return {name: value for name, value in state.items() if name != "times_bytes"} | {"progress": progress}
