@@ -1,4 +1,4 @@
-"""gq: train, evaluate and render Decision Transformers on MuJoCo.
+"""gq: train, evaluate and render policies for MuJoCo: sequence models and world models.
 
 Everything the command line does is a function here. Names are imported when they are first used, so `import gq`
 loads neither torch nor MuJoCo.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gq.engine.finetuning import finetune as finetune
     from gq.engine.finetuning import prepare_finetuning as prepare_finetuning
     from gq.engine.offline import train as train
+    from gq.engine.world_training import train_world_model as train_world_model
     from gq.errors import GqError as GqError
     from gq.parameters import report as params  # noqa: F401
     from gq.paths import find_run as find_run
@@ -40,6 +41,7 @@ _WHERE = {
     "repair": ("gq.repairing.repair", "repair"),
     "render": ("gq.rendering", "render"),
     "train": ("gq.engine.offline", "train"),
+    "train_world_model": ("gq.engine.world_training", "train_world_model"),
 }
 __all__ = ["__version__", *_WHERE]
 
