@@ -187,7 +187,7 @@ def test_data_of_d4rl_and_of_another_engine_are_recognised(foreign_run: Path) ->
 
 
 def test_a_run_of_another_engine_is_recognised(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "installed_engines", lambda: {**HERE, "mujoco": "9.1.0"})
+    monkeypatch.setattr(evaluating, "installed_engines", lambda _: {**HERE, "mujoco": "9.1.0"})
     evaluation = evaluate(run, targets=[10.0], num_episodes=1)
     assert len(evaluation.warnings) == 2, "its own, and its data's"
     there = f"the run was trained with mujoco {HERE['mujoco']}, not 9.1.0"
