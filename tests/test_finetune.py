@@ -444,7 +444,7 @@ def test_updates_rollouts_and_evaluations_are_logged(finished: Path) -> None:
     updates = records(finished, "nll")
     assert [record["step"] for record in updates] == [2, 4, 6, 8, 10, 12]
     for record in updates:
-        assert record.keys() == described | {"step", "loss", "gradient_norm"}
+        assert record.keys() == described | {"step", "environment_steps", "loss", "gradient_norm"}
         assert record["loss"] == pytest.approx(record["nll"] - record["temperature"] * record["entropy"], rel=1e-3)
         assert 0 < record["sigma_p10"] < record["sigma_p50"] < record["sigma_p90"] < math.exp(2)
         assert 0 <= record["saturated"] <= 1
