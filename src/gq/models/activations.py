@@ -1,7 +1,7 @@
 """LayerNorm with Mish, and SimNorm, several times as fast on a CPU as torch's functions one after the other.
 
-With r = sigmoid(-x), m = r / (1 + r^2) and q = r m, tanh(log(1 + exp x)) is 1 - 2 q, and the slope of Mish is
-1 - 2 q + 4 x m (m - q): nothing in this overflows.
+With r = sigmoid(-x) and y = 1 / (1 + r^2), tanh(log(1 + exp x)) is 2 y - 1, and the slope of Mish is
+2 y - 1 + 4 x (1 - r) y (1 - y), of which torch computes the last three factors at once: nothing in this overflows.
 """
 
 from typing import Any
@@ -38,13 +38,12 @@ class NormedMish(torch.autograd.Function):
         for i in range(len(rows)):
             values, mean, inverse = torch.native_layer_norm(rows[i].float(), width, gains[i], shifts[i], eps)  # -x
             r = values.sigmoid()
-            m = r.square().add_(1)
-            torch.div(r, m, out=m)
-            q = r.mul_(m)
-            weight = torch.mul(q, 2).sub_(1)
+            y = r.square().add_(1).reciprocal_()
+            weight = torch.rsub(y, 1, alpha=2)
             if any(ctx.needs_input_grad):
-                m.mul_(q.sub_(m)).mul_(values)
-                slopes += [mean, inverse, torch.sub(weight, m, alpha=4, out=m).to(rows.dtype)]
+                torch.addcmul(values, values, r, value=-1, out=r)
+                torch.ops.aten.sigmoid_backward.grad_input(r, y, grad_input=r)
+                slopes += [mean, inverse, torch.add(weight, r, alpha=4, out=r).to(rows.dtype)]
             outputs[i] = weight.mul_(values)
         ctx.shape = gain.shape
         ctx.save_for_backward(rows, gains, shifts, *slopes)
@@ -59,7 +58,7 @@ class NormedMish(torch.autograd.Function):
         for i in range(len(rows)):
             mean, inverse, slope = slopes[3 * i : 3 * i + 3]
             for_rows[i], for_gains[i], for_shifts[i] = torch.ops.aten.native_layer_norm_backward(
-                gradients[i].float() * slope, rows[i].float(), rows.shape[-1:], mean, inverse, gains[i], shifts[i],
+                gradients[i] * slope, rows[i], rows.shape[-1:], mean, inverse, gains[i], shifts[i],
                 (True, True, True),
             )  # fmt: skip
         return for_rows.view(gradient.shape), for_gains.view(ctx.shape), for_shifts.view(ctx.shape), None
