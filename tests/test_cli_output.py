@@ -232,7 +232,7 @@ COMMANDS = (
     ["train", "bc"],
     ["train", "odt"],
     ["train", "tdmpc2"],
-    *([c] for c in ("download", "repair", "finetune", "plot", "eval", "render", "collect", "params")),
+    *([c] for c in ("download", "repair", "finetune", "distill", "plot", "eval", "render", "collect", "params")),
 )
 
 
@@ -244,6 +244,7 @@ def test_help_shows_examples_and_exit_codes() -> None:
         "repair",
         "train",
         "finetune",
+        "distill",
         "plot",
         "eval",
         "render",

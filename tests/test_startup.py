@@ -43,6 +43,8 @@ def loaded(*arguments: str, **changes: str) -> tuple[list[str], subprocess.Compl
         (["download", "--help"], 0),
         (["repair", "--help"], 0),
         (["collect", "--help"], 0),
+        (["distill", "--help"], 0),
+        (["distill", "nothing"], 2),
         (["plot", "--help"], 0),
         (["eval", "--help"], 0),
         (["render", "--help"], 0),

@@ -116,10 +116,11 @@ def test_a_control_run_is_evaluated_in_both_modes(cartpole: Path, tmp_path: Path
 
 def test_the_table_has_a_column_of_modes_and_none_of_targets(pendulum: Path) -> None:
     result = gq("eval", pendulum, "--episodes", "2", "--mode", "plan,policy,plan")
-    caption, headings, *rows, basis = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
+    caption, headings, *rows, legend, basis = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
     assert caption.startswith("agent, step-000000012, InvertedPendulum-v5, after 60 decisions, 60 frames")
     assert headings.split()[:2] == ["mode", "return"]
-    assert [row.split()[0] for row in rows] == ["plan", "policy"]
+    assert [row.split()[0] for row in rows] == ["plan", "policy", "mode", "plan", "policy"]
+    assert legend.startswith("2 episodes of each; ")
     assert "mujoco" in basis
     assert "gymnasium" in basis
     assert "dm_control" not in basis
@@ -361,8 +362,8 @@ def test_targets_and_unknown_modes_are_refused(
     monkeypatch.chdir(tmp_path)
     options = COMMANDS[command]
     assert_refused(gq(command, pendulum, *options, "--target", "100"), "target", "leave --target away")
-    assert_refused(gq(command, pendulum, *options, "--mode", "baseline"), "no mode baseline", "plan, policy")
-    assert_refused(gq(command, pendulum, *options, "--mode", ""), "no mode without a name", "plan, policy")
+    assert_refused(gq(command, pendulum, *options, "--mode", "zzz"), "no mode zzz", "modes are plan, baseline, policy")
+    assert_refused(gq(command, pendulum, *options, "--mode", ""), "no mode without a name", "modes are plan, ")
     for mode in ("plan", "policy"):
         refused = gq(command, transformer, *options, "--mode", mode)
         assert_refused(refused, "dt runs have no planner", "leave --mode away")

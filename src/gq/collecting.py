@@ -206,7 +206,9 @@ def load_source(source: str | Path, checkpoint: str | Path, device: str, mode: s
         "device": describe(choose_compute(device, loaded.config.train.precision)),
     }
     if isinstance(loaded.config, TDMPC2Config):
-        description["mode"] = acting_mode
+        description["mode"] = acting_mode.name
+    if loaded.corrector:
+        description["corrector_sha256"] = loaded.corrector.document["sha256"]
     target = max(loaded.config.targets, default=0.0)
     return Source(loaded.policy, loaded.config.task, description, float(target), 0.0)
 

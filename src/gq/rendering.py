@@ -1,6 +1,7 @@
 """Videos of a trained run: episodes side by side, in real time, off screen."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,11 +20,21 @@ from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Step
 from gq.evaluation.statistics import Episode
 from gq.planning.acting import PlanningPolicy
-from gq.video import VideoWriter, draw_overlay, writer_path
+from gq.planning.interfaces import Source
+from gq.video import STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
 
 RENDER_SEED = 0
 SIDE_PIXELS = (16, 4096)  # of each episode's picture; larger ones are beyond what OpenGL drivers promise
 MAX_FPS = 1000
+# Of what gave an action; a plan that is made is the brightest, and one that is followed pales beside it.
+SOURCE_COLOURS: dict[Source, Colour] = {
+    Source.PLAN: (255, 255, 255),
+    Source.FOLLOW: (86, 180, 233),
+    Source.CORRECT: (230, 159, 0),
+    Source.REFINE: (0, 158, 115),
+    Source.POLICY: (204, 121, 167),
+    Source.BEAM: (240, 228, 66),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ def render(
     *,
     targets: Sequence[float] = (),
     mode: str | None = None,
+    corrector: str | None = None,
     num_episodes: int = 1,
     checkpoint: str | Path = "best",
     output: Path | None = None,
@@ -63,19 +75,22 @@ def render(
 
     Args:
         targets: default: the highest target of the run.
-        mode: of TD-MPC2: `plan`, which is the default, or `policy` for the policy network alone.
+        mode: of TD-MPC2: `plan`, which is the default, `policy` for the policy network alone, or any other of
+            `gq.planning.modes`.
+        corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
         output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
         width, height: pixels of each episode's picture.
         fps: about so many frames a second of simulated time; playback is in real time.
         camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
         overlay: write time, return and return-to-go on each picture; of TD-MPC2 the reward and, by planning, the
-            discounted return that the plan is thought to earn.
+            discounted return that the plan is thought to earn, what gave the action (with the plan's age), the number
+            of plans so far, and a strip of what gave the last actions, by colours.
         live: open a window instead of writing a file.
         stochastic: sample actions, from `seed`; of an Online Decision Transformer or TD-MPC2.
 
     Raises:
-        UsageError: a value out of range, no such camera or mode, no distribution to sample from, or targets for a run
-            that takes none.
+        UsageError: a value out of range, no such camera, mode or corrector, no distribution to sample from, or targets
+            for a run that takes none.
         GqError: no GL backend works, or the checkpoint is damaged.
     """
     check_request(num_episodes, width, height, fps, seed, output)
@@ -84,7 +99,7 @@ def render(
     config = read_config(run)
     (acting_mode,) = choose_modes(config, [mode] if mode is not None else [])
     chosen = choose_targets(config, targets or ([] if config.algo == "tdmpc2" else [max(config.targets)]))
-    loaded = load_run(run, checkpoint, device=device, mode=acting_mode, stochastic=stochastic)
+    loaded = load_run(run, checkpoint, device=device, mode=acting_mode, corrector=corrector, stochastic=stochastic)
     pairs = [(seed + index, target) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
     options |= camera_option(loaded.config.task, camera)
@@ -165,6 +180,8 @@ class Film:
         self.overlay, self.progress = overlay, progress
         self.num_frames, self.fps, self.stride = 0, 0.0, 0
         self.pictures: list[np.ndarray] = []
+        self.sources: list[deque[Source]] = [deque(maxlen=STRIP_CELLS) for _ in targets]  # of the last actions
+        self.num_plans = [0 for _ in targets]
         self.writer: VideoWriter | None = None
 
     def __enter__(self) -> "Film":
@@ -182,11 +199,14 @@ class Film:
         """Take the pictures of the running episodes."""
         if not self.writer:
             self.open(step)
+        self.observe(step)
         if step.index % self.stride:
             return
         for row in step.rows:
             picture = step.environments[row].render()
-            self.pictures[row] = draw_overlay(picture, self.lines(step, row)) if self.overlay else picture
+            if self.overlay:
+                picture = draw_overlay(picture, self.lines(step, row), self.colours(row))
+            self.pictures[row] = picture
         assert self.writer
         self.writer.add(tile(self.pictures))
         self.num_frames += 1
@@ -207,10 +227,29 @@ class Film:
         if len(returns_to_go := self.loaded.policy.returns_to_go):
             lines.append(f"to go {returns_to_go[row]:.0f} of {self.targets[row]:.0f}")
         if isinstance(policy := self.loaded.policy, PlanningPolicy):
-            reward = step.rewards[list(step.rows).index(row)]
-            planned = f"   planned {policy.planned_values[row]:.0f}" if policy.mode == "plan" else ""
-            lines.append(f"reward {reward:5.2f}{planned}")
+            index = list(step.rows).index(row)
+            is_planning = policy.settings.is_planning
+            planned = f"   planned {policy.planned_values[row]:.0f}" if is_planning else ""
+            lines.append(f"reward {step.rewards[index]:5.2f}{planned}")
+            if is_planning:
+                source, age = self.sources[row][-1], int(policy.events[-1].age[index])
+                how = f"{source.name.lower()} {age}" if age > 0 else source.name.lower()
+                lines.append(f"{how:<10} {self.num_plans[row]} plans in {step.index + 1}")
         return lines
+
+    def observe(self, step: Step) -> None:
+        """Keep what gave the actions of this step."""
+        if isinstance(policy := self.loaded.policy, PlanningPolicy):
+            events = policy.events[-1]
+            for row, source, planned in zip(events.rows.tolist(), events.source, events.planned, strict=True):
+                self.sources[row].append(Source(source))
+                self.num_plans[row] += bool(planned)
+
+    def colours(self, row: int) -> list[Colour]:
+        """Return the colours of what gave an episode's last actions, the newest last; none without a planner."""
+        policy = self.loaded.policy
+        is_planning = isinstance(policy, PlanningPolicy) and policy.settings.is_planning
+        return [SOURCE_COLOURS[source] for source in self.sources[row]] if is_planning else []
 
 
 def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,9 @@ CODEC: Final = "h264"
 MIN_GIF_FRAME_MS = 20  # players slow shorter frames down to 100 ms
 MIN_FONT_SIZE = 11
 LINES_PER_FRAME = 30  # text height as a share of the frame's
+STRIP_CELLS = 40
+Colour = tuple[int, int, int]
+WHITE: Final[Colour] = (255, 255, 255)
 BOX_DARKNESS = 3  # the box behind text divides the picture's light by this
 
 
@@ -144,24 +148,33 @@ def h264_problem() -> str:
     return ""
 
 
-def draw_overlay(frame: np.ndarray, lines: list[str]) -> np.ndarray:
+def draw_overlay(frame: np.ndarray, lines: list[str], colours: Sequence[Colour] = ()) -> np.ndarray:
     """Return a copy of a frame with lines of text on a dark box in its top left corner.
 
     The text's size follows the frame's height; what does not fit is cut off.
+
+    Args:
+        colours: of a strip of cells below the text, which has room for `STRIP_CELLS`; the last is the last line's too.
     """
     size = max(MIN_FONT_SIZE, frame.shape[0] // LINES_PER_FRAME)
     typeface = font(size)
     margin, line_height = size // 2, round(1.3 * size)
     text_width = max(typeface.getlength(line) for line in lines)
     step = 2 * size  # the box grows in steps, not with every digit
-    width = 2 * margin + step * -(-int(text_width) // step)
-    height = 2 * margin + line_height * len(lines)
+    cell, strip_height = max(size // 3, 2), line_height // 2 if colours else 0
+    strip_width = cell * STRIP_CELLS if colours else 0
+    width = 2 * margin + max(step * -(-int(text_width) // step), strip_width)
+    height = 2 * margin + line_height * len(lines) + strip_height
     result = frame.copy()
     corner = result[:height, :width]
     box = Image.fromarray(corner // BOX_DARKNESS)
     draw = ImageDraw.Draw(box)
     for row, line in enumerate(lines):
-        draw.text((margin, margin + row * line_height), line, font=typeface, fill=(255, 255, 255))
+        colour = colours[-1] if colours and row == len(lines) - 1 else WHITE
+        draw.text((margin, margin + row * line_height), line, font=typeface, fill=colour)
+    for index, colour in enumerate(colours):
+        left, top = margin + index * cell, height - margin - strip_height
+        draw.rectangle((left, top, left + cell - 2, top + strip_height - 1), fill=colour)
     corner[:] = np.asarray(box)
     return result
 

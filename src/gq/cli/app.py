@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gq.cli import collect, download, evaluate, finetune, params, plot, render, repair
+from gq.cli import collect, distill, download, evaluate, finetune, params, plot, render, repair
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.train_tdmpc2 import train_app
 
@@ -15,6 +15,7 @@ Examples:
   gq train dt                            a policy
   gq train tdmpc2 --task walker-walk     another, that plans
   gq finetune --latest                   a better one (after train odt)
+  gq distill --latest                    a network to correct plans with
   gq plot --latest                       how it learnt
   gq eval --latest                       its returns, with intervals
   gq render --latest                     a video
@@ -58,6 +59,7 @@ app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache."
 app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
 app.command(epilog=finetune.EXAMPLES, short_help="Finetune a policy on its own episodes.")(finetune.finetune)
+app.command(epilog=distill.EXAMPLES, short_help="Teach a network to correct plans.")(distill.distill)
 app.command(epilog=plot.EXAMPLES, short_help="Draw learning curves.")(plot.plot)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)

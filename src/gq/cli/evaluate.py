@@ -15,7 +15,9 @@ Examples:
   gq eval --latest                       20 episodes at each target
   gq eval hopper-v5-dt-1m --target 3600,1800 --episodes 50
   gq eval runs/a --checkpoint last --json
-  gq eval cartpole-swingup-tdmpc2 --mode plan,policy --episodes 10"""
+  gq eval cartpole-swingup-tdmpc2 --mode baseline,naive3,policy --episodes 10
+  gq eval cartpole-swingup-tdmpc2 --mode sweep
+  gq eval cartpole-swingup-tdmpc2 --mode baseline,spec6 --spec-plan-horizon 6"""
 
 
 def evaluate(
@@ -28,10 +30,24 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="How TD-MPC2 acts: plan, policy (its policy network alone), or both; default: plan.",
-            autocompletion=options.complete_from(lambda: ["plan", "policy", "plan,policy"]),
+            help="How TD-MPC2 acts: baseline plans at every decision, naive3 plays 3 actions of each plan, spec3 "
+            "corrects them, hybrid3 leaves two to its policy network, policy does not plan, ...; sweep: many of these.",
+            autocompletion=options.complete_from(options.known_modes),
         ),
     ] = None,
+    spec_plan_horizon: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Decisions that plans look ahead; default: the run's.")
+    ] = None,
+    spec_exec_horizon: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Decisions that a plan is executed for; default: the mode's.")
+    ] = None,
+    spec_mismatch_threshold: Annotated[
+        float | None, typer.Option(metavar="D", help="Plan anew above it, in units of the mode's trigger.")
+    ] = None,
+    history_len: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
+    ] = None,
+    corrector: options.CorrectorName = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20,
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
@@ -54,18 +70,33 @@ def evaluate(
     threads.prepare()
     from gq.engine.evaluate import evaluate as evaluate_run
 
+    mode_options = {
+        "plan_horizon": spec_plan_horizon,
+        "execution_horizon": spec_exec_horizon,
+        "threshold": spec_mismatch_threshold,
+        "history_length": history_len,
+    }
     limit = options.max_steps(folder)
+    turn = [0, 1]  # the mode in progress, of how many
+
+    def begin(name: str, index: int, number: int) -> None:
+        turn[:] = index, number
+        output.detail(f"{name}, {index + 1} of {number}")
+
     with output.progress("evaluating", unit="steps") as move:
         evaluation = evaluate_run(
             folder,
             targets=targets,
             modes=[] if mode is None else [name.strip() for name in mode.split(",")],
+            mode_options=mode_options,
+            corrector=corrector,
             num_episodes=episodes,
             checkpoint=checkpoint_folder or checkpoint,
             seed=seed,
             stochastic=stochastic,
             device=device or "auto",
-            watch=lambda step: move(step.index + 1, limit),
+            watch=lambda step: move(turn[0] * limit + step.index + 1, turn[1] * limit),
+            begin=begin,
         )
     for warning in evaluation.warnings:
         output.warn(warning)
@@ -77,14 +108,20 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     """Return the results as a table with its caption."""
     from rich.console import Group
 
-    has_modes = any(s.mode for s in evaluation.results)
+    from gq.cli import mode_tables
+    from gq.engine.behaviour import ModeSummary
+
+    modes = [result for result in evaluation.results if isinstance(result, ModeSummary)]
+    if modes:
+        tables = mode_tables.tables(output, modes, evaluation.frontiers)
+        return Group(caption(evaluation), *tables, basis(evaluation))
     rows = []
     for s in evaluation.results:
         low, high = s.return_ci95
         score = "-" if s.normalized_mean is None else f"{s.normalized_mean:.1f}"
         rows.append(
             (
-                s.mode or f"{s.target_return:g}",
+                f"{s.target_return:g}",
                 f"{s.return_mean:.0f} ± {s.return_std:.0f}",
                 f"{low:.0f} … {high:.0f}",
                 f"{s.return_iqm:.0f}",
@@ -96,7 +133,7 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     reference = evaluation.reference
     score = f"score ({reference.name})" if reference else "score"
     length = "length" if evaluation.action_repeat == 1 else "decisions"
-    headings = ["mode" if has_modes else "target", "return", "95 % interval", "IQM", score, length, "episodes"]
+    headings = ["target", "return", "95 % interval", "IQM", score, length, "episodes"]
     return Group(caption(evaluation), output.table(headings, rows), basis(evaluation))
 
 

@@ -60,6 +60,13 @@ def known_world_model_sizes() -> list[str]:
     return list(WORLD_MODEL_SIZES)
 
 
+def known_modes() -> list[str]:
+    """Return the names of ways to execute plans; others can be put together like these."""
+    from gq.planning.modes import MODES
+
+    return [*MODES, "sweep"]
+
+
 def parse_numbers(text: str | None, option: str) -> list[float]:
     """Parse `1800,3600`; None gives an empty list. Raises UsageError."""
     if text is None:
@@ -146,9 +153,13 @@ ActingMode = Annotated[
     str | None,
     typer.Option(
         metavar="MODE",
-        help="How TD-MPC2 acts: plan, or policy for its policy network alone; default: plan.",
-        autocompletion=complete_from(lambda: ["plan", "policy"]),
+        help="How TD-MPC2 acts: plan, policy for its policy network alone, or as gq eval --mode; default: plan.",
+        autocompletion=complete_from(known_modes),
     ),
+]
+CorrectorName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|PATH", help="What corrects plans, by gq distill; default: the run's."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[

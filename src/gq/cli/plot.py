@@ -15,12 +15,14 @@ from gq.cli.output import Output
 
 if TYPE_CHECKING:
     from gq.plotting.curves import Learning
+    from gq.plotting.sweep import Sweep
 
 EXAMPLES = """\b
 Examples:
   gq plot --latest                       a png in the run's folder
   gq plot seed-0 seed-1 seed-2 --output curve.svg
   gq plot runs/a runs/b --x updates --csv
+  gq plot --latest --sweep               after gq eval --mode sweep
 Runs that differ only by their seed become one line with a band. Runs of
 TD-MPC2 are shown beside its authors' results where they published some."""
 NUM_COLUMNS = 4  # of values in the table
@@ -44,6 +46,9 @@ def plot(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg file; default: in a run's plots."),
     ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Draw what modes of TD-MPC2 return for what they cost.")
+    ] = False,
     smooth: Annotated[int, typer.Option(metavar="N", help="Draw running means over N points.")] = 1,
     csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
@@ -53,7 +58,7 @@ def plot(
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Draw learning curves and print the picture's path; with --json or --csv print the points."""
+    """Draw learning curves, or sweeps of modes, and print the picture's path; with --json or --csv print the points."""
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     wants_data = json_mode or csv_mode
     check_request(picture, json_mode=json_mode, csv_mode=csv_mode, force=force)
@@ -61,14 +66,14 @@ def plot(
 
     names: list[str | None] = [*runs] if runs else [None]
     folders = list(dict.fromkeys(find_run(name, latest=latest)[0].resolve() for name in names))
+    path = choose_path(output, picture, folders, "sweep" if sweep else "learning", wants_data=wants_data)
+    if sweep:
+        plot_sweeps(output, folders, path, csv_mode=csv_mode, is_named=bool(picture))
+        return
     from gq.plotting.curves import read_learning
-    from gq.plotting.picture import INSTALL, can_draw, write_picture
+    from gq.plotting.picture import write_picture
 
     learning = read_learning(folders, x=x, smooth=smooth)
-    path = picture or (None if wants_data else default_path(folders))
-    if path and not picture and not quiet and not can_draw():  # there is still something to show
-        output.note(f"no picture file, which needs matplotlib: {INSTALL}")
-        path = None
     if path:
         write_picture(learning, path)
         output.detail(f"wrote {path}")
@@ -79,6 +84,55 @@ def plot(
         return
     document = learning.document() | {"path": str(path) if path else None}
     output.result(document, quiet=shown, human=shown if picture else overview(output, learning, shown))
+
+
+def plot_sweeps(output: Output, folders: list[Path], path: Path | None, *, csv_mode: bool, is_named: bool) -> None:
+    """Draw the newest sweep of each run, or print its points."""
+    from gq.plotting.sweep import csv_of, document_of, read_sweep, write_sweeps
+
+    sweeps = [read_sweep(folder) for folder in folders]
+    if path:
+        write_sweeps(sweeps, path)
+        output.detail(f"wrote {path}")
+    shown = str(path or "")
+    if csv_mode:
+        output.result({}, quiet=csv_of(sweeps), human=csv_of(sweeps))
+        return
+    human = shown if is_named else frontier_table(output, sweeps, shown)
+    output.result(document_of(sweeps) | {"path": str(path) if path else None}, quiet=shown, human=human)
+
+
+def frontier_table(output: Output, sweeps: list["Sweep"], path: str) -> Any:
+    """Return the modes that no cheaper one equals, and the path."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from gq.engine.sweep import best
+
+    rows = []
+    for sweep in sweeps:
+        by_mode = {row["mode"]: row for row in sweep.results}
+        for point in best(sweep.points("planner_calls_per_step")):
+            row = by_mode[point.mode]
+            kept = "-" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
+            spent = "-" if row["decision_ms_mean"] is None else f"{row['decision_ms_mean']:.2f}"
+            rows.append((sweep.run.name, point.mode, f"{point.value:.0f}", kept, f"{point.cost:.3f}", spent))
+    headings = ["no cheaper mode returns more", "mode", "return", "kept", "calls/step", "ms"]
+    parts: list[Any] = [output.table(headings, rows)]
+    return Group(*parts, *([Text(path, no_wrap=True, overflow="ignore")] if path else []))
+
+
+def choose_path(
+    output: Output, picture: Path | None, folders: list[Path], name: str, *, wants_data: bool
+) -> Path | None:
+    """Return where the picture goes, None where there is to be none."""
+    from gq.plotting.picture import INSTALL, can_draw
+
+    path = picture or (None if wants_data else default_path(folders, name))
+    if path and not picture and not output.quiet and not can_draw():  # there is still something to show
+        output.note(f"no picture file, which needs matplotlib: {INSTALL}")
+        return None
+    return path
 
 
 def check_request(picture: Path | None, *, json_mode: bool, csv_mode: bool, force: bool) -> None:
@@ -93,12 +147,13 @@ def check_request(picture: Path | None, *, json_mode: bool, csv_mode: bool, forc
         raise UsageError(f"{picture} is there already", hint="--force replaces it")
 
 
-def default_path(folders: list[Path]) -> Path:
+def default_path(folders: list[Path], name: str) -> Path:
     """Return where the picture goes: a run's own is drawn anew each time, one of several runs has a name of its own."""
     plots = folders[0] / "plots"
     if len(folders) == 1:
-        return plots / "learning.png"
-    return plots / f"{len(folders)}-runs-{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.png"
+        return plots / f"{name}.png"
+    prefix = "" if name == "learning" else f"{name}-"
+    return plots / f"{prefix}{len(folders)}-runs-{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.png"
 
 
 def as_csv(learning: "Learning") -> str:

@@ -13,7 +13,7 @@ EXAMPLES = """\b
 Examples:
   gq render --latest                     an mp4 in the run's folder, headless
   gq render --latest --target 1000,2000,3000
-  gq render dog-run-tdmpc2 --mode policy
+  gq render dog-run-tdmpc2 --mode spec3
   gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
 
 
@@ -24,6 +24,7 @@ def render(
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
     ] = None,
     mode: options.ActingMode = None,
+    corrector: options.CorrectorName = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
@@ -65,6 +66,7 @@ def render(
             folder,
             targets=targets,
             mode=mode,
+            corrector=corrector,
             num_episodes=episodes,
             checkpoint=checkpoint_folder or checkpoint,
             output=video,

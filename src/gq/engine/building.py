@@ -1,9 +1,9 @@
 """From a configuration to a model, a loss and a policy, and back from a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -24,18 +24,28 @@ from gq.config import (
 from gq.data.sampler import Sampler, WindowSampler
 from gq.data.trajectories import Trajectories
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
+from gq.engine.correctors import LoadedCorrector, find_corrector, load_corrector
 from gq.engine.precision import Compute, choose_compute
 from gq.engine.runs import read_config
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Policy
+from gq.files import sha256
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
 from gq.models.stochastic_transformer import StochasticTransformer
 from gq.models.world_config import discount_factor
 from gq.models.world_model import WorldModel
-from gq.planning.acting import ActingMode, PlanningPolicy
+from gq.planning.acting import PlanningPolicy
+from gq.planning.modes import Mode, resolve_mode
 from gq.planning.mppi import Planner
+
+MODE_OPTIONS = {  # the fields of a mode that have an option of their own
+    "plan_horizon": "--spec-plan-horizon",
+    "execution_horizon": "--spec-exec-horizon",
+    "threshold": "--spec-mismatch-threshold",
+    "history_length": "--history-len",
+}
 
 
 def build_model(
@@ -123,18 +133,36 @@ def build_odt_learner(
     return ODTLearner(model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast)
 
 
-def choose_modes(config: TrainedConfig, asked: Sequence[str]) -> list[ActingMode]:
+def choose_modes(config: TrainedConfig, asked: Sequence[str], **changes: Any) -> list[Mode]:
     """Return how a run is to act, each way once: as asked, else in the way that all runs can.
 
+    Args:
+        changes: fields of the modes that execute plans for several decisions; those that are None change nothing.
+
     Raises:
-        UsageError: there is no such mode, or the run has no planner, so that it acts in one way only.
+        UsageError: there is no such mode, a change that concerns none of them, or the run has no planner, so that it
+            acts in one way only.
     """
-    known = get_args(ActingMode)
-    if asked and not isinstance(config, TDMPC2Config):
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if (asked or changes) and not isinstance(config, TDMPC2Config):
         raise UsageError(f"{config.algo} runs have no planner and act in one way only", hint="leave --mode away")
-    if unknown := [mode for mode in asked if mode not in known]:
-        raise UsageError(f"there is no mode {unknown[0] or 'without a name'}", hint=f"modes are {', '.join(known)}")
-    return list(dict.fromkeys(cast(Sequence[ActingMode], asked))) or ["plan"]
+    modes = [resolve_mode(name) for name in dict.fromkeys(asked or ["plan"])]
+    for name in changes:
+        if not any(concerns(mode, name) for mode in modes):
+            raise UsageError(f"{MODE_OPTIONS[name]} changes none of these modes", hint="for example --mode spec3")
+    return [
+        resolve_mode(mode.name, **{name: value for name, value in changes.items() if concerns(mode, name)})
+        for mode in modes
+    ]
+
+
+def concerns(mode: Mode, name: str) -> bool:
+    """Tell whether a field of a mode is one that options change, and that makes a difference."""
+    if name == "threshold":
+        return mode.trigger != "never"
+    if name == "history_length":
+        return mode.between in ("corrector", "beam")
+    return mode.execution_horizon > 1 and not (name == "execution_horizon" and mode.between == "beam")
 
 
 def choose_targets(config: TrainedConfig, asked: Sequence[float]) -> list[float]:
@@ -148,26 +176,16 @@ def choose_targets(config: TrainedConfig, asked: Sequence[float]) -> list[float]
     return list(dict.fromkeys(float(target) for target in asked or config.targets))
 
 
-def build_policy(
-    config: TrainedConfig, model: nn.Module, compute: Compute, *, mode: ActingMode = "plan", stochastic: bool = False
-) -> Policy:
-    """Return the policy that acts with a model.
-
-    Args:
-        mode: of a world model.
-        stochastic: only for models with a distribution to sample from.
+def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, stochastic: bool = False) -> Policy:
+    """Return the policy that acts with a model, a world model's by planning at every decision.
 
     Raises:
-        UsageError: `stochastic` or a mode that the model does not have.
+        UsageError: `stochastic` of a model without a distribution to sample from.
     """
     if isinstance(config, TDMPC2Config):
         assert isinstance(model, WorldModel)
-        bound = resolve_task(config.task).action_bound
-        return PlanningPolicy(
-            build_planner(config, model, compute), action_bound=bound, mode=mode, stochastic=stochastic
-        )
-    if mode != "plan":
-        raise UsageError(f"a {config.algo} policy has no planner to do without", hint="leave --mode away")
+        planner = build_planner(config, model, compute)
+        return build_planning_policy(config, planner, resolve_mode("plan"), stochastic=stochastic)
     delayed = config.data.mode == "delayed"
     if isinstance(model, StochasticTransformer):
         return ODTPolicy(model, autocast=compute.autocast, delayed=delayed, stochastic=stochastic)
@@ -177,6 +195,26 @@ def build_policy(
         return dt.DTPolicy(model, autocast=compute.autocast, delayed=delayed)
     assert isinstance(model, ObservationMLP)
     return bc.BCPolicy(model, autocast=compute.autocast)
+
+
+def build_planning_policy(
+    config: TDMPC2Config,
+    planner: Planner,
+    mode: Mode,
+    corrector: LoadedCorrector | None = None,
+    *,
+    stochastic: bool = False,
+    block_size: int = 0,
+) -> PlanningPolicy:
+    """Return the policy that acts with a planner; see there."""
+    return PlanningPolicy(
+        planner,
+        action_bound=resolve_task(config.task).action_bound,
+        mode=mode,
+        corrector=corrector.corrector if corrector else None,
+        stochastic=stochastic,
+        block_size=block_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,6 +227,9 @@ class LoadedRun:
     model: nn.Module
     policy: Policy
     state: dict[str, Any]
+    planner: Planner | None = None  # of a world model
+    mode: Mode | None = None  # in which it acts
+    corrector: LoadedCorrector | None = None  # that the mode needs
 
 
 def load_run(
@@ -196,7 +237,8 @@ def load_run(
     checkpoint: str | Path = "best",
     *,
     device: str = "auto",
-    mode: ActingMode = "plan",
+    mode: Mode | str = "plan",
+    corrector: str | None = None,
     stochastic: bool = False,
 ) -> LoadedRun:
     """Load a run's policy; needs neither its dataset nor the machine it was trained on.
@@ -204,11 +246,13 @@ def load_run(
     Args:
         checkpoint: `best`, `last`, a step number, or a checkpoint folder.
         mode: how a world model acts.
+        corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
         stochastic: sample actions instead of taking the distribution's mode, or the plan's mean.
 
     Raises:
-        UsageError: no such checkpoint, a policy that cannot be stochastic, or the device is not available.
-        GqError: the checkpoint is damaged or does not fit the configuration.
+        UsageError: no such checkpoint, mode or corrector, a policy that cannot be stochastic, or the device is not
+            available.
+        GqError: the checkpoint or the corrector is damaged or does not fit.
     """
     config = read_config(run)
     folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
@@ -223,8 +267,44 @@ def load_run(
         raise GqError(
             f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
         ) from None
-    policy = build_policy(config, model.eval(), compute, mode=mode, stochastic=stochastic)
-    return LoadedRun(run, folder, config, model, policy, loaded.state)
+    settings = resolve_mode(mode) if isinstance(mode, str) else mode
+    policy = build_policy(config, model.eval(), compute, stochastic=stochastic)
+    found = LoadedRun(run, folder, config, model, policy, loaded.state)
+    if isinstance(policy, PlanningPolicy):
+        return act_in(replace(found, planner=policy.planner), settings, corrector=corrector, stochastic=stochastic)
+    if settings != resolve_mode("plan"):
+        raise UsageError(f"a {config.algo} policy has no planner to do without", hint="leave --mode away")
+    return found
+
+
+def act_in(
+    loaded: LoadedRun, mode: Mode, *, corrector: str | None = None, stochastic: bool = False, block_size: int = 0
+) -> LoadedRun:
+    """Return a run of a world model with the same planner, acting in another mode.
+
+    Args:
+        block_size: decisions that are computed at a time, see `PlanningPolicy`.
+
+    Raises:
+        UsageError: the mode needs a corrector, and there is none, or not for these weights.
+        GqError: the corrector is damaged.
+    """
+    assert loaded.planner
+    assert isinstance(loaded.config, TDMPC2Config)
+    found = load_corrector_for(loaded, mode, corrector)
+    policy = build_planning_policy(
+        loaded.config, loaded.planner, mode, found, stochastic=stochastic, block_size=block_size
+    )
+    return replace(loaded, policy=policy, mode=mode, corrector=found)
+
+
+def load_corrector_for(loaded: LoadedRun, mode: Mode, name: str | None) -> LoadedCorrector | None:
+    """Return the corrector of a mode; None where it needs none: a beam search takes the one that it is given."""
+    if mode.between != "corrector" and not (mode.between == "beam" and name):
+        return None
+    teacher = sha256(loaded.checkpoint / "model.safetensors")
+    device = next(loaded.model.parameters()).device
+    return load_corrector(find_corrector(loaded.run, name), teacher, device=device)
 
 
 def empty_model(config: TrainedConfig, tensors: dict[str, Tensor]) -> nn.Module:

@@ -1,22 +1,28 @@
 """Evaluation of a trained run: fixed seeds, every episode counted, the result written beside the run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gq.config import TDMPC2Config
-from gq.engine.building import LoadedRun, choose_modes, choose_targets, load_run
+import numpy as np
+
+from gq.engine.behaviour import DecisionLog, ModeSummary, plain
+from gq.engine.building import LoadedRun, act_in, choose_modes, choose_targets, load_run
+from gq.engine.correctors import known_correctors
 from gq.engine.runs import read_config
+from gq.engine.sweep import SWEEP, Frontier, frontiers, standard_modes
 from gq.envs.engines import installed_engines, mismatch
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
-from gq.evaluation.statistics import Episode, Summary, summarise
+from gq.evaluation.statistics import Episode, Summary, retention, summarise
 from gq.files import write_json
+from gq.planning.acting import PlanningPolicy
+from gq.planning.modes import Mode
 from gq.versions import versions
 
 EVALUATION_SEED = 0
@@ -36,10 +42,12 @@ class Evaluation:
     action_repeat: int  # frames per decision, in which lengths are
     seed: int
     stochastic: bool  # actions were sampled
-    results: list[Summary]  # of each target return, or of each mode
+    results: Sequence[Summary]  # of each target return; ModeSummary of each mode
+    frontiers: list[Frontier]  # of several modes
+    corrector: str | None  # that a mode used
     reference: Reference | None  # that the scores refer to
     versions: dict[str, str]
-    warnings: list[str]  # of engine or environment versions that differ from those of the training or the data
+    warnings: list[str]  # of what differs from the training, of the run or the corrector
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; results that have a mode have no target return."""
@@ -52,12 +60,15 @@ def evaluate(
     *,
     targets: Sequence[float] = (),
     modes: Sequence[str] = (),
+    mode_options: dict[str, Any] | None = None,
+    corrector: str | None = None,
     num_episodes: int = 20,
     checkpoint: str | Path = "best",
     seed: int = EVALUATION_SEED,
     stochastic: bool = False,
     device: str = "auto",
     watch: Callable[[Step], None] | None = None,
+    begin: Callable[[str, int, int], None] = lambda name, index, number: None,
 ) -> Evaluation:
     """Run `num_episodes` episodes per target return, or per mode, all at once; write evals/*.json under the run.
 
@@ -66,31 +77,153 @@ def evaluate(
     original does when it evaluates.
 
     Args:
-        modes: of TD-MPC2: `plan`, which is the default, and `policy` for the policy network alone.
+        modes: of TD-MPC2: `plan`, which is the default, `policy` for the policy network alone, any other of
+            `gq.planning.modes`, and `sweep` for a list of them. Returns are compared with those of the baseline, which
+            is `baseline` or `plan`, where it is among them.
+        mode_options: fields of the modes that execute plans for several decisions, see `choose_modes`.
+        corrector: the name or path of what corrects plans; default: the run's own.
+        begin: called before each mode with its name, index and the number of all.
 
     Raises:
-        UsageError: no such checkpoint or mode, a number of episodes below 1, a negative seed, nothing to sample from,
-            or targets for a run that takes none.
-        GqError: the checkpoint is damaged.
+        UsageError: no such checkpoint, mode or corrector, a number of episodes below 1, a negative seed, nothing to
+            sample from, or targets for a run that takes none.
+        GqError: the checkpoint or the corrector is damaged.
     """
     if seed < 0:
         raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
     if num_episodes < 1:
         raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
     config = read_config(run)
-    chosen_modes, chosen = choose_modes(config, modes), choose_targets(config, targets)
+    asked = expand(modes, corrected=corrector is not None or bool(known_correctors(run)))
+    chosen_modes = choose_modes(config, asked, **(mode_options or {}))
+    targets = choose_targets(config, targets)
     if config.algo == "bc":
-        chosen = chosen[-1:]  # behaviour cloning has no target
-    pairs = [(seed + index, target) for target in chosen for index in range(num_episodes)]
-    results: list[Summary] = []
+        targets = targets[-1:]  # behaviour cloning has no target
+    pairs = [(seed + index, target) for target in targets for index in range(num_episodes)]
+    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
+    if loaded.planner:
+        return evaluate_modes(
+            loaded,
+            chosen_modes,
+            pairs,
+            corrector,
+            stochastic=stochastic,
+            watch=watch or (lambda step: None),
+            begin=begin,
+        )
+    finished = play(loaded, pairs, watch)
+    evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=seed, stochastic=stochastic)
+    return write(run, evaluation, [asdict(episode) for episode in finished])
+
+
+def expand(modes: Sequence[str], *, corrected: bool) -> list[str]:
+    """Return the modes, those of a sweep in its place."""
+    return [name for mode in modes for name in (standard_modes(corrected=corrected) if mode == SWEEP else [mode])]
+
+
+def evaluate_modes(
+    run: LoadedRun,
+    modes: Sequence[Mode],
+    pairs: Sequence[tuple[int, float]],
+    corrector: str | None,
+    *,
+    stochastic: bool,
+    watch: Callable[[Step], None],
+    begin: Callable[[str, int, int], None],
+) -> Evaluation:
+    """Evaluate a world model in each of the modes."""
+    is_on_cpu = next(run.model.parameters()).device.type == "cpu"
+    ways = [
+        # One at a time on a CPU, so that each decision has its own time; on a GPU that would take too long.
+        act_in(run, mode, corrector=corrector, stochastic=stochastic, block_size=1 if is_on_cpu else 0)
+        for mode in modes
+    ]
+    results: list[ModeSummary] = []
     episodes: list[dict[str, Any]] = []
-    for mode in chosen_modes:
-        loaded = load_run(run, checkpoint, device=device, mode=mode, stochastic=stochastic)
-        finished = play(loaded, pairs, watch)
-        label = mode if isinstance(config, TDMPC2Config) else None
-        results += summarise(finished, reference_of(loaded), mode=label)
-        episodes += [asdict(episode) if label is None else describe(episode, label) for episode in finished]
-    evaluation = report(loaded, results, seed=seed, stochastic=stochastic)
+    baseline: np.ndarray | None = None
+    returns: dict[str, np.ndarray] = {}
+    for index, way in enumerate(ways):
+        assert way.mode
+        begin(way.mode.name, index, len(ways))
+        finished, log = play_and_log(way, pairs, watch)
+        results.append(summarise_mode(way, finished, log))
+        episodes += [describe(episode, way.mode.name) for episode in finished]
+        returns[way.mode.name] = np.array([episode.episode_return for episode in finished])
+        if baseline is None and is_baseline(way.mode):
+            baseline = returns[way.mode.name]
+    results = [with_retention(result, returns[result.mode or ""], baseline) for result in results]
+    evaluation = report(ways[-1], results, seed=pairs[0][0], stochastic=stochastic)
+    used = [way for way in ways if way.corrector]
+    evaluation = replace(
+        evaluation,
+        corrector=used[0].corrector.folder.name if used and used[0].corrector else None,
+        warnings=[*evaluation.warnings, *(warning for way in used for warning in corrector_warnings(way))],
+        frontiers=frontiers(results, None if baseline is None else float(baseline.mean())) if len(results) > 1 else [],
+    )
+    return write(run.run, evaluation, episodes)
+
+
+def play_and_log(
+    way: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], **options: Any
+) -> tuple[list[Episode], DecisionLog]:
+    """Run one episode per pair, and keep what happened in each decision; options as of `play`."""
+    policy, log = way.policy, DecisionLog()
+    assert isinstance(policy, PlanningPolicy)
+
+    def watch_and_log(step: Step) -> None:
+        log.steps.append(policy.events[-1])
+        watch(step)
+
+    return play(way, pairs, watch_and_log, **options), log
+
+
+def summarise_mode(way: LoadedRun, episodes: Sequence[Episode], log: DecisionLog) -> ModeSummary:
+    """Return the results of a mode, not yet compared with others."""
+    assert way.mode
+    policy = way.policy
+    assert isinstance(policy, PlanningPolicy)
+    (summary,) = summarise(episodes, reference_of(way), mode=way.mode.name)
+    settings = asdict(way.mode) | {"plan_horizon": policy.planner.config.horizon}
+    if way.corrector:
+        settings["corrector"] = way.corrector.folder.name
+    return ModeSummary(
+        **plain(summary),
+        **plain(log.behaviour(decided_at_once=policy.block_size)),
+        settings=settings,
+        retention=None,
+        retention_ci95=None,
+    )
+
+
+def is_baseline(mode: Mode) -> bool:
+    """Tell whether a mode is to plan at every decision, as the planner is set."""
+    return mode == Mode(name=mode.name)
+
+
+def with_retention(result: ModeSummary, returns: np.ndarray, baseline: np.ndarray | None) -> ModeSummary:
+    """Return a result with what it keeps of the baseline's return."""
+    kept = retention(returns, baseline) if baseline is not None else None
+    return replace(result, retention=kept[0], retention_ci95=kept[1]) if kept else result
+
+
+def corrector_warnings(way: LoadedRun) -> list[str]:
+    """Return a line for each way in which a mode uses a corrector that it was not trained for."""
+    policy, corrector = way.policy, way.corrector
+    assert isinstance(policy, PlanningPolicy)
+    assert corrector
+    assert way.mode
+    name, horizon, found = corrector.folder.name, policy.planner.config.horizon, []
+    if way.mode.between == "corrector" and way.mode.execution_horizon > corrector.execution_horizon:
+        found.append(f"{way.mode.name} executes plans for longer than {name} learnt to: {corrector.execution_horizon}")
+    if horizon != corrector.plan_horizon:
+        found.append(
+            f"{way.mode.name} makes plans of {horizon}, and {name} learnt from plans of {corrector.plan_horizon}"
+        )
+    return found
+
+
+def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> Evaluation:
+    """Write an evaluation with its episodes under a run; return it."""
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     write_json(run / "evals" / f"{date}.json", {**evaluation.to_dict(), "episodes": episodes})
     return evaluation
@@ -99,7 +232,7 @@ def evaluate(
 def play(
     loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None] | None, **options: Any
 ) -> list[Episode]:
-    """Run one episode per pair of seed and target return; options are for the environments' constructor."""
+    """Run one episode per pair of seed and target return; options as of `roll_out`, or for the environments."""
     seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
     with seeded_draws(seeds[0]):
         return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
@@ -115,7 +248,7 @@ def reference_of(loaded: LoadedRun) -> Reference | None:
     return reference_for(loaded.config.task, loaded.state.get("dataset", {}).get("origin", loaded.config.dataset))
 
 
-def report(loaded: LoadedRun, results: list[Summary], *, seed: int, stochastic: bool) -> Evaluation:
+def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int, stochastic: bool) -> Evaluation:
     """Return the results with all that they depend on."""
     config, state = loaded.config, loaded.state
     decisions, repeat = state.get("progress", {}).get("decisions"), resolve_task(config.task).action_repeat
@@ -131,6 +264,8 @@ def report(loaded: LoadedRun, results: list[Summary], *, seed: int, stochastic: 
         seed=seed,
         stochastic=stochastic,
         results=results,
+        frontiers=[],
+        corrector=None,
         reference=reference_of(loaded),
         versions=versions(),
         warnings=version_warnings(state, config.task, config.dataset),

@@ -92,6 +92,21 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
     return float(low), float(high)
 
 
+def retention(returns: np.ndarray, baseline: np.ndarray) -> tuple[float, tuple[float, float]] | None:
+    """Return what share of a baseline's mean return is kept, with its 95 % paired bootstrap interval.
+
+    Both are [episodes] in the order of the same seeds, which are drawn together. None where a share means nothing: the
+    baseline's mean is not above 0, or might not be.
+    """
+    assert returns.shape == baseline.shape
+    drawn = np.random.default_rng(0).integers(len(returns), size=(NUM_RESAMPLES, len(returns)))
+    references = baseline[drawn].mean(axis=1)
+    if min(baseline.mean(), references.min()) <= 0:
+        return None
+    low, high = np.percentile(returns[drawn].mean(axis=1) / references, [2.5, 97.5])
+    return float(returns.mean() / baseline.mean()), (float(low), float(high))
+
+
 def summarise(episodes: Sequence[Episode], reference: Reference | None, *, mode: str | None = None) -> list[Summary]:
     """Return a summary per target return, in the order in which they first appear; all say the same mode."""
     summaries = []

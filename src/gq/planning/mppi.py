@@ -5,6 +5,7 @@ elites. Actions are within [-1, 1].
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -77,9 +78,39 @@ class Planner:
         self.num_iterations = config.num_iterations(model.action_dim)
         self.compiled = compiled
         keep_freed_memory()
-        self.compute: Callable[[Tensor, Tensor, Draws], Plan] = self._plan
+        self.compute: Callable[..., Plan] = self._plan
         if compiled:
             self.compute = torch.compile(self._plan, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def resized(self, *, horizon: int = 0, iterations: int = 0, num_samples: int = 0) -> "Planner":
+        """Return a planner that tries more or less, with as large shares of samples from the policy and of elites.
+
+        Without a change it is this one; 0 is no change.
+        """
+        old = self.config
+        new = replace(
+            old,
+            horizon=horizon or old.horizon,
+            iterations=iterations or old.iterations,
+            num_samples=num_samples or old.num_samples,
+        )
+        if new.num_samples != old.num_samples:
+            share = new.num_samples / old.num_samples
+            num_policy_samples = max(min(round(share * old.num_policy_samples), new.num_samples - 1), 1)
+            new = replace(new, num_policy_samples=num_policy_samples, num_elites=max(round(share * old.num_elites), 2))
+        if new == old:
+            return self
+        bfloat16 = self.dtype == torch.bfloat16
+        return Planner(self.model, new, discount=self.discount, bfloat16=bfloat16, compiled=self.compiled)
+
+    @property
+    def num_evaluations(self) -> int:
+        """How many times a plan applies networks to a latent: to predict a decision, to act, or to value."""
+        config = self.config
+        ends = 2 * config.num_samples  # each the policy's action and what Q says about it
+        from_policy = 2 * config.horizon * config.num_policy_samples
+        sampled = config.horizon * (config.num_samples - config.num_policy_samples)
+        return from_policy + self.num_iterations * (sampled + ends) + 2 * (config.horizon + 2)
 
     def draw(self, generator: torch.Generator, num_environments: int = 1) -> Draws:
         """Return what plans for so many environments need, from a generator on the model's device."""
@@ -108,12 +139,13 @@ class Planner:
         return Draws(*(torch.cat(parts) for parts in zip(*each, strict=True)))
 
     @torch.no_grad()
-    def plan(self, latents: Tensor, draws: Draws, warm_start: Tensor | None = None) -> Plan:
+    def plan(self, latents: Tensor, draws: Draws, warm_start: Tensor | None = None, std: Tensor | None = None) -> Plan:
         """Return the plans for latents [E, L]; no argument is modified.
 
         Args:
             warm_start: the mean [E, H, A] of the plans one decision ago, with zeros for environments that begin an
                 episode; without, all begin one.
+            std: to sample with at first [E, H, A], as of one decision ago too; without, the largest.
         """
         shape = (len(latents), self.config.horizon, self.model.action_dim)
         if warm_start is None:
@@ -121,11 +153,12 @@ class Planner:
         assert warm_start.shape == shape, f"a warm start of shape {tuple(warm_start.shape)}, not {shape}"
         assert len(draws.samples) == len(latents), f"draws for {len(draws.samples)} of {len(latents)} environments"
         if not self.compiled:
-            return self.compute(latents, warm_start, draws)
+            return self.compute(latents, warm_start, draws, std)
         torch.compiler.cudagraph_mark_step_begin()
-        return Plan(*(part.clone() for part in self.compute(latents, warm_start, draws)))  # the graph reuses its memory
+        plan = self.compute(latents, warm_start, draws, std)
+        return Plan(*(part.clone() for part in plan))  # the graph reuses its memory
 
-    def _plan(self, latents: Tensor, warm_start: Tensor, draws: Draws) -> Plan:
+    def _plan(self, latents: Tensor, warm_start: Tensor, draws: Draws, std: Tensor | None = None) -> Plan:
         config = self.config
         model = PackedModel(
             self.model, self.dtype, discount=self.discount, soft_termination=config.termination == "soft"
@@ -133,7 +166,8 @@ class Planner:
         start = model.sort(latents.float())
         from_policy = model.roll(start, lambda step, z: model.policy_actions(z, draws.policy[:, step]), config.horizon)
         mean = torch.cat([warm_start[:, 1:], torch.zeros_like(warm_start[:, :1])], dim=1)
-        std = torch.full_like(mean, config.std_max)
+        largest = torch.full_like(mean, config.std_max)
+        std = largest if std is None else torch.cat([std[:, 1:], largest[:, :1]], dim=1)
         for iteration in range(self.num_iterations):
             sampled = torch.addcmul(mean[:, :, None], std[:, :, None], draws.samples[:, iteration]).clamp(-1, 1)
             roll = join(from_policy, follow(model, start, sampled))
