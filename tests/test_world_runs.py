@@ -120,7 +120,7 @@ def test_the_table_has_a_column_of_modes_and_none_of_targets(pendulum: Path) -> 
     assert caption.startswith("agent, step-000000012, InvertedPendulum-v5, after 60 decisions, 60 frames")
     assert headings.split()[:2] == ["mode", "return"]
     assert [row.split()[0] for row in rows] == ["plan", "policy", "mode", "plan", "policy"]
-    assert legend.startswith("2 episodes of each; ")
+    assert legend.startswith("episodes of each: 2; ")
     assert "mujoco" in basis
     assert "gymnasium" in basis
     assert "dm_control" not in basis

@@ -20,59 +20,61 @@ Examples:
 The planner drives round 0, what was learnt so far drives all further ones.
 The same command goes on after an interruption."""
 
+Arch = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="two-tower, temporal or both.",
+        autocompletion=options.complete_from(lambda: ["two-tower", "temporal", "both"]),
+    ),
+]
+HistoryLength = Annotated[int, typer.Option("--history-len", metavar="N", help="Decisions that `temporal` sees.")]
+ExecutionHorizon = Annotated[
+    int, typer.Option("--spec-exec-horizon", metavar="K", help="The most decisions that a plan is executed for.")
+]
+PlanHorizon = Annotated[
+    int | None,
+    typer.Option("--spec-plan-horizon", metavar="H", help="Decisions that plans look ahead; default: the run's."),
+]
+MinDistance = Annotated[float, typer.Option(metavar="D", help="Leave out latents nearer to the plan's than this.")]
+ValueWeight = Annotated[
+    float, typer.Option(metavar="W", help="What a lost Q counts in the loss beside an action's error.")
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="mean of several plans, or one's drawn elite.",
+        autocompletion=options.complete_from(lambda: ["mean", "elite"]),
+    ),
+]
+Data = Annotated[Path | None, typer.Option(metavar="FILE", help="Learn from this file's decisions, and collect none.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")]
+
 
 def distill(
     run: options.RunName = None,
     latest: options.Latest = False,
-    arch: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="two-tower, temporal or both.",
-            autocompletion=options.complete_from(lambda: ["two-tower", "temporal", "both"]),
-        ),
-    ] = "two-tower",
+    arch: Arch = "two-tower",
     rounds: Annotated[int, typer.Option(metavar="N", help="Rounds in which the corrector drives.")] = 3,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes of each round.")] = 10,
     epochs: Annotated[int, typer.Option(metavar="N", help="The most epochs of a training.")] = 50,
-    history_length: Annotated[
-        int, typer.Option("--history-len", metavar="N", help="Decisions that `temporal` sees.")
-    ] = 4,
-    execution_horizon: Annotated[
-        int, typer.Option("--spec-exec-horizon", metavar="K", help="The most decisions that a plan is executed for.")
-    ] = 6,
-    plan_horizon: Annotated[
-        int | None,
-        typer.Option("--spec-plan-horizon", metavar="H", help="Decisions that plans look ahead; default: the run's."),
-    ] = None,
-    min_distance: Annotated[
-        float, typer.Option(metavar="D", help="Leave out latents nearer to the plan's than this.")
-    ] = 0.0,
+    history_length: HistoryLength = 4,
+    execution_horizon: ExecutionHorizon = 6,
+    plan_horizon: PlanHorizon = None,
+    min_distance: MinDistance = 0.0,
     max_samples: Annotated[int | None, typer.Option(metavar="N", help="Of all rounds; default: all there are.")] = None,
-    value_weight: Annotated[
-        float, typer.Option(metavar="W", help="What a lost Q counts in the loss beside an action's error.")
-    ] = 0.0,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="mean of several plans, or one's drawn elite.",
-            autocompletion=options.complete_from(lambda: ["mean", "elite"]),
-        ),
-    ] = "mean",
+    value_weight: ValueWeight = 0.0,
+    target: Target = "mean",
     plan_blind: Annotated[
         bool, typer.Option("--plan-blind", help="An ablation: correct the policy, not plans.")
     ] = False,
     no_age: Annotated[bool, typer.Option("--no-age", help="An ablation: do not tell how old the plan is.")] = False,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Learn from this file's decisions, and collect none.")
-    ] = None,
+    data: Data = None,
     checkpoint: options.CheckpointName = "best",
     seed: Annotated[int, typer.Option(metavar="N", help="Of episodes, batches and weights.")] = 0,
     device: options.Device = "auto",
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")
-    ] = None,
+    out: Out = None,
     force: Annotated[bool, typer.Option("--force", help="Replace other data there, and what was begun.")] = False,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,

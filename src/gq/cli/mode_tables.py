@@ -87,7 +87,7 @@ def legend(results: Sequence[ModeSummary], frontiers: Sequence[Frontier]) -> str
     """Return the line that says what the columns mean."""
     many = max(result.decided_at_once for result in results)
     parts = [
-        f"{results[0].num_episodes} episodes of each",
+        f"episodes of each: {results[0].num_episodes}",
         "calls of the planner and latents that networks are applied to, per decision",
         "missed: decisions in which a trigger asked for a plan",
         f"ms: of a decision, without the simulator{f', {many} at once' if many > 1 else ''}",
