@@ -1,13 +1,19 @@
 """Runs that are stopped, killed or broken off at a chosen point, and what is compared afterwards."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+
+from gq.engine import checkpoint as checkpoints
+from gq.engine import loop as loops
+from gq.engine.metrics import MetricsLog
 
 NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a run's progress
 
@@ -36,6 +42,18 @@ class Point(NamedTuple):
     name: str
     counts: Callable[..., bool] = lambda *_: True  # whether a call with these arguments is meant
     is_torn: bool = False  # it happens in the middle of the call's next write
+
+
+# Calls that every run makes to keep what it has.
+KEEPING = {
+    "metrics": Point(MetricsLog, "write", is_torn=True),
+    "saving": Point(loops, "save_checkpoint"),
+    "hashing": Point(checkpoints, "sha256"),  # not all files are there
+    "renaming": Point(Path, "replace", lambda path, *_: path.name.startswith(".step-")),  # all are, under another name
+    "last.json": Point(checkpoints, "point", lambda run, which, folder: which == "last"),
+    "best.json": Point(checkpoints, "point", lambda run, which, folder: which == "best"),
+    "removal": Point(shutil, "rmtree", lambda path, *_: Path(path).name.startswith("step-")),  # of an old checkpoint
+}
 
 
 class Torn:

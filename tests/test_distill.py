@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from breaking import one_thread  # noqa: F401
 from commandline import child_environment, copy_run, gq
 from gq.algos.distill import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
 from gq.data.plan_data import PlanEpisode, read_plan_data, write_plan_data
@@ -43,15 +44,6 @@ TINY = DistillSettings(
     execution_horizon=5,
     train=TrainSettings(num_epochs=2, seed=5),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the child processes do: another number of threads gives other last bits."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,8 @@ from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.episode_log import EpisodeLog
 from gq.data.replay import ReplayBuffer
-from gq.engine import checkpoint as checkpoints
-from gq.engine import loop as loops
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 from gq.engine.finetuning import Evaluations, finetune, prepare_finetuning
-from gq.engine.metrics import MetricsLog
 from gq.engine.online import ReplayStore
 from gq.engine.runs import resume_config
 from gq.errors import GqError, Interrupted
@@ -69,15 +66,9 @@ POINTS = {
     "episode log": Point(EpisodeLog, "append", is_torn=True),  # half of the record is written then
     "update": Point(ODTLearner, "update"),
     "half an update": Point(EntropyConstraint, "update"),  # the weights have moved, the temperature has not
-    "metrics": Point(MetricsLog, "write", is_torn=True),  # half of the line is written then
     "selection": Point(Evaluations, "select"),
     "evaluation": Point(ODTPolicy, "act", lambda policy, *_: not policy.stochastic),
-    "saving": Point(loops, "save_checkpoint"),
-    "hashing": Point(checkpoints, "sha256"),  # not all files are there
-    "renaming": Point(Path, "replace", lambda path, *_: path.name.startswith(".step-")),  # all are, under another name
-    "last.json": Point(checkpoints, "point", lambda run, which, folder: which == "last"),
-    "best.json": Point(checkpoints, "point", lambda run, which, folder: which == "best"),
-    "removal": Point(shutil, "rmtree", lambda path, *_: Path(path).name.startswith("step-")),  # of an old checkpoint
+    **breaking.KEEPING,
 }
 at = partial(breaking.at, POINTS)
 

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from breaking import one_thread  # noqa: F401
 from commandline import copy_run, gq
 from gq import rendering
 from gq.engine.building import load_run
@@ -31,14 +30,6 @@ FIGURES = (
     *("mode", "return_mean", "retention", "planner_calls_per_step", "decision_ms_p50", "decision_ms_p95"),
     *("decision_ms_p99", "model_evaluations_per_step", "accepted_length_mean", "source_shares", "mismatch"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 @pytest.fixture(scope="module")

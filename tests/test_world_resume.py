@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +23,8 @@ from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
 from gq.data.step_log import FIRST, TERMINATED, StepLog
 from gq.data.step_ring import StepRing
 from gq.engine import checkpoint as checkpoints
-from gq.engine import loop as loops
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 from gq.engine.interaction import Interaction
-from gq.engine.metrics import MetricsLog
 from gq.engine.world_loop import WorldLoop
 from gq.engine.world_training import train_world_model
 from gq.errors import GqError, Interrupted
@@ -65,15 +62,9 @@ POINTS = {
     "half a tick": Point(StepRing, "add"),  # the environments have moved, the log does not know
     "update": Point(TDMPC2Learner, "update"),
     "half an update": Point(RunningScale, "update"),  # the world model has moved, the policy has not
-    "metrics": Point(MetricsLog, "write", is_torn=True),
     "evaluation": Point(PlanningPolicy, "act"),
     "step log": Point(StepLog, "sync"),
-    "saving": Point(loops, "save_checkpoint"),  # the steps are on the disk already
-    "hashing": Point(checkpoints, "sha256"),  # not all files are there
-    "renaming": Point(Path, "replace", lambda path, *_: path.name.startswith(".step-")),  # all are, under another name
-    "last.json": Point(checkpoints, "point", lambda run, which, folder: which == "last"),
-    "best.json": Point(checkpoints, "point", lambda run, which, folder: which == "best"),
-    "removal": Point(shutil, "rmtree", lambda path, *_: Path(path).name.startswith("step-")),  # of an old checkpoint
+    **breaking.KEEPING,
 }
 at = partial(breaking.at, POINTS)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import av
 import h5py
 import numpy as np
 import pytest
-import torch
 
+from breaking import one_thread  # noqa: F401
 from commandline import TINY, child_environment, copy_run, gq, train_tiny
 from gq import presets
 from gq.collecting import collect
@@ -54,15 +53,6 @@ def trained(folder: Path, task: str) -> Path:
     config = presets.tdmpc2("1").replace({"task": task, **SETTINGS})
     assert isinstance(config, TDMPC2Config)
     return train_world_model(config, folder / "agent").run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the child processes do: another number of threads gives other last bits."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 @pytest.fixture(scope="module")
