@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gq.data.datasets import download as download
     from gq.data.datasets import load_dataset as load_dataset
     from gq.engine.building import load_run as load_run
+    from gq.engine.distill_settings import DistillSettings as DistillSettings
+    from gq.engine.distilling import distill as distill
     from gq.engine.evaluate import evaluate as evaluate
     from gq.engine.finetuning import finetune as finetune
     from gq.engine.finetuning import prepare_finetuning as prepare_finetuning
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from gq.repairing.repair import repair as repair
 
 _WHERE = {
+    "DistillSettings": ("gq.engine.distill_settings", "DistillSettings"),
     "GqError": ("gq.errors", "GqError"),
     "collect": ("gq.collecting", "collect"),
+    "distill": ("gq.engine.distilling", "distill"),
     "download": ("gq.data.datasets", "download"),
     "evaluate": ("gq.engine.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),

@@ -99,6 +99,8 @@ MODES = (
     *("refine3", "refine6"),
     *(f"{trigger}{k}" for trigger in get_args(Trigger) if trigger != "never" for k in (6, 12)),
 )
+FAMILY_NAMES = ", ".join(f"{name}K" for name in FAMILIES)
+SOME_MODES = f"modes are baseline, policy, small, beam, sweep, and {FAMILY_NAMES}, as in naive3"
 PATTERN = re.compile(
     r"(?P<base>[a-z]+?)(?P<k>\d+)?(?:h(?P<h>\d+))?(?P<elite>_elite)?"
     r"(?:\+(?P<trigger>[a-z]+))?(?:@(?P<threshold>\d*\.?\d+))?"
@@ -143,7 +145,7 @@ def parse(text: str) -> Mode:
     elif base in NAMED and horizon is None:
         fields = dict(NAMED[base])
     else:
-        hint = suggest(text, [*MODES, *ALIASES], otherwise=f"modes are {', '.join(MODES)}")
+        hint = suggest(text, [*MODES, *ALIASES], otherwise=SOME_MODES)
         raise UsageError(f"there is no mode {text or 'without a name'}", hint=hint)
     if base in FAMILIES and fields["execution_horizon"] == 0:
         raise UsageError(f"mode {text} executes plans for no decision", hint=f"{base}3, or policy to do without plans")
