@@ -1,0 +1,58 @@
+"""`gq pull`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+from gq.errors import UsageError
+
+EXAMPLES = """\b
+Examples:
+  gq pull me/hopper-dt                   a run, into the runs folder
+  gq pull me/hopper-dt@v1 --out runs/a   a tag, branch or commit
+  gq eval hopper-dt                      what it is worth
+  gq pull datasets/me/data               as gq download hf://me/data
+HF_TOKEN opens private repositories. Nothing of what comes is executed."""
+
+
+def pull(
+    repo: Annotated[
+        str | None, typer.Argument(metavar="REPO", help="ORG/NAME, or ORG/NAME@REVISION.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder; default: NAME in the runs folder.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Get a run from the Hugging Face Hub, checked, to evaluate, film and report it; or a dataset."""
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    from gq.data.hub import PREFIX, parse_reference, refuse_offline
+
+    if not repo:
+        raise UsageError("no repository named", hint="for example gq pull me/hopper-dt")
+    reference = parse_reference(repo)
+    if repo.removeprefix(PREFIX).startswith("datasets/"):
+        from gq.cli.download import fetch_all, selected, show_results
+
+        settings = {"num_transitions": None, "force": False, "offline": offline}
+        show_results(
+            output, fetch_all(output, selected([f"{PREFIX}{reference}"], None, False), settings, {}), is_single=True
+        )
+        return
+    refuse_offline(f"{reference} is on the Hub", offline=offline, hint="the runs that are here: gq runs")
+    from gq.sharing.pulling import pull_run
+
+    with output.progress("pulling", unit="bytes") as move:
+        pulled = pull_run(repo, out=out, report=move, note=output.note)
+    state = "is here already" if pulled.was_there else f"{pulled.files} files, {pulled.size_bytes / 1e6:,.1f} MB"
+    output.note(f"{pulled.repo} at {pulled.commit[:12]}: {state}")
+    output.note(f"next: gq eval {pulled.run.name if out is None else pulled.run}")
+    output.result({**vars(pulled), "run": str(pulled.run)}, quiet=pulled.run, human=str(pulled.run))
