@@ -1,0 +1,162 @@
+"""`gq compare`."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+
+if TYPE_CHECKING:
+    from gq.engine.comparing import RunComparison
+    from gq.engine.recorded import Recorded
+    from gq.evaluation.comparison import PairedComparison, Side
+
+EXAMPLES = """\b
+Examples:
+  gq compare runs/a runs/b               on the same episode seeds
+  gq compare hopper-v5-dt hopper-v5-bc --target 3000 --episodes 50
+  gq compare runs/a/checkpoints/step-000001000 runs/a --checkpoint last
+A and B are ids of runs, unique prefixes of them, or paths to runs or to
+checkpoints in them. Evaluations on record are used where seeds pair up."""
+
+
+def one_of_two(name: str) -> Any:
+    """Return the argument that names a run."""
+    return typer.Argument(metavar=name, help="A run.", autocompletion=options.complete_from(options.known_runs))
+
+
+def compare(
+    a: Annotated[str, one_of_two("A")],
+    b: Annotated[str, one_of_two("B")],
+    target: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Target returns of both; default: those of the runs.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(metavar="N", help="Episodes per target; default: all on record, at least 20.")
+    ] = None,
+    checkpoint: options.CheckpointName = "best",
+    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
+    device: options.Device = "auto",
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Say which of two runs is better, and how sure that is: paired by episode seed, with an interval."""
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    from gq.paths import find_run
+
+    first, second = find_run(a), find_run(b)
+    targets = options.parse_numbers(target, "--target")
+    from gq import threads
+
+    threads.prepare()
+    from gq.engine.comparing import compare_runs
+
+    with output.progress("evaluating", unit="steps") as move:
+        comparison = compare_runs(
+            first,
+            second,
+            targets=targets,
+            num_episodes=episodes,
+            checkpoint=checkpoint,
+            seed=seed,
+            device=device or "auto",
+            begin=lambda run, number: output.detail(f"running {number} episodes of {run.name}"),
+            watch=lambda step: move(step.index + 1, None),
+        )
+    for note in comparison.notes:
+        output.note(f"note: {note}")
+    words = " ".join(result.verdict for result in comparison.results)
+    output.result(document(comparison), quiet=words, human=table(output, comparison))
+
+
+def document(comparison: "RunComparison") -> dict[str, Any]:
+    """Return everything as plain values."""
+    from gq.evaluation.comparison import outlook, sentence
+
+    results = [
+        dataclasses.asdict(result)
+        | {"sentence": sentence(result, superior(comparison, result)), "outlook": outlook(result)}
+        for result in comparison.results
+    ]
+    return {
+        "task": comparison.a.task,
+        "a": described(comparison.a),
+        "b": described(comparison.b),
+        "results": results,
+        "episodes_run": comparison.num_run,
+        "reference": dataclasses.asdict(comparison.reference) if comparison.reference else None,
+        "engines": comparison.engines,
+        "notes": comparison.notes,
+    }
+
+
+def superior(comparison: "RunComparison", result: "PairedComparison") -> str:
+    """Return what to call a higher return: better only where no more was asked for in another line."""
+    asked = [max(one.a.target_return or 0.0, one.b.target_return or 0.0) for one in comparison.results]
+    mine = max(result.a.target_return or 0.0, result.b.target_return or 0.0)
+    return "is better" if mine == max(asked) else "returns more"
+
+
+def described(side: "Recorded") -> dict[str, Any]:
+    """Return which run and checkpoint one of the two is."""
+    return {"run": side.run.name, "path": str(side.run), "checkpoint": side.checkpoint.name, "algo": side.algo}
+
+
+def table(output: Output, comparison: "RunComparison") -> Any:
+    """Return what people see: who A and B are, the numbers, a verdict for each line."""
+    from rich.console import Group
+
+    from gq.evaluation.comparison import outlook, sentence
+
+    rows = [row_of(result) for result in comparison.results]
+    headings = ["target", "A", "B", "B - A", "95 % interval", "A higher", "B higher", "episodes"]
+    if not any(row[0] for row in rows):
+        headings, rows = headings[1:], [row[1:] for row in rows]
+    verdicts = []
+    for result, row in zip(comparison.results, rows, strict=True):
+        where = f"target {row[0]}: " if len(rows) > 1 else ""
+        verdicts += [
+            f"{where}{sentence(result, superior(comparison, result))}.",
+            *([f"  {more}."] if (more := outlook(result)) else []),
+        ]
+    task = comparison.a.task
+    names = [f"{letter}  {label(side)}, {task}" for letter, side in (("A", comparison.a), ("B", comparison.b))]
+    engines = ", ".join(f"{name} {version}" for name, version in comparison.engines.items())
+    basis = f"Same seeds, deterministic, mean returns; {comparison.num_run} episodes run for it. {engines}"
+    return Group(*names, output.table(headings, rows), *verdicts, basis)
+
+
+def label(side: "Recorded") -> str:
+    """Return a run and its checkpoint."""
+    return f"{side.run.name}, {side.checkpoint.name}"
+
+
+def row_of(result: "PairedComparison") -> tuple[str, ...]:
+    """Return a line of the table."""
+    from gq.evaluation.comparison import rounded
+
+    scale = result.half_width
+    interval = "-"
+    if result.difference_ci95:
+        interval = " … ".join(rounded(end, scale) for end in result.difference_ci95)
+    return (
+        targets_of(result.a, result.b),
+        rounded(result.a.return_mean, scale),
+        rounded(result.b.return_mean, scale),
+        rounded(result.difference_mean, scale),
+        interval,
+        str(result.a_wins),
+        str(result.b_wins),
+        str(result.num_episodes),
+    )
+
+
+def targets_of(a: "Side", b: "Side") -> str:
+    """Return what the two were asked for, once where it is the same."""
+    asked = [f"{side.target_return:g}" for side in (a, b) if side.target_return is not None]
+    return " and ".join(dict.fromkeys(asked))

@@ -1,0 +1,104 @@
+"""`gq report`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+
+if TYPE_CHECKING:
+    from gq.reporting.facts import Facts
+
+EXAMPLES = """\b
+Examples:
+  gq report --latest                     report.html in the run's folder
+  gq report seed-0 seed-1 bc -o paper.html
+  gq report --latest --episodes 50 --video
+  gq report runs/a -o report.md          the same as Markdown, or .json
+Evaluations on record are used; what is lacking is evaluated first. The
+page is one file without scripts, which needs no network."""
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Ids of runs, unique prefixes of them, or paths.",
+            autocompletion=options.complete_from(options.known_runs),
+        ),
+    ] = None,
+    latest: options.Latest = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="An .html, .md or .json; default: in the run's folder."),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Per target at least; default: as on record, else 20.")
+    ] = None,
+    rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
+    video: Annotated[bool, typer.Option("--video", help="Film an episode of each run, small.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    json_mode: options.JsonMode = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_color: options.NoColor = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Write a report card of one or more runs, and print its path; with --json print the facts."""
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
+    from gq.errors import UsageError
+    from gq.paths import find_run
+
+    if file and file.suffix.lower() not in (".html", ".md", ".json"):
+        raise UsageError(f"{file} is not a report's name", hint="end it in .html, .md or .json")
+    if file and file.exists() and not force:
+        raise UsageError(f"{file} is there already", hint="--force replaces it")
+    names: list[str | None] = [*runs] if runs else [None]
+    folders = list(dict.fromkeys(find_run(name, latest=latest)[0].resolve() for name in names))
+    from gq import threads
+
+    threads.prepare()
+    from gq.reporting.gather import Wishes
+    from gq.reporting.report import default_path
+    from gq.reporting.report import report as write_report
+
+    path = file or (None if json_mode else default_path(folders))
+    with output.progress("evaluating", unit="steps") as move:
+        wishes = Wishes(
+            num_episodes=episodes,
+            rollouts=rollouts,
+            video=video,
+            begin=lambda run, what: output.note(f"{what} of {run.name}"),
+            watch=lambda step: move(step.index + 1, None),
+        )
+        facts, _ = write_report(folders, path, wishes)
+    for run in facts.runs:
+        for note in dict.fromkeys(run.notes):
+            output.note(f"{run.name}: {note}")
+    shown = str(path or "")
+    output.result(facts.document(), quiet=shown, human=overview(output, facts, shown))
+
+
+def overview(output: Output, facts: "Facts", path: str) -> Any:
+    """Return the comparison's lines and the path."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from gq.reporting.words import between, show
+
+    rows = [
+        (
+            group.name,
+            "–" if row.target is None else f"{row.target:g}",
+            show(row.mean),
+            between(row.ci95),
+            str(len(row.means)),
+        )
+        for group in facts.groups
+        for row in group.rows
+    ]
+    parts = [output.table(["runs", "target", "mean", "95 % interval", "number"], rows)] if rows else []
+    return Group(*parts, Text(path, no_wrap=True, overflow="ignore"))

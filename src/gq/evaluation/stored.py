@@ -1,0 +1,86 @@
+"""Evaluations that lie under a run: what `gq eval` measured, to be used again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gq.errors import GqError
+from gq.evaluation.statistics import Episode
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a policy was to act: asked for a return, in a mode of its planner, or neither."""
+
+    target: float | None = None
+    mode: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        if self.target is not None:
+            return f"{self.target:g}"
+        return self.mode or "-"
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """A file of `evals`."""
+
+    file: Path
+    checkpoint: str
+    stochastic: bool
+    context: str | None  # how a transformer moved on when its context was full; None: not on record, or no transformer
+    versions: dict[str, str]
+    episodes: dict[Way, list[Episode]]
+
+
+def read_evaluations(run: Path, *, asks: bool) -> tuple[list[StoredEvaluation], list[str]]:
+    """Return a run's evaluations, the newest first, and a line about each file that cannot be used.
+
+    Args:
+        asks: the policy is asked for a return; else the target on record means nothing.
+    """
+    found, problems = [], []
+    for file in sorted((run / "evals").glob("*.json"), reverse=True):
+        try:
+            found.append(read_evaluation(file, asks=asks))
+        except GqError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
+    """Read one evaluation; those of older versions of gq too.
+
+    Raises:
+        GqError: it is damaged.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        episodes: dict[Way, list[Episode]] = {}
+        for entry in document["episodes"]:
+            way = Way(mode=str(entry["mode"])) if entry.get("mode") else Way(entry["target_return"] if asks else None)
+            episodes.setdefault(way, []).append(one_episode(entry))
+        return StoredEvaluation(
+            file=file,
+            checkpoint=str(document["checkpoint"]),
+            stochastic=bool(document.get("stochastic")),
+            context=document.get("context"),
+            versions={str(name): str(version) for name, version in document["versions"].items()},
+            episodes=episodes,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
+
+
+def one_episode(entry: dict[str, Any]) -> Episode:
+    """Return an episode on record. Raises what a damaged one raises."""
+    return Episode(
+        seed=int(entry["seed"]),
+        target_return=float(entry.get("target_return") or 0.0),
+        episode_return=float(entry["episode_return"]),
+        length=int(entry["length"]),
+        terminated=bool(entry["terminated"]),
+    )

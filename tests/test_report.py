@@ -1,0 +1,295 @@
+"""`gq report`: one page with everything in it, right numbers, nothing from files that becomes markup."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from commandline import gq, train_tiny
+from gq import presets
+from gq.data.datasets import load_dataset
+from gq.reporting.axes import Scale, ticks
+from gq.reporting.charts import swarm
+from gq.reporting.facts import Facts
+from gq.reporting.gather import Wishes
+from gq.reporting.markup import Markup, join, tag
+from gq.reporting.report import report
+from measured import LAST, dt_config, write_evaluation, write_run
+from tiny import write_hopper_file
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+ON_RECORD = Wishes(rollouts=False)
+
+
+class Outline(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words = ""
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(name)
+        self.attributes += attributes
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.words += data + " "
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_hopper_file(tmp_path / "d.hdf5", num_episodes=20)
+
+
+def seeds(tmp_path: Path, data: Path, num: int = 3) -> list[Path]:
+    """Write runs that differ by their seed; their means at 3000 are 2000, 2100, ..., at their last checkpoint 1000."""
+    runs = []
+    for seed in range(num):
+        run = write_run(tmp_path / f"seed-{seed}", dt_config(train__seed=seed, data__dataset=str(data)))
+        spread = np.linspace(-50, 50, 20)
+        write_evaluation(run, {1000.0: 900 + spread, 3000.0: 2000 + 100 * seed + spread})
+        write_evaluation(run, {1000.0: spread, 3000.0: 1000 + spread}, checkpoint=LAST, name="20260101-000001-000000")
+        runs.append(run)
+    return runs
+
+
+def page_of(*runs: Path) -> tuple[Facts, str]:
+    path = runs[0].parent / "page.html"
+    facts, _ = report(runs, path, ON_RECORD)
+    return facts, path.read_text(encoding="utf-8")
+
+
+def test_the_facts_of_a_run(tmp_path: Path, data: Path) -> None:
+    facts, page = page_of(*seeds(tmp_path, data, 1))
+    (run,) = facts.runs
+    assert run.best
+    assert run.last
+    assert [measure.label for measure in run.best.measures] == ["1000", "3000"]
+    assert run.headline
+    assert run.headline.summary.return_mean == pytest.approx(2000)
+    assert run.last.headline
+    assert run.last.headline.summary.return_mean == pytest.approx(1000)
+    returns = load_dataset(str(data)).returns
+    assert run.data
+    assert run.data.return_mean == pytest.approx(returns.mean())
+    assert run.data.quantiles["p100"] == pytest.approx(returns.max())
+    assert sum(run.data.counts) == run.data.num_episodes == 20
+    assert any("has changed since the training" in note for note in run.notes), "the hash on record is another"
+    words = outline(page).words
+    for shown in (
+        "Asked for 3,000",
+        "2,000",
+        "721,731 parameters",
+        "cpu, float32",
+        "abc",
+        "seeds 0 to 19",
+        "gq report",
+    ):
+        assert shown in words
+    assert page.count("<svg") == 6, "three figures, each for wide and for narrow pages"
+
+
+def test_seeds_are_grouped_with_an_interval_over_runs(tmp_path: Path, data: Path) -> None:
+    clone = presets.bc().replace({"task": "Hopper-v5", "data.dataset": str(data), "eval.targets": [3000.0]})
+    other = write_run(tmp_path / "bc", clone)
+    write_evaluation(other, {3000.0: [1500.0] * 20})
+    facts, page = page_of(*seeds(tmp_path, data), other)
+    assert [(len(group.runs), len(group.rows)) for group in facts.groups] == [(3, 2), (1, 1)]
+    row = facts.groups[0].rows[1]
+    assert (row.mean, row.last_mean) == pytest.approx((2100, 1000))
+    assert row.ci95 == pytest.approx((2100 - 4.3027 * 100 / 3**0.5, 2100 + 4.3027 * 100 / 3**0.5), rel=1e-4)
+    assert row.num_episodes == 60
+    baselines = facts.runs[0].baselines
+    assert [one.is_policy for one in baselines] == [True, False]
+    assert baselines[0].return_mean == 1500
+    parsed = outline(page)
+    assert parsed.tags.count("details") > 4
+    assert "interval over runs" in parsed.words
+
+
+def test_nothing_from_files_becomes_markup(tmp_path: Path, data: Path) -> None:
+    evil = "<script>alert(1)<" + "img src=x onerror=alert(2)> & \" ' `"
+    (run,) = seeds(tmp_path, data, 1)
+    hostile = run.rename(tmp_path / evil.replace("/", ""))
+    environment = json.loads((hostile / "environment.json").read_text())
+    environment |= {"compute": evil, "versions": {evil: evil}, "dataset": {"origin": "x", evil: evil}}
+    (hostile / "environment.json").write_text(json.dumps(environment))
+    file = next((hostile / "evals").iterdir())
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"versions": {evil: evil}}))
+    _, page = page_of(hostile)
+    parsed = outline(page)
+    assert "script" not in parsed.tags
+    assert "img" not in parsed.tags
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+    assert evil in parsed.words
+    report([hostile], tmp_path / "page.md", ON_RECORD)
+    assert "<script" not in re.sub(r"(?m)^ {4}.*$", "", (tmp_path / "page.md").read_text()).replace("\\<", "")
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path, data: Path) -> None:
+    (run,) = seeds(tmp_path, data, 1)
+    (run / "videos").mkdir()
+    (run / "videos" / "old.mp4").write_bytes(b"old")
+    (run / "videos" / "huge.mp4").write_bytes(bytes(3_000_001))
+    facts, page = page_of(run)
+    assert facts.runs[0].video
+    assert facts.runs[0].video.path.name == "old.mp4"
+    parsed = outline(page)
+    addresses = [value or "" for name, value in parsed.attributes if name in ("src", "href", "srcset", "xlink:href")]
+    assert addresses == ["#main", "data:video/mp4;base64," + base64.b64encode(b"old").decode()]
+    assert "http" not in re.sub(r"http-equiv", "", page)
+    assert ("http-equiv", "Content-Security-Policy") in parsed.attributes
+    assert len(page) < 5_000_000
+
+
+def test_pictures_say_what_they_show_to_those_who_do_not_see_them(tmp_path: Path, data: Path) -> None:
+    _, page = page_of(*seeds(tmp_path, data))
+    parsed = outline(page)
+    labels = [value for name, value in parsed.attributes if name == "aria-labelledby"]
+    ids = [value for name, value in parsed.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {part for label in labels for part in (label or "").split()} <= set(ids)
+    assert len(labels) == page.count("<svg") == page.count('role="img"')
+    assert ("lang", "en") in parsed.attributes
+
+
+def test_an_incomplete_run_is_reported_with_what_is_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", dt_config())
+    shutil.rmtree(run / "checkpoints")
+    (run / "environment.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    facts, page = page_of(run)
+    notes = " ".join(facts.runs[0].notes)
+    for said in ("no checkpoint yet", "environment.json is missing", "no learning curve", "interrupted", "are missing"):
+        assert said in notes
+    assert "It has not been evaluated yet." in outline(page).words
+
+
+def test_a_trial_of_few_episodes_is_no_evaluation(tmp_path: Path, data: Path) -> None:
+    run = write_run(tmp_path / "a", dt_config(data__dataset=str(data)))
+    write_evaluation(run, {1000.0: [1.0] * 4, 3000.0: [1.0] * 4})
+    facts, _ = page_of(run)
+    assert facts.runs[0].headline is None
+    assert any("has no evaluation of 5 episodes or more" in note for note in facts.runs[0].notes)
+
+
+def test_other_targets_on_record_are_shown_apart(tmp_path: Path, data: Path) -> None:
+    (run,) = seeds(tmp_path, data, 1)
+    write_evaluation(run, {4000.0: [9999.0] * 5}, name="20260201-000000-000000")
+    facts, _ = page_of(run)
+    assert facts.runs[0].best
+    assert [(m.label, m.is_own) for m in facts.runs[0].best.measures] == [
+        ("1000", True),
+        ("3000", True),
+        ("4000", False),
+    ]
+    assert facts.runs[0].headline
+    assert facts.runs[0].headline.label == "3000", "the headline is not chosen by its result"
+
+
+def test_a_planner_has_modes_and_the_published_curve(tmp_path: Path) -> None:
+    config = presets.tdmpc2("1").replace({"task": "cartpole-swingup"})
+    run = write_run(tmp_path / "a", config)
+    records = [{"step": k, "decisions": k, "frames": 2 * k, "eval/return_mean": 800.0} for k in (20_000, 60_000)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_evaluation(run, {"baseline": [850.0] * 5, "naive3": [840.0] * 5})
+    facts, page = page_of(run)
+    assert facts.runs[0].headline
+    assert (facts.runs[0].headline.label, facts.runs[0].data) == ("baseline", None)
+    assert "3 seeds" in outline(page).words
+    assert 'class="official"' in page
+
+
+def test_what_is_lacking_is_evaluated(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path)
+    result = gq("report", run, "--episodes", "5", "--json")
+    assert result.exit_code == 0, result.stderr
+    (document,) = json.loads(result.stdout)["runs"]
+    assert [len(measure["episodes"]) for measure in document["best"]["measures"]] == [5, 5, 5]
+    assert not (run / "report.html").exists()
+    before = len(list((run / "evals").iterdir()))
+    result = gq("report", run, "-q")
+    assert Path(result.stdout.strip()) == run / "report.html"
+    assert len(list((run / "evals").iterdir())) == before, "on record by now"
+
+
+def test_a_file_is_not_replaced_unasked(tmp_path: Path, data: Path) -> None:
+    (run,) = seeds(tmp_path, data, 1)
+    file = tmp_path / "mine.json"
+    file.write_text("mine")
+    assert gq("report", run, "-o", file).exit_code == 2
+    assert file.read_text() == "mine"
+    assert gq("report", run, "-o", file, "--force").exit_code == 0
+    assert json.loads(file.read_text())["runs"][0]["name"] == "seed-0"
+    assert gq("report", run, "-o", tmp_path / "x.pdf").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [("<b>&\"'", "&lt;b&gt;&amp;&quot;&#x27;"), (Markup("<b>"), "<b>"), ("\udcff", "?"), (None, "")],
+)
+def test_text_is_escaped_unless_it_is_markup(content: object, shown: str) -> None:
+    assert join(content) == shown
+
+
+def test_elements() -> None:
+    assert tag("line", "x", x1=1.004, class_="a", hidden=True, title=None) == '<line x1="1" class="a" hidden>x</line>'
+    assert tag("br") == "<br>"
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(Scale(-3, 103, 0, 500), 90) == [0, 20, 40, 60, 80, 100]
+    assert ticks(Scale(0.11, 0.19, 0, 300), 100) == pytest.approx([0.12, 0.14, 0.16, 0.18])
+
+
+def test_equal_episodes_are_drawn_beside_one_another() -> None:
+    assert len(set(swarm([10.0] * 5))) == 5
+    assert swarm([0.0, 100.0]) == [0, 0]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+@pytest.mark.parametrize(("width", "scheme"), [(1000, 1), (1000, 0), (380, 1)])
+def test_a_browser_shows_it_without_a_network(tmp_path: Path, data: Path, width: int, scheme: int) -> None:
+    page_of(*seeds(tmp_path, data))
+    picture, height = tmp_path / f"report-{width}-{scheme}.png", 1400
+    assert BROWSER
+    command = [
+        *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"),
+        *(f"--window-size={width},{height}", f"--screenshot={picture}", f"file://{tmp_path / 'page.html'}"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("L"), float)
+    assert pixels.shape[0] == height
+    is_dark = pixels[5, 5] < 60
+    assert is_dark == (scheme == 0)
+    ink = np.abs(pixels - pixels[5, 5]) > 60
+    assert 0.01 < ink.mean() < 0.4, "there is something to read"
+    assert ink[height // 2 :].any(), "and not on top alone"
