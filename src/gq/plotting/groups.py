@@ -1,0 +1,78 @@
+"""Which runs belong together: seeds of one experiment; and what tells experiments apart, in few words."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gq.engine.runs import CHANGEABLE
+from gq.errors import GqError
+from gq.plotting.records import History, read_settings
+
+# Runs that differ in these alone are seeds of the same experiment. A schedule that falls depends on train.steps.
+INCIDENTAL = (*(key for key in CHANGEABLE if key != "train.steps"), "train.seed")
+NAMES_OF_KINDS = ("algo", "size", "data.dataset")  # these tell groups apart without saying which key they are
+MAX_DIFFERENCES = 3  # settings that a label names; where more differ, it names the run
+
+
+def groups_by_task(histories: Sequence[History]) -> list[tuple[str, str, list[History]]]:
+    """Return task, name and runs of each experiment, in the order of the runs."""
+    experiments: dict[str, list[History]] = {}
+    for history in histories:
+        experiments.setdefault(experiment_of(history.settings), []).append(history)
+    found = []
+    for task in dict.fromkeys(str(history.settings["task"]) for history in histories):
+        members = [group for group in experiments.values() if group[0].settings["task"] == task]
+        found += [(task, name, group) for name, group in zip(group_names(members), members, strict=True)]
+    return found
+
+
+def experiment_of(settings: dict[str, Any]) -> str:
+    """Return what seeds of one experiment have in common; of finetuned runs, their parents' settings too."""
+    kept = without_incidentals(settings)
+    if parent := str(kept.get("online.parent", "")):
+        with suppress(GqError):  # it is gone: runs belong together only if they name the same one
+            kept["online.parent"] = without_incidentals(read_settings(Path(parent)))
+    return json.dumps(kept, sort_keys=True)
+
+
+def without_incidentals(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that tell experiments apart."""
+    sections = tuple(key for key in INCIDENTAL if key.endswith("."))
+    return {key: value for key, value in settings.items() if key not in INCIDENTAL and not key.startswith(sections)}
+
+
+def group_names(groups: Sequence[Sequence[History]]) -> list[str]:
+    """Return what tells groups of runs apart, as short as can be; "" for a single group."""
+    settings = [json.loads(experiment_of(group[0].settings)) for group in groups]
+    names = [name_by(one, differing(settings, NAMES_OF_KINDS)) for one in settings]
+    if len(set(names)) < len(names):
+        for name in dict.fromkeys(names):
+            alike = [index for index, other in enumerate(names) if other == name]
+            keys = differing([settings[index] for index in alike])
+            for index in alike if keys else []:
+                few = len(keys) <= MAX_DIFFERENCES and "online.parent" not in keys
+                more = name_by(settings[index], keys) if few else groups[index][0].run.name
+                names[index] = ", ".join(filter(None, [name, more]))
+    return names
+
+
+def differing(settings: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> list[str]:
+    """Return the keys, of all or of the given ones, whose values are not the same everywhere."""
+    chosen = keys or sorted({key for one in settings for key in one})
+    return [key for key in chosen if len({json.dumps(one.get(key)) for one in settings}) > 1]
+
+
+def name_by(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    """Return the values of the keys as words."""
+    words = []
+    for key in keys:
+        value = settings.get(key, "none")
+        if key == "size":
+            words.append(f"size {value}")
+        elif key in NAMES_OF_KINDS:
+            words.append(str(value).rsplit("/", 1)[-1] if str(value).startswith("/") else str(value))
+        else:
+            words.append(f"{key} {value}")
+    return ", ".join(words)
