@@ -1,0 +1,209 @@
+"""What a Decision Transformer costs to train, in closed form: matrix products, and what is kept for the backward pass.
+
+H embed_dim, N query heads, G key/value heads, D head width, F mlp_dim, B windows of K steps, T = 3K tokens. The last
+block computes only the tokens that carry the loss, one of three.
+"""
+
+from dataclasses import dataclass
+
+from gq.models.config import ModelConfig, StochasticModelConfig
+
+TOKENS_PER_STEP = 3
+FLOAT32_BYTES = 4
+BFLOAT16_BYTES = 2
+INT64_BYTES = 8
+MASK_BYTES = 2  # of gq's dropout on a CPU
+FEW_DROPPED = 1 / 32  # up to this rate it keeps the places instead of a mask (gq.models.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """In which numbers, and by whose kernels, a model is computed: torch's, or on a CPU those of gq.models.fused."""
+
+    bfloat16: bool  # of matrix products; the residual stream and weights are float32 always
+    on_cpu: bool
+
+    @property
+    def element_bytes(self) -> int:
+        """Size of what matrix products take and give."""
+        return BFLOAT16_BYTES if self.bfloat16 else FLOAT32_BYTES
+
+
+@dataclass(frozen=True)
+class Product:
+    """So many products of [rows, inner] with [inner, columns], and as many again for each gradient that is needed."""
+
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+    num_gradients: int = 2
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the forward pass."""
+        return 2 * self.count * self.rows * self.inner * self.columns
+
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of the forward and the backward pass."""
+        return (1 + self.num_gradients) * self.flops
+
+    @property
+    def elements(self) -> int:
+        """Numbers that the forward pass reads and writes."""
+        return self.count * (self.rows * self.inner + self.inner * self.columns + self.rows * self.columns)
+
+
+def block_products(config: ModelConfig, batch_size: int, *, is_last: bool) -> list[Product]:
+    """Return the matrix products of one block."""
+    width, head_dim, num_heads = config.embed_dim, config.attention_head_dim, config.num_heads
+    num_tokens = TOKENS_PER_STEP * config.context_length
+    num_queries = config.context_length if is_last else num_tokens
+    rows, all_rows = batch_size * num_queries, batch_size * num_tokens
+    num_up = 1 if config.backbone == "gpt2" else 2  # qwen3 has a gate
+    return [
+        Product(rows, width, num_heads * head_dim),
+        Product(all_rows, width, 2 * config.num_kv_heads * head_dim),
+        Product(num_queries, head_dim, num_tokens, count=batch_size * num_heads),
+        Product(num_queries, num_tokens, head_dim, count=batch_size * num_heads),
+        Product(rows, num_heads * head_dim, width),
+        Product(rows, width, num_up * config.mlp_dim),
+        Product(rows, config.mlp_dim, width),
+    ]
+
+
+def outer_products(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> list[Product]:
+    """Return the matrix products before and after the blocks: embeddings, whose inputs need no gradient, and heads."""
+    rows, num_heads = batch_size * config.context_length, 1 + isinstance(config, StochasticModelConfig)
+    embeddings = [Product(rows, inner, config.embed_dim, num_gradients=1) for inner in (1, observation_dim, action_dim)]
+    return [*embeddings, Product(rows, config.embed_dim, action_dim, count=num_heads)]
+
+
+def training_products(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> list[Product]:
+    """Return all matrix products of an update."""
+    blocks = [
+        product
+        for index in range(config.num_layers)
+        for product in block_products(config, batch_size, is_last=index == config.num_layers - 1)
+    ]
+    outer = outer_products(config, observation_dim=observation_dim, action_dim=action_dim, batch_size=batch_size)
+    return blocks + outer
+
+
+def training_flops(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> int:
+    """Return the FLOPs of the matrix products that an update needs: what the usual rate of use (MFU) counts.
+
+    Scores count in full, although causality uses half of them; what checkpointing computes again does not.
+    """
+    products = training_products(config, observation_dim=observation_dim, action_dim=action_dim, batch_size=batch_size)
+    return sum(product.training_flops for product in products)
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Return the parameters of a block's matrices, without biases and gains."""
+    return sum(p.inner * p.columns for p in block_products(config, 1, is_last=True) if p.count == 1)
+
+
+def norm_bytes(config: ModelConfig, arithmetic: Arithmetic) -> int:
+    """Return what a norm over H keeps per token: its input, its statistics, and its output as the next one's input."""
+    element, width = arithmetic.element_bytes, config.embed_dim
+    if config.backbone == "gpt2":
+        return FLOAT32_BYTES * (width + 2) + element * width
+    kept = element if arithmetic.on_cpu else FLOAT32_BYTES  # the normalised input, or the input
+    return kept * width + FLOAT32_BYTES + element * width
+
+
+def mask_bytes(config: ModelConfig, arithmetic: Arithmetic) -> float:
+    """Return the size of a dropout's mask per number, or of its list of places."""
+    if not config.dropout:
+        return 0
+    if not arithmetic.on_cpu:
+        return 1
+    return INT64_BYTES * config.dropout if config.dropout <= FEW_DROPPED else MASK_BYTES
+
+
+def heads_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -> int:
+    """Return what making queries, keys and values of one window keeps besides what attention does."""
+    if config.backbone == "gpt2":
+        return 0
+    num_tokens = TOKENS_PER_STEP * config.context_length
+    kv_size = config.num_kv_heads * config.attention_head_dim * num_tokens
+    normed_size = config.num_heads * config.attention_head_dim * num_queries + kv_size
+    projected = arithmetic.element_bytes * (normed_size + kv_size)
+    statistics = FLOAT32_BYTES * (config.num_heads * num_queries + config.num_kv_heads * num_tokens)
+    if arithmetic.on_cpu and config.rotary:
+        return projected + statistics
+    # The normalised heads, and in bfloat16 a float32 copy of what they come from; values are part of the projection.
+    kept = FLOAT32_BYTES * normed_size * (1 + arithmetic.bfloat16) + statistics
+    return kept + projected * (not (arithmetic.on_cpu and arithmetic.bfloat16))
+
+
+def attention_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -> int:
+    """Return what attention keeps of one window of T tokens.
+
+    The fused kernel keeps its inputs and output and a number per head and query. On a CPU it is used in float32 without
+    dropout only; else all scores are kept after the softmax, in float32, and as they are multiplied with the values.
+    """
+    element, num_tokens = arithmetic.element_bytes, TOKENS_PER_STEP * config.context_length
+    query_size = config.num_heads * config.attention_head_dim * num_queries
+    kv_size = config.num_kv_heads * config.attention_head_dim * num_tokens
+    if not arithmetic.on_cpu or not (arithmetic.bfloat16 or config.dropout):
+        is_gpt2, is_contiguous = config.backbone == "gpt2", arithmetic.on_cpu and config.rotary
+        inputs = query_size + kv_size * (1 + (is_gpt2 or is_contiguous))  # else heads_bytes has the values
+        outputs = query_size * (1 + (is_contiguous and not is_gpt2))  # as it is laid out, and by token
+        return element * (inputs + outputs) + FLOAT32_BYTES * config.num_heads * num_queries
+    scores = config.num_heads * num_queries * num_tokens
+    if arithmetic.bfloat16:
+        per_score = FLOAT32_BYTES + element + mask_bytes(config, arithmetic)
+    else:  # torch repeats keys and values for their groups, and its mask is float32
+        kv_size, per_score = config.num_heads * config.attention_head_dim * num_tokens, 3 * FLOAT32_BYTES
+    return element * 2 * (query_size + kv_size) + round(scores * per_score)
+
+
+def block_bytes(config: ModelConfig, arithmetic: Arithmetic, *, is_last: bool) -> int:
+    """Return what a block keeps of one window for the backward pass, its input included."""
+    element, width, mlp_dim = arithmetic.element_bytes, config.embed_dim, config.mlp_dim
+    num_tokens = TOKENS_PER_STEP * config.context_length
+    num_queries = config.context_length if is_last else num_tokens
+    if config.backbone == "gpt2":
+        mlp = mlp_dim * (1 if config.activation == "relu" else 2)  # relu's output is its own record
+    else:
+        mlp = mlp_dim * (3 if arithmetic.on_cpu and config.activation == "silu" else 4)
+    norm = norm_bytes(config, arithmetic)
+    after = norm + element * mlp + 2 * width * mask_bytes(config, arithmetic)
+    heads = heads_bytes(config, arithmetic, num_queries) + attention_bytes(config, arithmetic, num_queries)
+    return round(norm * num_tokens + heads + after * num_queries)
+
+
+def activation_bytes(
+    config: ModelConfig,
+    arithmetic: Arithmetic,
+    *,
+    observation_dim: int,
+    action_dim: int,
+    batch_size: int,
+    checkpointing: bool = False,
+) -> int:
+    """Return what the forward pass keeps for the backward pass, as autograd saves it without a compiler.
+
+    bfloat16 copies of the blocks' weights are not among it. With checkpointing, every block keeps its input only, and
+    one block at a time is computed again.
+    """
+    element, width, num_steps = arithmetic.element_bytes, config.embed_dim, config.context_length
+    num_tokens = TOKENS_PER_STEP * num_steps
+    norm = norm_bytes(config, arithmetic)
+    inputs = num_steps * (element * (1 + observation_dim + action_dim) + INT64_BYTES * bool(config.num_positions))
+    # The norm's float32 input, or in gq's own the result; the output is the first block's input.
+    embedded = num_tokens * FLOAT32_BYTES * (width + 1 + (config.backbone == "gpt2"))
+    if config.backbone == "gpt2":
+        embedded += round(num_tokens * width * mask_bytes(config, arithmetic))
+    heads = num_steps * (norm + FLOAT32_BYTES * action_dim * (1 + isinstance(config, StochasticModelConfig)))
+    blocks = [
+        block_bytes(config, arithmetic, is_last=index == config.num_layers - 1) for index in range(config.num_layers)
+    ]
+    kept = sum(blocks)
+    if checkpointing:
+        block_input = FLOAT32_BYTES * width * num_tokens
+        kept = block_input * (config.num_layers - 1) + max(blocks)
+    return round(batch_size * (inputs + embedded + kept + heads))
