@@ -232,7 +232,26 @@ COMMANDS = (
     ["train", "bc"],
     ["train", "odt"],
     ["train", "tdmpc2"],
-    *([c] for c in ("download", "repair", "finetune", "distill", "plot", "eval", "render", "collect", "params")),
+    *(["runs", c] for c in ("list", "show", "rename", "remove", "prune")),
+    ["doctor"],
+    *(
+        [c]
+        for c in (
+            "download",
+            "repair",
+            "finetune",
+            "distill",
+            "plot",
+            "eval",
+            "report",
+            "compare",
+            "render",
+            "collect",
+            "push",
+            "pull",
+            "params",
+        )
+    ),
 )
 
 
@@ -247,9 +266,15 @@ def test_help_shows_examples_and_exit_codes() -> None:
         "distill",
         "plot",
         "eval",
+        "report",
+        "compare",
         "render",
         "collect",
+        "push",
+        "pull",
         "params",
+        "doctor",
+        "runs",
     ]
     for command in ([], ["train"], *COMMANDS):
         text = gq(*command, "--help").stdout

@@ -14,6 +14,7 @@ from gq.algos.dt import DTPolicy
 from gq.data.sampler import WindowSampler
 from gq.data.trajectories import Trajectories
 from gq.models.config import MLPConfig, ModelConfig
+from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
 
@@ -62,9 +63,9 @@ class Walk:
         self.forced = np.zeros(0)
         own = policy.model.act
 
-        def act(*context: Tensor) -> Tensor:
+        def act(*context: Tensor, **cached: ContextCache | None) -> Tensor:
             self.given = tuple(array.clone() for array in context)
-            self.own = own(*context)
+            self.own = own(*context, **cached)
             return torch.as_tensor(self.forced)
 
         monkeypatch.setattr(policy.model, "act", act)

@@ -1,6 +1,5 @@
 """The health report: histograms, targets, scale, and the picture."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gq.errors import GqError
-from gq.repairing.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale, write_picture
+from gq.plotting import style
+from gq.plotting.histograms import of_health, write_histograms
+from gq.repairing.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale
 
 
 def example() -> Health:
@@ -60,14 +61,14 @@ def test_bars_are_as_long_as_they_should() -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(style, "can_draw", lambda: False)
     with pytest.raises(GqError) as caught:
-        write_picture(tmp_path / "x.png", example(), "x")
+        write_histograms([of_health(example(), "x")], tmp_path / "x.png")
     assert caught.value.hint == 'pip install "gym-qwen[plot]"'
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    write_picture(tmp_path / "x.png", example(), "hopper")
+    write_histograms([of_health(example(), "hopper")], tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

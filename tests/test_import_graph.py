@@ -14,14 +14,14 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 # A module may import from its own floor and from those below it.
 FLOORS = [
     {"errors", "files", "threads", "versions", "paths", "models", "envs"},
-    {"config", "data", "repairing", "parameters", "video"},
+    {"config", "data", "repairing", "parameters", "devices", "predictions", "video"},
     {"presets", "algos", "evaluation", "planning"},
     {"engine"},
-    {"rendering", "collecting", "plotting"},
+    {"rendering", "collecting", "plotting", "reporting", "sharing", "managing", "doctoring"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-BASICS = {"errors", "files", "paths"}
+BASICS = {"errors", "files", "paths", "threads"}
 # These rooms keep apart from the others on their floor and below: all that they may import besides themselves.
 APART = {
     "errors": set(),

@@ -13,47 +13,17 @@ from PIL import Image
 
 from commandline import gq, gq_child
 from gq import presets
-from gq.cli.plot import as_csv
-from gq.config import RunConfig, to_toml
+from gq.config import to_toml
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.official import official_curve
-from gq.plotting import picture
-from gq.plotting.curves import Learning, compact, read_learning, running_mean
+from gq.plotting import picture, style
+from gq.plotting.curves import Learning, read_learning, running_mean
+from gq.plotting.learning import learning_drawing, lines_of
 from gq.plotting.records import read_history, read_records
-from gq.plotting.terminal import draw_lines, lines_of
-
-TASK = "cartpole-swingup"
-
-
-def write_run(folder: Path, config: RunConfig, records: list[dict[str, Any]]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(to_toml(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-def world_run(folder: Path, *, scale: float = 1.0, num_points: int = 4, every: int = 20_000, **settings: Any) -> Path:
-    """Write a TD-MPC2 run whose plans earn 100, 200, ... times `scale`, evaluated every so many decisions."""
-    records: list[dict[str, Any]] = [{"step": 0, "decisions": 500, "frames": 1000, "episode/return_mean": 7.0}]
-    for index in range(1, num_points + 1):
-        position = {"step": index * every - 10, "decisions": index * every, "frames": 2 * index * every}
-        records.append({**position, "loss": 0.5})
-        earned = {"eval/return_mean": 100 * index * scale, "eval/policy_return_mean": 50 * index * scale}
-        records.append(position | earned | {"eval/return_std": 1.0})
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
-    return write_run(folder, presets.tdmpc2("1").replace({"task": TASK, **changes}), records)
-
-
-def transformer_run(folder: Path, *, algo: str = "dt", shift: float = 0.0, **settings: Any) -> Path:
-    """Write a run on Hopper that is asked for 1000 and 3000, and earns 900 and 2000 more or less."""
-    records: list[dict[str, Any]] = [{"step": 50, "loss": 1.0}]
-    for step in (100, 200):
-        earned = {"eval/target_1000/return_mean": 900.0 + shift, "eval/target_3000/return_mean": 2000.0 + step + shift}
-        records.append({"step": step, **earned, "eval/target_1000/return_std": 3.0})
-    config = presets.dt("1m") if algo == "dt" else presets.bc()
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
-    return write_run(folder, config.replace({"task": "Hopper-v5", "data.dataset": "d", **changes}), records)
+from gq.plotting.style import brief, compact, shorter
+from gq.plotting.terminal import draw_lines
+from plotted import TASK, transformer_run, world_run, write_run
 
 
 def by_name(learning: Learning) -> dict[str, Any]:
@@ -165,16 +135,34 @@ def test_two_seeds_have_a_band_from_the_lower_to_the_higher(tmp_path: Path) -> N
     assert curve.low.tolist() == [100, 200, 300, 400]
     assert curve.high.tolist() == [200, 400, 600, 800]
     assert curve.runs == ("a", "b")
-    assert learning.caption().startswith("band of two runs: from the lower to the higher")
+    assert curve.band == "min-max"
+    assert learning.caption().startswith("mean over runs; band: lowest to highest; ")
 
 
-def test_three_seeds_have_a_band_of_a_standard_deviation(tmp_path: Path) -> None:
+def test_four_seeds_have_a_band_from_the_lowest_to_the_highest_and_five_a_bootstrap_interval(tmp_path: Path) -> None:
+    runs = [world_run(tmp_path / str(seed), scale=1 + seed, train__seed=seed) for seed in range(5)]
+    few, many = (read_learning(some).curves[0] for some in (runs[:4], runs))
+    assert (few.band, few.mean[0], few.low[0], few.high[0]) == ("min-max", 250, 100, 400)
+    assert (many.band, many.mean[0]) == ("bootstrap", 300)
+    assert 150 < many.low[0] < 210
+    assert 390 < many.high[0] < 450
+    assert many.low[3] == pytest.approx(4 * many.low[0]), "the same runs are drawn for all points"
+    assert "band: 95 % bootstrap interval" in read_learning(runs).caption()
+
+
+def test_the_mean_of_the_middle_half_ignores_an_outlier(tmp_path: Path) -> None:
+    runs = [world_run(tmp_path / str(seed), scale=scale, train__seed=seed) for seed, scale in enumerate([1, 2, 3, 90])]
+    (iqm, mean) = (read_learning(runs, aggregate=how).curves[0].mean[0] for how in ("iqm", "mean"))
+    assert (iqm, mean) == (250, 2400)
+    assert read_learning(runs, aggregate="iqm").caption().startswith("interquartile mean over runs; ")
+
+
+def test_a_band_can_be_chosen_and_left_out(tmp_path: Path) -> None:
     runs = [world_run(tmp_path / str(seed), scale=1 + seed, train__seed=seed) for seed in range(3)]
-    learning = read_learning(runs)
-    curve = by_name(learning)["planning (3 runs)"]
-    assert curve.mean[0] == 200
-    assert (curve.low[0], curve.high[0]) == pytest.approx((100, 300))
-    assert learning.caption().startswith("band: mean ± standard deviation over runs")
+    curve = read_learning(runs, band="bootstrap").curves[0]
+    assert (curve.band, curve.low[0], curve.high[0]) == ("bootstrap", 100, 300)
+    curve = read_learning(runs, band="none").curves[0]
+    assert (curve.band, curve.low, curve.mean[0]) == ("", None, 200)
 
 
 def test_a_mean_ends_where_the_shortest_run_ends_and_fills_points_between(tmp_path: Path) -> None:
@@ -298,8 +286,11 @@ def test_the_json_document(tmp_path: Path) -> None:
     assert document["curves"][0] == {
         "label": "planning (2 runs)",
         "task": TASK,
+        "metric": "return",
         "series": "planning",
         "x_name": "frames",
+        "aggregate": "mean",
+        "band": "min-max",
         "x": [40_000, 80_000, 120_000, 160_000],
         "mean": [150, 300, 450, 600],
         "low": [100, 200, 300, 400],
@@ -317,7 +308,7 @@ def test_the_csv_has_every_point(tmp_path: Path) -> None:
     result = gq("plot", run, "--csv")
     assert result.exit_code == 0, result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    assert result.stdout == as_csv(read_learning([run])) + "\n"
+    assert result.stdout == learning_drawing(read_learning([run])).csv() + "\n"
     assert rows[1]["label"] == "planning"
     assert (float(rows[1]["x"]), float(rows[1]["mean"]), rows[1]["low"]) == (80_000, 200, "")
     official = [row for row in rows if row["series"] == "official"]
@@ -371,12 +362,13 @@ def test_people_get_a_table(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_are_still_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "can_draw", lambda: False)
+    monkeypatch.setattr(style, "can_draw", lambda: False)
     run = world_run(tmp_path / "a")
     result = gq("plot", run)
     assert result.exit_code == 0
     assert result.stderr == 'no picture file, which needs matplotlib: pip install "gym-qwen[plot]"\n'
-    assert result.stdout.startswith("return by frames")
+    assert result.stdout.startswith(f"{TASK}\nreturn\n839┤"), "the picture is drawn in characters"
+    assert "\nreturn by frames " in result.stdout
     for arguments in (["-q"], ["--output", tmp_path / "a.png"]):
         result = gq("plot", run, *arguments)
         assert result.exit_code == 1
@@ -384,20 +376,16 @@ def test_without_matplotlib_there_are_still_the_data(tmp_path: Path, monkeypatch
     assert not (run / "plots").exists()
 
 
-def test_asked_and_achieved_returns_are_a_panel_of_their_own(tmp_path: Path) -> None:
-    runs = [transformer_run(tmp_path / "a"), transformer_run(tmp_path / "b", shift=100, train__seed=1)]
-    wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
-    assert gq("plot", *runs, "--output", wide).exit_code == 0
-    assert gq("plot", transformer_run(tmp_path / "c", algo="bc"), "--output", narrow).exit_code == 0
-    with Image.open(wide) as two, Image.open(narrow) as one:
-        assert two.width == 2 * one.width
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "a.pdf"], "a.pdf is not a picture's name"),
+        (["--output", "a.jpg"], "a.jpg is neither a picture's name nor .csv"),
         (["--json", "--csv"], "--json and --csv exclude each other"),
+        (["--terminal", "--json"], "--json and --terminal exclude each other"),
+        (["--terminal", "-o", "a.png"], "--terminal and --output exclude each other"),
+        (["--asked", "--sweep"], "--asked and --sweep exclude each other"),
+        (["--asked", "--metric", "loss"], "--metric is for learning curves"),
+        (["--asked"], "is a tdmpc2 run, which is asked for no return"),
         (["--smooth", "0"], "--smooth must be at least 1, not 0"),
         (["--x", "environment-steps"], "does not count environment-steps"),
         (["--x", "wall-time"], "'wall-time' is not one of"),
@@ -435,24 +423,50 @@ def test_the_picture_in_a_terminal(tmp_path: Path) -> None:
     learning = read_learning([world_run(tmp_path / "a")])
     lines = lines_of(learning, TASK)
     assert [line.letter for line in lines] == ["a", "b", "*"]
-    rows = ["".join(character for character, _ in row) for row in draw_lines(lines, width=60, x_name="frames")]
+    cells = draw_lines(lines, width=60, x_name="frames", y_name="return")
+    rows = ["".join(character for character, _ in row) for row in cells]
     assert max(map(len, rows)) <= 60
-    assert rows[0].startswith("839 ┤")
-    assert rows[0].endswith("*")
+    assert rows[0] == "return"
+    assert rows[1].startswith("839┤")
+    assert rows[1].index("*") == 4 + round(56 * 100 / 160) - 1, "it ends at 100k of 160k frames"
     assert rows[-4].endswith("160k frames")
-    assert rows[-3:] == ["     a planning", "     b policy alone", "     * TD-MPC2 paper's results, 3 seeds"]
-    assert [row[-1] for row in rows[:12] if row[-1] in "ab"] == ["a", "b"], "planning ends higher"
-    rising = [max(row.find(chr(code)) for code in range(0x2801, 0x2900)) for row in rows[:12]]
+    assert rows[-3:] == ["  a planning", "  b policy alone", "  * TD-MPC2 paper's results, 3 seeds"]
+    assert [row[-1] for row in rows[1:13] if row[-1] in "ab"] == ["a", "b"], "planning ends higher"
+    marks = "".join(rows[1:13])
+    assert (marks.count("a"), marks.count("b")) == (2, 2), "lines are told apart without colours"
+    rising = [max(row.find(chr(code)) for code in range(0x2801, 0x2900)) for row in rows[1:13]]
     assert rising[6] > rising[9] > 0
+
+
+def test_a_long_name_takes_several_rows(tmp_path: Path) -> None:
+    learning = read_learning([world_run(tmp_path / "a")])
+    rows = [
+        "".join(text for text, _ in row)
+        for row in draw_lines(lines_of(learning, TASK), width=25, x_name="x", y_name="y")
+    ]
+    assert rows[-2:] == ["  * TD-MPC2 paper's", "    results, 3 seeds"]
+
+
+def test_what_has_a_single_point_is_seen(tmp_path: Path) -> None:
+    run = world_run(tmp_path / "a", num_points=1)
+    output = tmp_path / "a.png"
+    assert gq("plot", run, "--output", output).exit_code == 0
+    with Image.open(output) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    is_orange = (pixels[..., 0] > 200) & (pixels[..., 1] < 140) & (pixels[..., 2] < 60)
+    rows = np.flatnonzero(is_orange.any(axis=1))
+    assert np.diff(rows).max() > 50, "the policy alone has a marker, and a name in the legend below"
 
 
 def test_lines_of_one_value_and_below_zero_can_be_drawn(tmp_path: Path) -> None:
     run = world_run(tmp_path / "a", scale=-1.0, num_points=1)
     learning = read_learning([run], x="updates")
-    rows = draw_lines(lines_of(learning, TASK), width=10, x_name="updates")
-    assert "".join(character for character, _ in rows[11]).startswith("-100 ┤")
+    rows = draw_lines(lines_of(learning, TASK), width=10, x_name="updates", y_name="return")
+    assert "".join(character for character, _ in rows[12]).startswith("-100┤")
     assert gq("plot", run).exit_code == 0
 
 
-def test_numbers_of_steps_are_short() -> None:
+def test_numbers_are_short() -> None:
     assert [compact(number) for number in (0, 500, 20_000, 1_500_000)] == ["0", "500", "20k", "1.5M"]
+    assert [shorter(number) for number in (0, 2077.74, 20_000)] == ["0", "2078", "20k"]
+    assert [brief(number) for number in (2801.4, 0.012345, -3.14159, 1_234_567)] == ["2801", "0.0123", "-3.14", "1.23M"]

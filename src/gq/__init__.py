@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gq.data.datasets import download as download
     from gq.data.datasets import load_dataset as load_dataset
     from gq.engine.building import load_run as load_run
+    from gq.engine.comparing import compare_runs as compare  # noqa: F401
     from gq.engine.distill_settings import DistillSettings as DistillSettings
     from gq.engine.distilling import distill as distill
     from gq.engine.evaluate import evaluate as evaluate
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from gq.paths import find_run as find_run
     from gq.rendering import render as render
     from gq.repairing.repair import repair as repair
+    from gq.reporting.report import report as report
 
 _WHERE = {
     "DistillSettings": ("gq.engine.distill_settings", "DistillSettings"),
     "GqError": ("gq.errors", "GqError"),
+    "compare": ("gq.engine.comparing", "compare_runs"),
     "collect": ("gq.collecting", "collect"),
     "distill": ("gq.engine.distilling", "distill"),
     "download": ("gq.data.datasets", "download"),
@@ -43,6 +46,7 @@ _WHERE = {
     "prepare_finetuning": ("gq.engine.finetuning", "prepare_finetuning"),
     "presets": ("gq.presets", None),
     "repair": ("gq.repairing.repair", "repair"),
+    "report": ("gq.reporting.report", "report"),
     "render": ("gq.rendering", "render"),
     "train": ("gq.engine.offline", "train"),
     "train_world_model": ("gq.engine.world_training", "train_world_model"),

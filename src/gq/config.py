@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from gq.errors import UsageError, suggest
-from gq.models.config import Count, MLPConfig, ModelConfig, StochasticModelConfig
+from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
 
 Natural = Annotated[int, Ge(0)]
@@ -30,6 +30,7 @@ class DataConfig:
     mode: Literal["normal", "delayed"] = "normal"  # delayed: all reward counts as given at the episode's end
     top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # keep the episodes of highest return, by share of rows
     return_scale: Positive = 1000.0  # returns-to-go are divided by this
+    placement: Literal["auto", "device", "stream"] = "auto"  # stream: windows are fetched from host memory or the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,9 @@ class TrainConfig(UpdateConfig):
     """The same, with a number of updates."""
 
     steps: Count = 4000
+    checkpoint_activations: bool = False  # the backward pass computes each block again: less memory, more time
+    parallel: Literal["auto", "replicated", "sharded"] = "auto"  # of several processes, what each holds of the model
+    compile: Literal["auto", "on", "off"] = "auto"  # the updates of dt and bc; auto: on a GPU, for long runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,8 @@ class TargetEvalConfig(EvalConfig):
     """The same, for policies that are asked for a return."""
 
     targets: tuple[Finite, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
+    # A transformer's, of K steps: always the last K; or growing to K, then anew from the last K / 2, which is faster.
+    context: Context = "sliding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +100,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Mirrors of metrics.jsonl; neither can stop a run."""
+    """Trackers, which get copies of metrics.jsonl; none can stop a run."""
 
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "gq"
+    trackio: bool = False
+    trackio_project: str = "gq"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gq.config import TDMPC2Config
 from gq.envs.tasks import resolve_task
-from gq.models import world_costs
+from gq.models import transformer_costs, world_costs
 from gq.models.config import ModelConfig, StochasticModelConfig
 from gq.models.sizes import SIZES, resolve_size
 from gq.models.world_config import parameter_counts
@@ -262,18 +262,13 @@ def forward_flops_per_token(config: ModelConfig, observation_dim: int, action_di
 def training_memory_bytes(config: ModelConfig, parameters: int, batch_size: int) -> int:
     """Return the memory of a training step in float32, without the data and the allocator's reserve.
 
-    16 bytes per parameter, and what the forward pass keeps for the backward pass: per token and layer
-    4H + 5.5(N + G)D + 4F floats for qwen3 and 4H + 4ND + 2F for gpt2 (F with relu), as autograd saves them without
-    dropout. It is within 20 % above the truth for three layers, closer for more; bfloat16 takes 10 to 20 % less.
+    16 bytes per parameter, and what the forward pass keeps for the backward pass on a CPU; gq.predictions knows others.
     """
-    head_dim, mlp_dim = config.attention_head_dim, config.mlp_dim
-    if config.backbone == "gpt2":
-        kept = 4 * config.num_heads * head_dim + (mlp_dim if config.activation == "relu" else 2 * mlp_dim)
-    else:
-        kept = 11 * (config.num_heads + config.num_kv_heads) * head_dim // 2 + 4 * mlp_dim
-    num_tokens = batch_size * TOKENS_PER_STEP * config.context_length
-    activations = num_tokens * config.num_layers * (4 * config.embed_dim + kept) * FLOAT32_BYTES
-    return TRAINED_BYTES * parameters + activations
+    arithmetic = transformer_costs.Arithmetic(bfloat16=False, on_cpu=True)
+    kept = transformer_costs.activation_bytes(
+        config, arithmetic, observation_dim=0, action_dim=0, batch_size=batch_size
+    )
+    return TRAINED_BYTES * parameters + kept
 
 
 def kv_cache_bytes(config: ModelConfig) -> int:

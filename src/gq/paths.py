@@ -42,7 +42,7 @@ def all_runs() -> list[Path]:
     folder = runs_folder()
     if not folder.is_dir():
         return []
-    runs = [path for path in folder.iterdir() if is_run(path)]
+    runs = [path for path in folder.iterdir() if not path.name.startswith(".") and is_run(path)]
     return sorted(runs, key=lambda run: ((run / "config.toml").stat().st_mtime_ns, run.name), reverse=True)
 
 
@@ -99,6 +99,19 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
     known = [run.name for run in runs]
     otherwise = f"the newest run is {known[0]}" if known else "train one first: gq train dt"
     raise UsageError(f"there is no run {name}", hint=suggest(name, known, otherwise=otherwise))
+
+
+def find_whole_run(name: str) -> Path:
+    """Return a run by its id, a unique prefix or its own path; a path to something inside it is refused.
+
+    Raises:
+        UsageError: no run or more than one fits, or the path leads into one.
+    """
+    run, _ = find_run(name)
+    path = Path(name).expanduser()
+    if path.exists() and path.resolve() != run.resolve():
+        raise UsageError(f"{path} is inside a run, not a run", hint=f"to mean all of it, name {run}")
+    return run
 
 
 def checkpoint_folder_of(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Process settings that must be made before torch is imported."""
+"""Cores and threads: settings that must be made before torch is imported, and how many cores there are."""
 
 import os
 
@@ -13,3 +13,8 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Online Decision Transformer (arXiv 2202.05607): likelihood under a constraint on the entropy, and its policy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -12,6 +12,7 @@ from gq.algos.dt import DTPolicy
 from gq.algos.supervised import SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
 from gq.config import EntropyConfig, OptimConfig, TrainConfig, UpdateConfig
 from gq.data.sampler import Batch, Sampler
+from gq.models.config import Context
 from gq.models.distributions import ActionDistribution
 from gq.models.stochastic_transformer import StochasticTransformer
 
@@ -80,8 +81,9 @@ class ODTLearner(SupervisedLearner):
         entropy: EntropyConfig,
         *,
         autocast: Callable[[], AbstractContextManager],
+        average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
-        super().__init__(model, self.measure, sampler, optim, train, autocast=autocast)
+        super().__init__(model, self.measure, sampler, optim, train, autocast=autocast, average=average)
         action_dim = len(model.scaling.action_low)
         self.constraint = EntropyConstraint(entropy, action_dim, self.num_skipped.device)
         self.step_offset = 0  # steps of a parent whose warm-up goes on
@@ -176,9 +178,16 @@ class ODTPolicy(DTPolicy):
     model: StochasticTransformer
 
     def __init__(
-        self, model: StochasticTransformer, *, autocast: Callable, delayed: bool = False, stochastic: bool = False
+        self,
+        model: StochasticTransformer,
+        *,
+        autocast: Callable,
+        delayed: bool = False,
+        context: Context = "sliding",
+        stochastic: bool = False,
     ) -> None:
-        super().__init__(model, autocast=autocast, delayed=delayed, context_length=model.config.acting_context)
+        length = model.config.acting_context
+        super().__init__(model, autocast=autocast, delayed=delayed, context=context, context_length=length)
         self.stochastic = stochastic
 
     @torch.no_grad()
@@ -186,4 +195,4 @@ class ODTPolicy(DTPolicy):
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
         context = self.context(rows, observations)
         draws = torch.randn(len(rows), self.action_dim, device=self.device) if self.stochastic else None
-        return self.model.act(*context, draws).float().cpu().numpy()
+        return self.model.act(*context, draws, cache=self.cache).float().cpu().numpy()

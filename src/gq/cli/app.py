@@ -4,8 +4,24 @@ from typing import Annotated
 
 import typer
 
-from gq.cli import collect, distill, download, evaluate, finetune, params, plot, render, repair
+from gq.cli import (
+    collect,
+    compare,
+    distill,
+    doctor,
+    download,
+    evaluate,
+    finetune,
+    params,
+    plot,
+    pull,
+    push,
+    render,
+    repair,
+    report,
+)
 from gq.cli.errors import EXIT_CODES, Group
+from gq.cli.runs_changes import runs_app
 from gq.cli.train_tdmpc2 import train_app
 
 EPILOG = f"""\b
@@ -18,9 +34,15 @@ Examples:
   gq distill --latest                    a network to correct plans with
   gq plot --latest                       how it learnt
   gq eval --latest                       its returns, with intervals
+  gq report --latest                     all of it on one page
+  gq compare runs/a runs/b               which one is better, and how sure
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes
+  gq push --latest me/hopper             on the Hub, for a colleague
+  gq pull me/hopper                      who gets it so
   gq params                              what models cost
+  gq runs                                what was trained so far
+  gq doctor                              what is wrong here, and what mends it
 
 {EXIT_CODES}
 
@@ -58,13 +80,19 @@ def root(
 app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache.")(download.download)
 app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
+app.add_typer(runs_app, name="runs", short_help="List, show and remove runs.")
 app.command(epilog=finetune.EXAMPLES, short_help="Finetune a policy on its own episodes.")(finetune.finetune)
 app.command(epilog=distill.EXAMPLES, short_help="Teach a network to correct plans.")(distill.distill)
 app.command(epilog=plot.EXAMPLES, short_help="Draw learning curves.")(plot.plot)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
+app.command(epilog=report.EXAMPLES, short_help="Write a report card of runs.")(report.report)
+app.command(epilog=compare.EXAMPLES, short_help="Say which of two runs is better.")(compare.compare)
 app.command(epilog=render.EXAMPLES, short_help="Film a run.")(render.render)
 app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)
+app.command(epilog=push.EXAMPLES, short_help="Put a run or a dataset on the Hub.")(push.push)
+app.command(epilog=pull.EXAMPLES, short_help="Get a run from the Hub.")(pull.pull)
 app.command(epilog=params.EXAMPLES, short_help="Report what models cost.")(params.params)
+app.command(epilog=doctor.EXAMPLES, short_help="Examine this machine, the cache and the runs.")(doctor.doctor)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """What `gq download` says of datasets without fetching any: the list, a plan, a verification, a removal."""
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from gq.cli.asking import ask
 from gq.cli.output import Output
 from gq.errors import GqError, UsageError
 
@@ -14,7 +14,9 @@ LEGEND = "~ is about; returns with ~ are read off a training curve. More of a ro
 
 
 def size_text(num_bytes: int, *, is_exact: bool) -> str:
-    """Return a size for people: `about 110 MB`, or `2.95 GB` where it is known."""
+    """Return a size for people: `about 110 MB`, or `2.95 GB` where it is known; 0 bytes are of an unknown size."""
+    if not num_bytes:
+        return "unknown size"
     text = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
     return text if is_exact else f"about {text}"
 
@@ -153,22 +155,12 @@ def show_verified(output: Output, entries: "list[DatasetEntry]") -> None:
         raise GqError(f"{len(damaged)} of {len(found)} not sound: {names}", hint=damaged[0].mend)
 
 
-def is_terminal() -> bool:
-    """Tell whether there is somebody to ask."""
-    return sys.stdin.isatty()
-
-
 def show_removed(output: Output, entries: "list[DatasetEntry]", *, yes: bool) -> None:
     """Remove datasets from the cache after asking, and print what that freed."""
     from gq.data.cache import remove
 
     names = ", ".join(entry.id for entry in entries)
-    if not yes:
-        if not is_terminal():
-            raise UsageError(f"not removing {names} without being sure", hint="add --yes")
-        import typer
-
-        typer.confirm(f"remove {names} from the cache?", abort=True, err=True)
+    ask(f"remove {names} from the cache?", refusal=f"not removing {names} without being sure", yes=yes)
     documents: list[dict[str, Any]] = []
     for entry in entries:
         num_bytes = remove(entry)

@@ -128,7 +128,7 @@ def distill(
 def draw(distilled: "Distilled", output: Output) -> None:
     """Draw the losses of each corrector beside it, where matplotlib is installed."""
     from gq.plotting.losses import write_losses
-    from gq.plotting.picture import INSTALL, can_draw
+    from gq.plotting.style import INSTALL, can_draw
 
     if not can_draw():
         output.detail(f"no pictures of the losses: {INSTALL}")

@@ -23,6 +23,7 @@ Examples:
   gq download tdmpc2/dog-run-1           an official TD-MPC2 agent, as a run
   gq download tdmpc2/mt30-19M --task walker-walk
   gq download mine.pt --task dog-run     the same from a file
+  gq download hf://me/data@v1            a dataset of the Hub
   gq download --list humanoid
   gq download --verify"""
 
@@ -39,7 +40,7 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="[ID]...",
-            help="Names of datasets and checkpoints, or .pt files; with --list words to look for.",
+            help="Names of datasets and checkpoints, hf://ORG/NAME, or .pt files; with --list words to look for.",
             autocompletion=options.complete_from(known_names),
             show_default=False,
         ),

@@ -55,8 +55,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def fail(message: str, hint: str, exit_code: int) -> None:
-    """Print an error and end the process."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    """Print an error, of several processes with the number of this one, and end the process."""
+    from gq.engine.distributed import rank
+
+    which = f"process {rank()}: " if rank() else ""
+    typer.echo(f"error: {which}{' '.join(message.split())}", err=True)
     if hint:
         typer.echo(f"hint: {' '.join(hint.split())}", err=True)
     raise typer.Exit(exit_code)

@@ -1,6 +1,6 @@
 """`gq eval`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +52,13 @@ def evaluate(
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
+    context: Annotated[
+        Literal["sliding", "blocks"] | None,
+        typer.Option(
+            help="What a transformer sees: always its last K steps, or up to K and then anew from K / 2, which is much "
+            "faster; default: the run's eval.context."
+        ),
+    ] = None,
     device: options.Device = "auto",
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
@@ -95,6 +102,7 @@ def evaluate(
             seed=seed,
             stochastic=stochastic,
             device=device or "auto",
+            context=context,
             watch=lambda step: move(turn[0] * limit + step.index + 1, turn[1] * limit),
             begin=begin,
         )
@@ -147,6 +155,8 @@ def caption(evaluation: "Evaluation") -> str:
         parts.append(f"after {counts} (action repeat {evaluation.action_repeat})")
     if evaluation.stochastic:
         parts.append("actions sampled")
+    if evaluation.context == "blocks":
+        parts.append("contexts in blocks")
     return ", ".join(parts)
 
 

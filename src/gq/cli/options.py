@@ -60,6 +60,13 @@ def known_world_model_sizes() -> list[str]:
     return list(WORLD_MODEL_SIZES)
 
 
+def known_devices() -> list[str]:
+    """Return the devices that figures are known of."""
+    from gq.devices import known_devices
+
+    return known_devices()
+
+
 def known_modes() -> list[str]:
     """Return the names of ways to execute plans; others can be put together like these."""
     from gq.planning.modes import MODES

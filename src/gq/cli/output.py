@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gq.engine.distributed import rank
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,6 +25,8 @@ class Output:
         no_color: bool = False,
         no_progress: bool = False,
     ) -> None:
+        self.is_heard = rank() == 0  # of several processes, one speaks
+        quiet = quiet or not self.is_heard
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
         self.no_color = no_color or bool(os.environ.get("NO_COLOR"))
         self.show_progress = not (no_progress or quiet) and sys.stderr.isatty()
@@ -61,6 +65,8 @@ class Output:
 
     def result(self, document: Any, *, quiet: Any, human: Any) -> None:
         """Print the result: `document` with --json, `quiet` with -q, else `human`, text or a Rich renderable."""
+        if not self.is_heard:
+            return
         if self.json_mode:
             print(json.dumps(document, indent=2, allow_nan=False), flush=True)
         elif self.quiet:
@@ -70,14 +76,14 @@ class Output:
         else:
             self.console().print(human)
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-        """Return a table; columns after the first are aligned to the right."""
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> Any:
+        """Return a table; the first columns are aligned to the left, all others to the right."""
         from rich import box
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
         for index, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+            table.add_column(heading, justify="left" if index < num_left else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         return table

@@ -19,6 +19,7 @@ Examples:
   gq params                              every size
   gq params 0.6b --dataset humanoid      with tokens per parameter
   gq params tdmpc2 --task dog-run        world models, their plans and updates
+  gq params --device h100 --world-size 8 --size 1.9b    memory and time there
   gq params runs/a --json"""
 
 
@@ -44,8 +45,8 @@ def params(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
-            autocompletion=options.complete_from(options.known_world_model_sizes),
+            help="As SIZE; of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
+            autocompletion=options.complete_from(options.known_sizes, options.known_world_model_sizes),
         ),
     ] = None,
     dataset: Annotated[
@@ -59,8 +60,20 @@ def params(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Windows computed at once, for the memory; default: 64, of tdmpc2 the run's or 256."
+            metavar="N",
+            help="Windows computed at once, for the memory, or in an update of --device; default: 64, of tdmpc2 256.",
         ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Predict memory and time of training on it: h100, l4, ..., or cpu for this one.",
+            autocompletion=options.complete_from(options.known_devices),
+        ),
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(metavar="N", help="So many of these devices in one machine; default: 1.")
     ] = None,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
@@ -76,17 +89,38 @@ def params(
         from gq.paths import find_run
 
         model = str(find_run(None, latest=True)[0])
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
+    if size in SIZES and model is None:
+        model, size = size, None
+    refuse_numbers(batch_size, device, world_size)
     config = None if model is None or model in (WORLD, *SIZES) else run_config(model)
     if model == WORLD or (config and config.algo == WORLD):
-        if dataset:
-            raise UsageError("--dataset is for transformers", hint="TD-MPC2 makes its own data: leave it away")
+        if dataset or device:
+            hint = "TD-MPC2 makes its own data: leave it away" if dataset else "gq params tdmpc2, without --device"
+            raise UsageError(f"{'--dataset' if dataset else '--device'} is for transformers", hint=hint)
         show_world_models(output, config, task, size, batch_size)
-        return
-    if size:
+    elif size:
         raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
-    reports, on_task = collect(model, config, task, dataset, batch_size or 64)
+    elif device:
+        from gq.cli.predicting import show_predictions
+
+        show_predictions(output, model, config, task, dataset, batch_size, device, world_size or 1)
+    else:
+        show_transformers(output, model, config, task, dataset, batch_size or 64)
+
+
+def refuse_numbers(batch_size: int | None, device: str | None, world_size: int | None) -> None:
+    """Raise UsageError for a number that is none, or of devices that are not named."""
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
+    if world_size is not None and (world_size < 1 or device is None):
+        raise UsageError("--world-size says how many devices", hint="for example --device h100 --world-size 8")
+
+
+def show_transformers(
+    output: Output, model: str | None, config: Any, task: str | None, dataset: str | None, batch_size: int
+) -> None:
+    """Print what Decision Transformers cost."""
+    reports, on_task = collect(model, config, task, dataset, batch_size)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
     too_large = [report for report in reports if report.warning]
     if len(too_large) == 1:
@@ -135,6 +169,8 @@ def run_config(name: str) -> Any:
     try:
         folder, _ = find_run(name)
     except GqError as error:
+        if any(run.startswith(name) for run in options.known_runs()):  # it fits several
+            raise
         hint = suggest(name, [*SIZES, WORLD]) or error.hint
         raise UsageError(f"{name} is neither a size ({', '.join(SIZES)}), {WORLD} nor a run", hint=hint) from None
     config = read_config(folder)

@@ -1,7 +1,5 @@
 """`gq plot`."""
 
-import csv
-import io
 import shutil
 import sys
 from datetime import datetime
@@ -14,42 +12,76 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.plotting.curves import Learning
-    from gq.plotting.sweep import Sweep
+    from gq.plotting.drawing import Drawing
 
 EXAMPLES = """\b
 Examples:
   gq plot --latest                       a png in the run's folder
   gq plot seed-0 seed-1 seed-2 --output curve.svg
-  gq plot runs/a runs/b --x updates --csv
+  gq plot runs/a runs/b --metric loss --smooth 5 --x seconds
+  gq plot runs/a runs/b --aggregate iqm --output points.csv
+  gq plot --latest --asked               achieved over asked returns
   gq plot --latest --sweep               after gq eval --mode sweep
-Runs that differ only by their seed become one line with a band. Runs of
-TD-MPC2 are shown beside its authors' results where they published some."""
-NUM_COLUMNS = 4  # of values in the table
+  gq plot builtin/hopper/medium          what data are like
+Runs that differ only by their seed become one line with a band: from the
+lowest to the highest of fewer than five runs, else a bootstrap interval.
+Runs of TD-MPC2 are shown beside its authors' results where they published
+some. Without matplotlib the picture is drawn in the terminal."""
+DATA_SUFFIXES = (".hdf5", ".h5", ".pkl")
+CURVES_ONLY = {"x": "auto", "smooth": 1, "metric": None}  # options for learning curves, and what they are by default
+
+
+def newest_metrics() -> list[str]:
+    """Return the metrics of the newest run, for completion."""
+    from gq.paths import all_runs
+    from gq.plotting.records import known_metrics, read_records
+
+    runs = all_runs()
+    return known_metrics(read_records(runs[0] / "metrics.jsonl")) if runs else []
 
 
 def plot(
-    runs: Annotated[
+    names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN",
-            help="Ids of runs, unique prefixes of them, or paths.",
-            autocompletion=options.complete_from(options.known_runs),
+            metavar="RUN|DATASET",
+            help="Ids of runs, unique prefixes of them, or paths; or datasets.",
+            autocompletion=options.complete_from(options.known_runs, options.known_datasets),
         ),
     ] = None,
     latest: options.Latest = False,
-    x: Annotated[
-        Literal["auto", "updates", "decisions", "frames", "environment-steps"],
-        typer.Option(help="What progress is counted in; auto: frames, else environment-steps, else updates."),
-    ] = "auto",
-    picture: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg file; default: in a run's plots."),
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="KEY",
+            help="A key of metrics.jsonl, may be repeated; default: returns.",
+            autocompletion=options.complete_from(newest_metrics),
+        ),
     ] = None,
+    asked: Annotated[
+        bool, typer.Option("--asked", help="Draw achieved over asked returns, of stored evaluations.")
+    ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Draw what modes of TD-MPC2 return for what they cost.")
     ] = False,
+    x: Annotated[
+        Literal["auto", "updates", "decisions", "frames", "environment-steps", "transitions", "seconds"],
+        typer.Option(help="What progress is counted in; auto: frames, else environment-steps, else updates."),
+    ] = "auto",
     smooth: Annotated[int, typer.Option(metavar="N", help="Draw running means over N points.")] = 1,
+    aggregate: Annotated[
+        Literal["mean", "iqm"], typer.Option(help="What stands for several runs; iqm: the mean of their middle half.")
+    ] = "mean",
+    band: Annotated[
+        Literal["auto", "bootstrap", "min-max", "none"],
+        typer.Option(help="What says how far runs are apart; auto: min-max of fewer than five, else bootstrap."),
+    ] = "auto",
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A .png, .svg, .pdf or .csv; default: in a run's plots."),
+    ] = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal, into no file.")] = False,
     csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     json_mode: options.JsonMode = False,
@@ -58,171 +90,172 @@ def plot(
     no_color: options.NoColor = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Draw learning curves, or sweeps of modes, and print the picture's path; with --json or --csv print the points."""
+    """Draw learning curves, achieved returns, sweeps of modes or datasets; print the picture's path, or the points."""
     output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    wants_data = json_mode or csv_mode
-    check_request(picture, json_mode=json_mode, csv_mode=csv_mode, force=force)
+    check_request(file, json_mode=json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
+    runs, datasets = find_subjects(names, latest=latest)
+    kind = kind_of(datasets, asked=asked, sweep=sweep)
+    refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
+    drawing: Drawing
+    if kind == "dataset":
+        from gq.plotting.histograms import data_drawing, read_data
+
+        drawing = data_drawing([read_data(name) for name in datasets])
+    elif kind == "sweep":
+        from gq.plotting.sweep import read_sweep, sweep_drawing
+
+        drawing = sweep_drawing([read_sweep(run) for run in runs])
+    elif kind == "asked":
+        from gq.plotting.asked import asked_drawing, read_asked
+
+        drawing = asked_drawing(read_asked(runs, aggregate=aggregate, band=band))
+    else:
+        from gq.plotting.curves import read_learning
+        from gq.plotting.learning import learning_drawing
+
+        learning = read_learning(runs, x=x, smooth=smooth, metrics=metric or (), aggregate=aggregate, band=band)
+        drawing = learning_drawing(learning)
+    deliver(output, drawing, runs, file, csv_mode=csv_mode, terminal=terminal)
+
+
+def check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, terminal: bool, force: bool) -> None:
+    """Raise UsageError for options that do not go together, or a file that is of no kind or is there already."""
+    from gq.errors import UsageError
+    from gq.plotting.style import FORMATS
+
+    chosen = [name for name, is_on in (("--json", json_mode), ("--csv", csv_mode), ("--terminal", terminal)) if is_on]
+    if len(chosen) > 1:
+        raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other", hint="choose one")
+    if file and terminal:
+        raise UsageError("--terminal and --output exclude each other", hint="choose one")
+    if file and file.suffix.lower() not in (*FORMATS, ".csv"):
+        raise UsageError(f"{file} is neither a picture's name nor .csv", hint=f"end it in {', '.join(FORMATS)} or .csv")
+    if file and file.exists() and not force:
+        raise UsageError(f"{file} is there already", hint="--force replaces it")
+
+
+def find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path], list[str]]:
+    """Return the run folders, or the datasets, that names stand for. Raises UsageError for both or neither."""
+    from gq.errors import UsageError
     from gq.paths import find_run
 
-    names: list[str | None] = [*runs] if runs else [None]
-    folders = list(dict.fromkeys(find_run(name, latest=latest)[0].resolve() for name in names))
-    path = choose_path(output, picture, folders, "sweep" if sweep else "learning", wants_data=wants_data)
-    if sweep:
-        plot_sweeps(output, folders, path, csv_mode=csv_mode, is_named=bool(picture))
-        return
-    from gq.plotting.curves import read_learning
-    from gq.plotting.picture import write_picture
-
-    learning = read_learning(folders, x=x, smooth=smooth)
-    if path:
-        write_picture(learning, path)
-        output.detail(f"wrote {path}")
-    shown = str(path or "")
-    if csv_mode:
-        table = as_csv(learning)
-        output.result({}, quiet=table, human=table)
-        return
-    document = learning.document() | {"path": str(path) if path else None}
-    output.result(document, quiet=shown, human=shown if picture else overview(output, learning, shown))
+    if not names:
+        return [find_run(None, latest=latest)[0].resolve()], []
+    datasets = [name for name in dict.fromkeys(names) if is_dataset(name)]
+    runs = [name for name in names if name not in datasets]
+    if runs and datasets:
+        raise UsageError(f"{runs[0]} is a run and {datasets[0]} a dataset", hint="plot them apart")
+    return list(dict.fromkeys(find_run(name)[0].resolve() for name in runs)), datasets
 
 
-def plot_sweeps(output: Output, folders: list[Path], path: Path | None, *, csv_mode: bool, is_named: bool) -> None:
-    """Draw the newest sweep of each run, or print its points."""
-    from gq.plotting.sweep import csv_of, document_of, read_sweep, write_sweeps
+def is_dataset(name: str) -> bool:
+    """Tell whether a name stands for a dataset, not for runs. Raises UsageError where it may be either."""
+    from gq.data import registry
+    from gq.errors import UsageError
+    from gq.paths import all_runs
 
-    sweeps = [read_sweep(folder) for folder in folders]
-    if path:
-        write_sweeps(sweeps, path)
-        output.detail(f"wrote {path}")
-    shown = str(path or "")
-    if csv_mode:
-        output.result({}, quiet=csv_of(sweeps), human=csv_of(sweeps))
-        return
-    human = shown if is_named else frontier_table(output, sweeps, shown)
-    output.result(document_of(sweeps) | {"path": str(path) if path else None}, quiet=shown, human=human)
-
-
-def frontier_table(output: Output, sweeps: list["Sweep"], path: str) -> Any:
-    """Return the modes that no cheaper one equals, and the path."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from gq.engine.sweep import best
-
-    rows = []
-    for sweep in sweeps:
-        by_mode = {row["mode"]: row for row in sweep.results}
-        for point in best(sweep.points("planner_calls_per_step")):
-            row = by_mode[point.mode]
-            kept = "-" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
-            spent = "-" if row["decision_ms_mean"] is None else f"{row['decision_ms_mean']:.2f}"
-            rows.append((sweep.run.name, point.mode, f"{point.value:.0f}", kept, f"{point.cost:.3f}", spent))
-    headings = ["no cheaper mode returns more", "mode", "return", "kept", "calls/step", "ms"]
-    parts: list[Any] = [output.table(headings, rows)]
-    return Group(*parts, *([Text(path, no_wrap=True, overflow="ignore")] if path else []))
+    path = Path(name).expanduser()
+    if path.exists():
+        holds_minari = any((folder / "main_data.hdf5").is_file() for folder in (path, path / "data"))
+        return holds_minari or (path.is_file() and path.suffix.lower() in DATA_SUFFIXES)
+    fitting = [run.name for run in all_runs() if run.name.startswith(name)]
+    try:
+        entry = registry.resolve(name)
+    except UsageError:
+        return path.suffix.lower() in DATA_SUFFIXES
+    if fitting and registry.cached(entry) and name not in fitting:
+        hint = f"the dataset: gq plot {entry.id}; the run: gq plot {fitting[0]}"
+        raise UsageError(f"{name} may be a dataset or a run", hint=hint)
+    return not fitting
 
 
-def choose_path(
-    output: Output, picture: Path | None, folders: list[Path], name: str, *, wants_data: bool
-) -> Path | None:
-    """Return where the picture goes, None where there is to be none."""
-    from gq.plotting.picture import INSTALL, can_draw
-
-    path = picture or (None if wants_data else default_path(folders, name))
-    if path and not picture and not output.quiet and not can_draw():  # there is still something to show
-        output.note(f"no picture file, which needs matplotlib: {INSTALL}")
-        return None
-    return path
-
-
-def check_request(picture: Path | None, *, json_mode: bool, csv_mode: bool, force: bool) -> None:
-    """Raise UsageError for options that do not go together, or a file that is no picture's or is there already."""
+def kind_of(datasets: list[str], *, asked: bool, sweep: bool) -> str:
+    """Return what is to be drawn. Raises UsageError for two things at a time."""
     from gq.errors import UsageError
 
-    if json_mode and csv_mode:
-        raise UsageError("--json and --csv exclude each other", hint="choose one")
-    if picture and picture.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"{picture} is not a picture's name", hint="end it in .png or .svg")
-    if picture and picture.exists() and not force:
-        raise UsageError(f"{picture} is there already", hint="--force replaces it")
+    wanted = [name for name, is_on in (("dataset", datasets), ("asked", asked), ("sweep", sweep)) if is_on]
+    if len(wanted) > 1 and datasets:
+        raise UsageError(f"--{wanted[1]} is for runs, and {datasets[0]} is a dataset", hint="name a run")
+    if len(wanted) > 1:
+        raise UsageError("--asked and --sweep exclude each other", hint="choose one")
+    return wanted[0] if wanted else "learning"
 
 
-def default_path(folders: list[Path], name: str) -> Path:
-    """Return where the picture goes: a run's own is drawn anew each time, one of several runs has a name of its own."""
-    plots = folders[0] / "plots"
-    if len(folders) == 1:
-        return plots / f"{name}.png"
-    prefix = "" if name == "learning" else f"{name}-"
-    return plots / f"{prefix}{len(folders)}-runs-{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.png"
+def refuse_ignored(kind: str, **given: Any) -> None:
+    """Raise UsageError for an option of learning curves with anything else."""
+    from gq.errors import UsageError
+
+    for name, value in given.items():
+        if kind != "learning" and value != CURVES_ONLY[name]:
+            raise UsageError(f"--{name} is for learning curves", hint="leave it out")
 
 
-def as_csv(learning: "Learning") -> str:
-    """Return all points, one a row; the official ones have the standard deviation as their band."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["label", "task", "series", "x_name", "x", "mean", "low", "high", "num_runs"])
-    for curve in learning.curves:
-        names = [learning.label(curve), curve.task, curve.what, learning.x_name]
-        for index, (x, mean) in enumerate(zip(curve.x.tolist(), curve.mean.tolist(), strict=True)):
-            band = ["" if ends is None else float(ends[index]) for ends in (curve.low, curve.high)]
-            writer.writerow([*names, f"{x:.15g}", mean, *band, len(curve.runs)])
-    for task, one in learning.official.items():
-        for frames, mean, sd, seeds in zip(one.frames, one.mean, one.sd, one.num_seeds, strict=True):
-            writer.writerow([one.label, task, "official", learning.x_name, frames, mean, mean - sd, mean + sd, seeds])
-    return stream.getvalue().rstrip("\n")
+def deliver(
+    output: Output, drawing: "Drawing", runs: list[Path], file: Path | None, *, csv_mode: bool, terminal: bool
+) -> None:
+    """Write the file, and print what was asked for."""
+    from gq.files import write_text
+
+    for note in drawing.notes:
+        output.note(note)
+    if csv_mode:
+        output.result({}, quiet=drawing.csv(), human=drawing.csv())
+        return
+    wants_file = not (terminal or output.json_mode)
+    path = file or (choose_path(output, drawing, runs) if wants_file else None)
+    if path and path.suffix.lower() == ".csv":
+        write_text(path, drawing.csv() + "\n")
+    elif path:
+        drawing.write(path)
+    if path:
+        output.detail(f"wrote {path}")
+    shown = str(path or "")
+    quiet = shown or " ".join(f"{number:g}" for number in drawing.numbers)
+    draws = terminal or not path or sys.stdout.isatty()
+    human = shown if file else overview(output, drawing, shown, draws=draws)
+    output.result(drawing.document | {"path": shown or None}, quiet=quiet, human=human)
 
 
-def overview(output: Output, learning: "Learning", path: str) -> Any:
-    """Return what people see: in a terminal the curves, a table of values, the official ones, and the path."""
+def choose_path(output: Output, drawing: "Drawing", runs: list[Path]) -> Path | None:
+    """Return where a picture goes that the user gave no name: into a run's plots, else nowhere.
+
+    That of one run is drawn anew each time, those of several have names of their own.
+    """
+    from gq.plotting.style import INSTALL, can_draw
+
+    if not runs:
+        return None
+    if not can_draw() and not output.quiet:  # there is still something to show
+        output.note(f"no picture file, which needs matplotlib: {INSTALL}")
+        return None
+    plots = runs[0] / "plots"
+    if len(runs) == 1:
+        return plots / f"{drawing.name}.png"
+    prefix = "" if drawing.name == "learning" else f"{drawing.name}-"
+    return plots / f"{prefix}{len(runs)}-runs-{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.png"
+
+
+def overview(output: Output, drawing: "Drawing", path: str, *, draws: bool) -> Any:
+    """Return what people see: the picture in characters, tables, what bands are, and the path."""
     from rich.console import Group
     from rich.text import Text
 
-    from gq.plotting.terminal import MAX_WIDTH, draw_lines, lines_of
+    from gq.plotting.terminal import MAX_WIDTH
 
     parts: list[Any] = []
-    if sys.stdout.isatty():
-        width = min(shutil.get_terminal_size().columns - 1, MAX_WIDTH)
-        for task in learning.tasks:
-            parts.append(task)
-            picture = draw_lines(lines_of(learning, task), width=width, x_name=learning.x_name.replace("-", " "))
-            parts += [Text.assemble(*row) for row in picture]
-            parts.append("")
-    parts.append(value_table(output, learning))
-    if rows := learning.comparison():
-        headings = ["run", "frames", "decisions", "ours", "official"]
-        cells = [
-            (
-                row["label"],
-                f"{row['frames']:,}",
-                f"{row['decisions']:,}",
-                f"{row['mean']:.0f}",
-                f"{row['official_mean']:.0f} ± {row['official_sd']:.0f}",
-            )
-            for row in rows
-        ]
-        parts.append(output.table(headings, cells))
-        parts.append(f"official: {', '.join({one.label for one in learning.official.values()})}")
-    parts += [Text(text, no_wrap=True, overflow="ignore") for text in (learning.caption(), path) if text]
+    columns = shutil.get_terminal_size().columns - 1
+    if draws:
+        rows = drawing.in_terminal(min(columns, MAX_WIDTH))
+        parts += [Text.assemble(*row, no_wrap=True, overflow="ignore") for row in rows]
+    for table in drawing.tables:
+        if sys.stdout.isatty() and table.width > columns:
+            parts.append(Text("\n".join(table.narrow(columns))))
+        else:
+            parts.append(output.table(table.headings, table.rows))
+        if table.caption:
+            parts.append(Text(table.caption))
+    if drawing.caption:
+        parts.append(Text(drawing.caption))
+    if path:
+        parts.append(Text(path, no_wrap=True, overflow="ignore"))
     return Group(*parts)
-
-
-def value_table(output: Output, learning: "Learning") -> Any:
-    """Return the returns at four places of the longest curve, and the band at the last point of each."""
-    from gq.plotting.curves import compact
-
-    curves = [curve for task in learning.tasks for curve in learning.shown(task)]
-    longest = max(curves, key=lambda curve: float(curve.x[-1])).x
-    first, last = (len(longest) - 1) // NUM_COLUMNS, len(longest) - 1
-    indices = sorted({round(first + (last - first) * part / (NUM_COLUMNS - 1)) for part in range(NUM_COLUMNS)})
-    places = [float(longest[index]) for index in indices]
-    rows = []
-    for curve in curves:
-        values = ["-" if (value := curve.at(place)) is None else f"{value:.0f}" for place in places]
-        end = f"{curve.mean[-1]:.0f} at {compact(float(curve.x[-1]))}"
-        band = "" if curve.low is None or curve.high is None else f"{curve.low[-1]:.0f} … {curve.high[-1]:.0f}"
-        rows.append((learning.label(curve), *values, end, band))
-    unit = learning.x_name.replace("-", " ")
-    headings = [f"return by {unit}", *(compact(place) for place in places), "last", "band"]
-    if not any(row[-1] for row in rows):
-        headings, rows = headings[:-1], [row[:-1] for row in rows]
-    return output.table(headings, rows)

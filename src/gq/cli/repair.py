@@ -56,7 +56,9 @@ def repair(
     replay: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Replay N episodes: are they this simulator's physics?")
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a .png, .svg or .pdf.")
+    ] = None,
     json_mode: options.JsonMode = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -70,6 +72,10 @@ def repair(
     if apply != (out is not None):
         hint = f"gq repair {dataset} --apply -o OUT.hdf5"
         raise UsageError("--apply and -o belong together" if apply else "-o says where --apply writes", hint=hint)
+    if png is not None:
+        from gq.plotting.style import check_name
+
+        check_name(png)
     from gq.repairing.repair import repair as repair_dataset
 
     with output.progress("examining", unit="steps") as move:
@@ -98,13 +104,13 @@ def repair(
 
 
 def draw(report: "RepairReport", path: Path) -> None:
-    """Write the histograms as a PNG. Raises GqError."""
+    """Draw the histograms. Raises GqError."""
     from gq.errors import GqError
-    from gq.repairing.health import write_picture
+    from gq.plotting.histograms import of_health, write_histograms
 
     if report.health is None:
         raise GqError("there is no whole episode to draw", hint="see the findings without --png")
-    write_picture(path, report.health, f"{report.file.name}, {report.task or 'unknown task'}")
+    write_histograms([of_health(report.health, f"{report.file.name}, {report.task or 'unknown task'}")], path)
 
 
 def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_episodes: int) -> "DriftReport":

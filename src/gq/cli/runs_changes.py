@@ -24,7 +24,7 @@ Examples:
 PRUNE_EXAMPLES = """\b
 Examples:
   gq runs prune --failed --empty --dry-run
-  gq runs prune --checkpoints            keep the best and the last of each run
+  gq runs prune --checkpoints        keep the best and the last of each run
   gq runs prune --older-than 90
   gq runs prune --checkpoints --older-than 30 --yes"""
 

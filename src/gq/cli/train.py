@@ -13,15 +13,17 @@ from gq.errors import UsageError
 
 if TYPE_CHECKING:
     from gq.config import DataRunConfig
+    from gq.data.trajectories import Trajectories
 
 EXAMPLES = """\b
 Examples:
   gq train dt                            on the dataset downloaded last
   gq train dt --dataset data.hdf5 --task hopper --steps 5000
-  gq train dt --size 0.6b --device cuda --set train.batch_size=256
+  gq train dt --size 0.6b --device cuda --batch-size auto
   gq train dt --set model.backbone=gpt2 --set model.num_kv_heads=4
   gq train dt --config my.toml --set data.mode=delayed --set eval.every=0
-  gq train dt --out runs/a --resume      go on with a run"""
+  gq train dt --out runs/a --resume      go on with a run
+  torchrun --nproc-per-node 8 -m gq train dt --size 1.9b"""
 BC_EXAMPLES = """\b
 Examples:
   gq train bc                            the best tenth of the last dataset
@@ -42,7 +44,10 @@ Examples:
 train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
 Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
+AUTO = "auto"
+BatchSize = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="Windows per update; auto measures this machine for a few seconds.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
 OnlineSize = Annotated[
     str | None,
@@ -149,7 +154,7 @@ def flag_values(
     dataset: str | None,
     task: str | None,
     steps: int | None,
-    batch_size: int | None,
+    batch_size: str | None,
     target: str | None,
     seed: int | None,
     device: str | None,
@@ -157,15 +162,17 @@ def flag_values(
     """Return the flags that were given, by configuration key.
 
     Raises:
-        UsageError: a dataset without a name, as from an empty shell variable.
+        UsageError: a dataset without a name, as from an empty shell variable, or a batch size that is none.
     """
     if dataset == "":
         raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
+    if batch_size not in (None, AUTO) and not str(batch_size).isdecimal():
+        raise UsageError(f"--batch-size {batch_size} is not a number", hint="for example --batch-size 64, or auto")
     flags = {
         "data.dataset": dataset,
         "task": task,
         "train.steps": steps,
-        "train.batch_size": batch_size,
+        "train.batch_size": int(batch_size) if batch_size and batch_size != AUTO else batch_size,
         "eval.targets": options.parse_numbers(target, "--target") or None,
         "train.seed": seed,
         "train.device": device,
@@ -186,6 +193,11 @@ def run_training(
     dry_run: bool,
 ) -> None:
     """Resolve the configuration, train, print the result."""
+    is_measured = flags.get("train.batch_size") == AUTO
+    if is_measured:
+        flags = {key: value for key, value in flags.items() if key != "train.batch_size"}
+        if resume:
+            raise UsageError("a run that goes on keeps its batch size", hint="leave --batch-size auto away")
     given = given_settings(config_file, settings) | flags
     from gq.config import DataRunConfig
 
@@ -201,20 +213,24 @@ def run_training(
     else:
         wanted = preset(algo, size, given).replace(given)
     from gq.engine.offline import prepare, train
+    from gq.engine.runs import refuse_filled
     from gq.paths import new_run_folder, runs_folder
 
     prepared = prepare(wanted)
     config = prepared[0]
-    out = out or new_run_folder(config.task, config.algo, config.size)
     if "data.dataset" not in given and not resume:
         output.note(f"dataset: {config.data.dataset}, the one downloaded last")
-    if dry_run:
-        show_plan(output, config, out)
-        return
     from gq import threads
 
     threads.prepare()
-    output.note(f"run: {out}")
+    if is_measured:
+        if out:
+            refuse_filled(out, algo)  # before it takes time
+        config = choose_batch_size(output, config, prepared[1])
+        prepared = (config, prepared[1])
+    if dry_run:
+        show_plan(output, config, out or new_run_folder(config.task, config.algo, config.size))
+        return
     with TrainingView(output, config) as view:
         result = train(config, out, resume=resume, listener=view, prepared=prepared)
     best = "" if result.best_step is None else f", the best at step {result.best_step}"
@@ -223,6 +239,22 @@ def run_training(
     output.result(document, quiet=result.run, human=view.results(result))
     name = "--latest" if result.run.parent == runs_folder() else result.run
     output.note(f"next: gq eval {name}" + (f", or gq finetune {name}" if algo == "odt" else ""))
+
+
+def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Trajectories") -> "DataRunConfig":
+    """Return the configuration with the batch size that suits this machine, and say what was measured."""
+    from gq.config import OfflineConfig
+    from gq.engine.batch_size import choose_batch_size
+
+    assert isinstance(config, OfflineConfig)
+    output.note("measuring batch sizes for a few seconds")
+    choice = choose_batch_size(config, trajectories)
+    output.note(str(choice))
+    rate = config.optim.learning_rate
+    duration = clock(choice.training_seconds)
+    output.note(f"{config.train.steps} updates take about {duration} besides evaluation")
+    output.note(f"the learning rate stays {rate:g}, whatever the batch size")
+    return config.replace({"train.batch_size": choice.batch_size})
 
 
 def given_settings(config_file: Path | None, settings: list[str] | None) -> dict[str, Any]:

@@ -69,16 +69,7 @@ def train_tdmpc2(
     A decision is one choice of an action; DeepMind Control tasks apply each for two frames. The run keeps all that it
     did, so Ctrl-C saves and --resume goes on exactly.
     """
-    from gq.engine.distributed import rank
-
-    is_first = rank() == 0  # of several processes, one speaks
-    output = Output(
-        json_mode=json_mode,
-        quiet=quiet or not is_first,
-        verbose=verbose,
-        no_color=no_color,
-        no_progress=no_progress or not is_first,
-    )
+    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     flags = {
         "task": task,
         "train.decisions": decisions,
@@ -103,8 +94,6 @@ def train_tdmpc2(
 
     with TrainingView(output, resolved) as view:
         result = train_world_model(resolved, out, resume=resume, listener=view)
-    if not is_first:
-        return
     output.note(f"{result.decisions} decisions, {result.steps} updates, {clock(result.seconds)}")
     document = {**dataclasses.asdict(result), "run": str(result.run)}
     output.result(document, quiet=result.run, human=table(output, result))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
 BAR_WIDTHS = (6, 30)
 TEXT_WIDTH = 68  # of everything beside the bar
+WIDE = 110  # columns, from where on the bar has room for rates
 
 
 class TrainingView:
@@ -28,7 +29,7 @@ class TrainingView:
         self._bar: TaskID | None = None
         self._mark: tuple[float, int] | None = None  # time and step of the last report
         self._last_line = 0.0
-        self._text = self._evaluation = ""
+        self._text = self._evaluation = self._acting = ""
 
     def __enter__(self) -> "TrainingView":
         if self.output.show_progress:
@@ -72,6 +73,9 @@ class TrainingView:
         text = f"{speed:.1f} {self.unit}/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
         if updates_left := metrics.get("updates_left"):
             text = f"{updates_left} updates to make up for"
+        rates = self.rates(metrics)
+        if self._bars is None or self._bars.console.width >= WIDE:
+            text += rates
         if self._bars and self._bar is not None:
             every = self.config.eval.every
             is_next = every and (step % every == 0 or step == total)
@@ -82,6 +86,13 @@ class TrainingView:
             self._last_line = now
             left = clock((total - step) / max(rate, 1e-9))
             self.output.note(f"{self.unit.removesuffix('s')} {step}/{total}  {text}  {left} left")
+
+    def rates(self, metrics: dict[str, Any]) -> str:
+        """Return what the newest metrics say of the speed, besides updates; nothing for what they do not know."""
+        if (acting := metrics.get("environment_steps_per_second")) and self.unit == "steps":
+            self._acting = f"  {rounded(acting)} environment steps/s"
+        text = f"  {rounded(tokens)} tokens/s" if (tokens := metrics.get("tokens_per_second")) else ""
+        return text + (f"  {100 * mfu:.0f} % MFU" if (mfu := metrics.get("mfu")) else "") + self._acting
 
     def show_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         """Show what an evaluation found, if there was one; the bar keeps the return, at the highest target."""
@@ -124,3 +135,11 @@ class TrainingView:
 def clock(seconds: float) -> str:
     """Return a duration as 1:02:03."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def rounded(number: float) -> str:
+    """Return a number to three digits, as 12.3k or 4.56M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

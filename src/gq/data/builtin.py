@@ -6,7 +6,6 @@ scripts train_builtin_policies, train_neural_policies and package_builtin_polici
 `load_policy(name).metadata` says how, and what they measured.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from gq.data.trajectories import Trajectories
 from gq.envs.tasks import TASKS
 from gq.errors import UsageError
 from gq.files import write_error
+from gq.threads import num_cores
 
 DEFAULT_NUM_TRANSITIONS = 100_000
 TRANSITIONS_PER_WORKER = 20_000  # below, starting a process costs more than it saves
@@ -108,11 +108,6 @@ def check(name: str, num_transitions: int, seed: int) -> None:
         raise UsageError(f"cannot simulate {num_transitions} transitions", hint="ask for 1 or more")
     if seed < 0:
         raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def assemble(name: str, episodes: list[Episode], request: dict[str, int]) -> Trajectories:

@@ -13,6 +13,7 @@ from gq.data import manifest
 from gq.data.catalog import DatasetEntry
 from gq.data.download import raw_folder, refused_file
 from gq.data.formats import read_trajectories
+from gq.data.hub import hub_entries
 from gq.data.manifest import Record, Source, Stored
 from gq.data.registry import ENTRIES
 from gq.data.trajectories import Trajectories
@@ -191,7 +192,7 @@ def check_unrecorded(entry: DatasetEntry) -> str:
 
 def in_cache() -> list[DatasetEntry]:
     """Return the entries whose files are in the cache."""
-    return [entry for entry in ENTRIES.values() if entry.path.is_file()]
+    return [entry for entry in [*ENTRIES.values(), *hub_entries()] if entry.path.is_file()]
 
 
 def remove(entry: DatasetEntry) -> int:

@@ -72,7 +72,7 @@ D4RL_REPLAY_TRANSITIONS |= {"ant-v0": 1_000_000, "hopper-v2": 400_000}
 D4RL_REPLAY_TRANSITIONS |= {"halfcheetah-v1": 200_000, "halfcheetah-v2": 200_000}  # the others: 300,000
 OLD_FILES = {("walker2d", "medium-replay"): "walker_mixed"}  # v0 has names of its own
 
-Kind = Literal["builtin", "minari", "d4rl", "tdmpc2"]
+Kind = Literal["builtin", "minari", "d4rl", "tdmpc2", "hub"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,11 @@ class DatasetEntry:
 
     id: str  # what configurations and messages call it
     kind: Kind
-    task: str  # Gymnasium id; of a checkpoint the task's name upstream
+    task: str  # Gymnasium id; of a checkpoint the task's name upstream; empty: the file says it
     group: str  # what it shares with the other levels of its kind, environment and version
     level: str  # medium, expert, ...; of a checkpoint its seed or size
     file: str  # where it lies below the datasets' folder
-    size_bytes: int  # what is transferred, or written where nothing is
+    size_bytes: int  # what is transferred, or written where nothing is; 0 where that is not known
     size_is_exact: bool = False
     num_transitions: int | None = None
     return_mean: float | None = None

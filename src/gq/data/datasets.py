@@ -8,7 +8,8 @@ from gq.data import registry
 from gq.data.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
 from gq.data.cache import check_unchanged, holding, put_on_record, sound_record
 from gq.data.download import fetch_dataset
-from gq.data.formats import AGAIN, read_trajectories
+from gq.data.formats import AGAIN, open_hdf5, plain_attributes, read_trajectories
+from gq.data.hub import PREFIX
 from gq.data.manifest import Stored
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError, UsageError
@@ -84,7 +85,7 @@ def download(
     return Downloaded(
         id=entry.id,
         path=entry.path,
-        task=entry.task,
+        task=entry.task or recorded_task(entry.path),
         num_transitions=stored.num_transitions,
         num_episodes=stored.num_episodes,
         return_mean=stored.return_mean,
@@ -93,6 +94,12 @@ def download(
         size_bytes=stored.num_bytes,
         sha256=stored.sha256,
     )
+
+
+def recorded_task(file: Path) -> str:
+    """Return the task that a file of the cache says it is of, or nothing."""
+    with open_hdf5(file) as root:
+        return str(plain_attributes(root.attrs).get("env_id", ""))
 
 
 def check_size(entry: registry.DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
@@ -112,6 +119,8 @@ def canonical_name(name: str) -> str:
     Raises:
         UsageError: neither a file nor a dataset.
     """
+    if name.startswith(PREFIX):
+        return registry.resolve(name).id
     path = Path(name).expanduser()
     is_dataset_folder = (path / "main_data.hdf5").is_file() or (path / "data" / "main_data.hdf5").is_file()
     if path.is_file() or is_dataset_folder:

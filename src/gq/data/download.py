@@ -11,14 +11,14 @@ from typing import Any
 
 from gq.data.catalog import DatasetEntry
 from gq.data.formats import AGAIN, HDF5_MAGIC, data_file, read_trajectories, time_limits, write_canonical
+from gq.data.hub import PREFIX, dataset_urls, endpoint, hub_token, refuse_offline, server
 from gq.data.manifest import Record, Source, now, read_record, record_path, write_record
 from gq.data.old_ant import ATTRIBUTES, read_old_ant
 from gq.data.trajectories import Trajectories
 from gq.data.transfer import Expected, Note, RemoteFile, Report, fetch, silent
-from gq.errors import DataError, GqError, UsageError
+from gq.errors import DataError
 from gq.files import sha256
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 DEFAULT_D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 ZIP_MAGIC = b"PK\x03\x04"  # of PyTorch's files
 OFFLINE_HINT = "offline? this needs no network: gq download builtin/hopper/medium"
@@ -50,18 +50,16 @@ def fetch_dataset(
     installed = installed_minari(entry)
     if installed:
         return convert_installed(entry, installed, note)
-    if offline or is_offline():
-        reason = "--offline forbids the network" if offline else "HF_HUB_OFFLINE is set"
-        raise GqError(f"{entry.id} is not here, and {reason}", hint=OFFLINE_HINT)
-    urls = remote_urls(entry)
-    raw = raw_folder(entry)
+    refuse_offline(f"{entry.id} is not here", offline=offline, hint=OFFLINE_HINT)
+    urls = dataset_urls(entry) if entry.kind == "hub" else remote_urls(entry)
+    raw, token = raw_folder(entry), "" if entry.kind == "d4rl" else hub_token()
     for url in urls[:-1]:
-        fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token_for(entry)), raw / Path(url).name, note=note)
+        fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(url).name, note=note)
     remote = RemoteFile(
         url=urls[-1],
         magic=ZIP_MAGIC if entry.kind == "tdmpc2" else HDF5_MAGIC,
         hint=RETRY_HINT,
-        token=token_for(entry),
+        token=token,
         expected=expected_content(entry),
         spare_bytes=entry.canonical_bytes,
     )
@@ -127,11 +125,6 @@ def convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> Obtained
     return Obtained(source, convert(file, entry, source, note))
 
 
-def is_offline() -> bool:
-    """Tell whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def address_of(entry: DatasetEntry) -> str:
     """Return where a download would take the data from, for people: an address, a folder, or `simulation`.
 
@@ -141,6 +134,8 @@ def address_of(entry: DatasetEntry) -> str:
     installed = installed_minari(entry)
     if installed or entry.kind == "builtin":
         return str(installed or "simulation")
+    if entry.kind == "hub":
+        return f"{endpoint()}/datasets/{entry.id.removeprefix(PREFIX)}"
     return remote_urls(entry)[-1]
 
 
@@ -150,25 +145,8 @@ def remote_urls(entry: DatasetEntry) -> list[str]:
     Raises:
         UsageError: HF_ENDPOINT or GQ_D4RL_URL is no web address.
     """
-    name, default = ("GQ_D4RL_URL", DEFAULT_D4RL_URL) if entry.kind == "d4rl" else ("HF_ENDPOINT", DEFAULT_ENDPOINT)
-    base = os.environ.get(name) or default
-    if not base.startswith(("http://", "https://")):
-        raise UsageError(f"{name} is {base}, not a web address", hint=f"the default is {default}")
-    return [f"{base.rstrip('/')}/{path}" for path in entry.remote_paths]
-
-
-def token_for(entry: DatasetEntry) -> str:
-    """Return HF_TOKEN for what comes from the Hub, else nothing.
-
-    Raises:
-        UsageError: it cannot be a token.
-    """
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if entry.kind == "d4rl" or not token:
-        return ""
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise UsageError("HF_TOKEN holds characters that no token has", hint="set it again, or unset it")
-    return token
+    base = server("GQ_D4RL_URL", DEFAULT_D4RL_URL) if entry.kind == "d4rl" else endpoint()
+    return [f"{base}/{path}" for path in entry.remote_paths]
 
 
 def convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Trajectories:
@@ -190,10 +168,10 @@ def convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Traj
         trajectories = read_old_ant(file, entry.id)
         attributes |= ATTRIBUTES if trajectories else {}
     if trajectories is None:
-        trajectories = read_trajectories(file, task=entry.task, source=entry.id)
+        trajectories = read_trajectories(file, task=entry.task or None, source=entry.id)
     attributes = {**trajectories.attributes, **attributes, "num_dropped_rows": trajectories.num_dropped_rows}
     recorded = attributes.pop("env_id", entry.task)
-    if recorded != entry.task:
+    if entry.task and recorded != entry.task:
         note(f"{source.where} says it is of {recorded}, gq takes it for {entry.task}")
         attributes["source_env_id"] = recorded
     write_canonical(entry.path, trajectories, timeouts=time_limits(trajectories), attributes=attributes)

@@ -14,6 +14,8 @@ from gq.data.trajectories import Trajectories
 from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
 
+MAPPED_BYTES = 1 << 30  # columns of HDF5 files that are at least so large stay there
+
 
 def pick_columns(where: str, container: Any, names: list[str]) -> dict[str, Any]:
     """Return columns of a dict or an HDF5 group by name, unread.
@@ -53,7 +55,8 @@ def from_flat(path: str, columns: Mapping[str, Any], *, source: str, task: str |
     check_widths(path, columns["observations"].shape[1], columns["actions"].shape[1], task)
     arrays = {}
     for name, column in columns.items():
-        values = read_float32(column, num_rows)
+        values = map_float32(column, num_rows)
+        values = read_float32(column, num_rows) if values is None else values
         arrays[name] = values if name in ("observations", "actions") else values.reshape(-1)
         check_finite(path, name, arrays[name], lambda row: f"row {row:,}")
     terminals = arrays["terminals"] != 0
@@ -175,6 +178,20 @@ def check_headers(
             raise DataError(f"{message}, those before it {shared[0]} and {shared[1]}")
     assert shared is not None, "no episodes"
     return lengths, shared
+
+
+def map_float32(column: Any, num_rows: int) -> np.ndarray | None:
+    """Return the first rows of a large HDF5 column as they lie in the file, unread; None if it is small or converted.
+
+    Writing to the array changes a copy of the page in memory, never the file.
+    """
+    is_plain = hasattr(column, "read_direct") and column.chunks is None and column.external is None
+    if not is_plain or column.dtype != np.dtype("<f4") or column.nbytes < MAPPED_BYTES:
+        return None
+    offset = column.id.get_offset()
+    if offset is None:
+        return None
+    return np.memmap(column.file.filename, "<f4", "c", offset, (num_rows, *column.shape[1:]))
 
 
 def read_float32(column: Any, num_rows: int, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from gq.data import hub
 from gq.data.catalog import (
     BUILTIN_ENVIRONMENTS,
     BUILTIN_LEVELS,
@@ -56,7 +57,8 @@ def resolve(name: str, *, level: str | None = None) -> DatasetEntry:
 
     Without a level it is medium. Without a source it is Minari's, but for names that only D4RL has: those with
     its versions (`hopper-medium-v2`), without one the newest (`hopper-medium-replay`). As D4RL has no Humanoid,
-    `humanoid_medium-v2`, which scripts use, can only mean Minari's. A checkpoint is `tdmpc2/<task>-<seed>`.
+    `humanoid_medium-v2`, which scripts use, can only mean Minari's. A checkpoint is `tdmpc2/<task>-<seed>`, a dataset
+    on the Hub `hf://org/name`.
 
     Args:
         level: asked for beside the name, which then must not say one.
@@ -64,6 +66,10 @@ def resolve(name: str, *, level: str | None = None) -> DatasetEntry:
     Raises:
         UsageError: there is no such dataset.
     """
+    if name.startswith(hub.PREFIX):
+        if level is not None:
+            raise UsageError("--level is for datasets that gq knows", hint="write hf://org/name/path/in/it")
+        return hub.hub_entry(name)
     group, said = locate(name)
     levels = GROUPS.get(group, {})
     if level is not None and said:
@@ -92,7 +98,7 @@ def all_levels(name: str) -> list[DatasetEntry]:
 
 def says_level(name: str) -> bool:
     """Tell whether a name says which level it means."""
-    return bool(locate(name)[1])
+    return name.startswith(hub.PREFIX) or bool(locate(name)[1])
 
 
 def locate(name: str) -> tuple[str, str]:

@@ -25,7 +25,21 @@ class Sampler(Protocol):
     generator: torch.Generator  # of the draws, all that is random
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw a batch; advances `generator` only."""
+        """Draw a batch and return this process's share of it; advances `generator` only."""
+
+
+class Share(NamedTuple):
+    """Which part of every batch a process takes, where several draw the same one."""
+
+    rank: int = 0
+    num_processes: int = 1
+
+    def of(self, anchors: Tensor) -> Tensor:
+        """Return the part of anchors [B] that is this process's; B is a multiple of the number of processes."""
+        return anchors if self.num_processes == 1 else anchors.chunk(self.num_processes)[self.rank]
+
+
+WHOLE = Share()
 
 
 class Rows(NamedTuple):
@@ -65,6 +79,7 @@ class WindowSampler:
         seed: int = 0,
         delayed: bool = False,
         backward: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         def resident(array: np.ndarray) -> Tensor:
             return torch.as_tensor(array).to(device)
@@ -78,15 +93,15 @@ class WindowSampler:
             resident(trajectories.timesteps()),
             resident(limits),
         )
-        self.backward = backward
+        self.backward, self.share = backward, share
         self.window = torch.arange(context_length, device=device) - (context_length - 1 if backward else 0)
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw a batch; advances `generator` only."""
+        """Draw a batch and return this process's share of it; advances `generator` only."""
         num_rows = len(self.rows.timesteps)
         anchors = torch.randint(num_rows, (batch_size,), generator=self.generator, device=self.window.device)
-        return self.gather(anchors)
+        return self.gather(self.share.of(anchors))
 
     def gather(self, anchors: Tensor) -> Batch:
         """Return the windows at the given rows [B]."""

@@ -1,6 +1,6 @@
 """From a configuration to a model, a loss and a policy, and back from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,25 @@ from gq.config import (
     OfflineConfig,
     TDMPC2Config,
     TrainedConfig,
+    TransformerConfig,
 )
-from gq.data.sampler import Sampler, WindowSampler
+from gq.data.sampler import WHOLE, Sampler, Share, WindowSampler
+from gq.data.streaming import StreamingSampler, is_to_be_streamed
 from gq.data.trajectories import Trajectories
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 from gq.engine.correctors import LoadedCorrector, find_corrector, load_corrector
+from gq.engine.distributed import Processes
 from gq.engine.precision import Compute, choose_compute
 from gq.engine.runs import read_config
+from gq.engine.sharding import is_to_be_sharded, shard
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Policy
 from gq.files import sha256
-from gq.models.decision_transformer import DecisionTransformer
+from gq.models.config import Context
+from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
 from gq.models.mlp import ObservationMLP
+from gq.models.recomputation import recompute
 from gq.models.stochastic_transformer import StochasticTransformer
 from gq.models.world_config import discount_factor
 from gq.models.world_model import WorldModel
@@ -88,8 +94,20 @@ def discount_of(config: TDMPC2Config) -> float:
     return config.train.discount or discount_factor(resolve_task(config.task).max_episode_steps)
 
 
-def build_learner(config: OfflineConfig, trajectories: Trajectories, compute: Compute) -> SupervisedLearner:
-    """Return the learner of a configuration with fresh weights, the data on the device."""
+def build_learner(
+    config: OfflineConfig,
+    trajectories: Trajectories,
+    compute: Compute,
+    processes: Processes | None = None,
+    *,
+    compiled: bool = False,
+) -> SupervisedLearner:
+    """Return the learner of a configuration with fresh weights, the data on the device.
+
+    Args:
+        processes: that train the model together; each learns from its share of every batch.
+        compiled: compile the updates; see `gq.engine.compilation`.
+    """
     task = resolve_task(config.task)
     model = build_model(config, task.observation_dim, task.action_dim)
     mean, std = trajectories.observation_statistics()
@@ -101,17 +119,27 @@ def build_learner(config: OfflineConfig, trajectories: Trajectories, compute: Co
         action_high=bound,
         return_scale=config.data.return_scale,
     )
+    if config.train.checkpoint_activations:
+        if not isinstance(model, TrajectoryTransformer):
+            raise UsageError("train.checkpoint_activations is for transformers", hint="leave it away")
+        recompute(model.backbone.blocks, is_random=model.config.dropout > 0)  # type: ignore[arg-type]
+    num_processes = processes.size if processes else 1
+    if is_to_be_sharded(model, config.train, compute.device, num_processes):
+        shard(model, compute.device)
     model.to(compute.device)
-    sampler = WindowSampler(
+    average = processes.average if processes and num_processes > 1 else None
+    streams = is_to_be_streamed(config.data.placement, trajectories, compute.device)
+    sampler = (StreamingSampler if streams else WindowSampler)(
         trajectories.best(config.data.top_fraction),
         config.model.context_length,
         device=compute.device,
         seed=config.train.seed,
         delayed=config.data.mode == "delayed",
         backward=isinstance(config, BCConfig),
+        share=Share(processes.rank, processes.size) if processes else WHOLE,
     )
     if isinstance(model, StochasticTransformer):
-        return build_odt_learner(config, model, sampler, compute)
+        return build_odt_learner(config, model, sampler, compute, average)
     is_dt = isinstance(config, DTConfig)
     action_loss = dt.action_loss if is_dt else bc.action_loss
     return SupervisedLearner(
@@ -122,15 +150,23 @@ def build_learner(config: OfflineConfig, trajectories: Trajectories, compute: Co
         config.train,
         autocast=compute.autocast,
         num_terms=num_valid_steps if is_dt else num_windows,
+        average=average,
+        compiled=compiled,
     )
 
 
 def build_odt_learner(
-    config: TrainedConfig, model: StochasticTransformer, sampler: Sampler, compute: Compute
+    config: TrainedConfig,
+    model: StochasticTransformer,
+    sampler: Sampler,
+    compute: Compute,
+    average: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> ODTLearner:
     """Return the learner of an Online Decision Transformer that is on the device already."""
     assert isinstance(config, ODTConfig | FinetuneConfig)
-    return ODTLearner(model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast)
+    return ODTLearner(
+        model, sampler, config.optim, config.train, config.entropy, autocast=compute.autocast, average=average
+    )
 
 
 def choose_modes(config: TrainedConfig, asked: Sequence[str], **changes: Any) -> list[Mode]:
@@ -186,13 +222,17 @@ def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, s
         assert isinstance(model, WorldModel)
         planner = build_planner(config, model, compute)
         return build_planning_policy(config, planner, resolve_mode("plan"), stochastic=stochastic)
-    delayed = config.data.mode == "delayed"
+    how: Any = {
+        "autocast": compute.autocast,
+        "delayed": config.data.mode == "delayed",
+        "context": config.eval.context,
+    }
     if isinstance(model, StochasticTransformer):
-        return ODTPolicy(model, autocast=compute.autocast, delayed=delayed, stochastic=stochastic)
+        return ODTPolicy(model, **how, stochastic=stochastic)
     if stochastic:
         raise UsageError(f"a {config.algo} policy has no distribution to sample from", hint="leave --stochastic away")
     if isinstance(model, DecisionTransformer):
-        return dt.DTPolicy(model, autocast=compute.autocast, delayed=delayed)
+        return dt.DTPolicy(model, **how)
     assert isinstance(model, ObservationMLP)
     return bc.BCPolicy(model, autocast=compute.autocast)
 
@@ -240,6 +280,7 @@ def load_run(
     mode: Mode | str = "plan",
     corrector: str | None = None,
     stochastic: bool = False,
+    context: Context | None = None,
 ) -> LoadedRun:
     """Load a run's policy; needs neither its dataset nor the machine it was trained on.
 
@@ -248,13 +289,16 @@ def load_run(
         mode: how a world model acts.
         corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
         stochastic: sample actions instead of taking the distribution's mode, or the plan's mean.
+        context: how a transformer moves on when its context is full; default: as the run's `eval.context` says.
 
     Raises:
-        UsageError: no such checkpoint, mode or corrector, a policy that cannot be stochastic, or the device is not
-            available.
+        UsageError: no such checkpoint, mode or corrector, a policy that cannot be stochastic or has no context, or the
+            device is not available.
         GqError: the checkpoint or the corrector is damaged or does not fit.
     """
     config = read_config(run)
+    if context:
+        config = with_context(config, context)
     folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
     compute = choose_compute(device, config.train.precision)
     loaded = load_checkpoint(folder)
@@ -275,6 +319,17 @@ def load_run(
     if settings != resolve_mode("plan"):
         raise UsageError(f"a {config.algo} policy has no planner to do without", hint="leave --mode away")
     return found
+
+
+def with_context(config: TrainedConfig, context: Context) -> TrainedConfig:
+    """Return a run's configuration with another `eval.context`.
+
+    Raises:
+        UsageError: the run is not of a transformer.
+    """
+    if not isinstance(config, TransformerConfig):
+        raise UsageError(f"a {config.algo} policy has no context that grows", hint="leave --context away")
+    return replace(config, eval=replace(config.eval, context=context))
 
 
 def act_in(

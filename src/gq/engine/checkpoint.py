@@ -9,16 +9,18 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gq.engine.runs import resume_command
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, sha256, write_error, write_json
 from gq.paths import algo_of, checkpoint_folders, read_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Checkpoint:
     """The contents of a checkpoint folder."""
 
     path: Path
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: "dict[str, Tensor]"
+    optimizer: "dict[str, Tensor]"
     state: dict[str, Any]
 
 
@@ -35,8 +37,8 @@ def save_checkpoint(
     run: Path,
     step: int,
     *,
-    model: dict[str, Tensor],
-    optimizer: dict[str, Tensor],
+    model: "dict[str, Tensor]",
+    optimizer: "dict[str, Tensor]",
     state: dict[str, Any],
     is_best: bool,
     keep: int,
@@ -53,11 +55,11 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         try:
             save_file(model, temporary / "model.safetensors")
-            save_file(optimizer, temporary / "optimizer.safetensors")
+            save_file(optimizer, temporary / OPTIMIZER)
         except SafetensorError as error:  # its form of a full disk
             raise write_error(folder, OSError(str(error))) from error
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
-        files = ["model.safetensors", "optimizer.safetensors", "state.json"]
+        files = ["model.safetensors", OPTIMIZER, "state.json"]
         for name in files:  # safetensors files are private by default; these are like all others
             (temporary / name).chmod((temporary / "state.json").stat().st_mode)
         manifest = {
@@ -118,13 +120,13 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint:
     return Checkpoint(
         path=folder,
         model=load_file(folder / "model.safetensors", device=device),
-        optimizer=load_file(folder / "optimizer.safetensors"),
+        optimizer=load_file(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {},  # shared runs have none
         state=read_json(folder / "state.json"),
     )
 
 
-def verify_checkpoint(folder: Path) -> None:
-    """Raise GqError unless every file of the manifest is there with its size and hash."""
+def verify_checkpoint(folder: Path, *, deep: bool = True) -> None:
+    """Raise GqError unless every file of the manifest is there with its size and, if `deep`, its hash."""
     try:
         manifest = read_json(folder / "MANIFEST.json")
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -134,7 +136,7 @@ def verify_checkpoint(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise GqError(f"{file} is missing", hint=another_checkpoint(folder))
-        if file.stat().st_size != num_bytes or sha256(file) != digest:
+        if file.stat().st_size != num_bytes or (deep and sha256(file) != digest):
             raise GqError(
                 f"{file} is damaged: its bytes are not those that were written", hint=another_checkpoint(folder)
             )

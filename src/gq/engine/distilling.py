@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gq.data.plan_data import PlanEpisode, read_plan_data
+from gq.engine.cards import refresh_card
 from gq.engine.corrector_samples import Samples
 from gq.engine.corrector_training import Trained, measure
 from gq.engine.correctors import correctors_folder, save_corrector
@@ -108,6 +109,8 @@ def distill(
         for arch in settings.archs:
             trained = train(lecture, samples, arch, is_stopped, progress)
             correctors.append(save(lecture, samples, arch, trained, folder, file))
+    if edited := refresh_card(run):
+        note(edited)
     return report(lecture, file, episodes, correctors)
 
 

@@ -1,11 +1,21 @@
 """Several processes that train one model, as torchrun starts them: who this is, and what they tell each other."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gq.errors import GqError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gq.engine.checkpoint import Checkpoint
 
 LONGEST_WAIT = timedelta(hours=12)  # for a process that evaluates while the others wait
+RANK_STRIDE = 1_000_003  # between the seeds of two processes
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket", "NCCL")  # what a lost connection's errors say
 
 
 def rank() -> int:
@@ -24,6 +34,43 @@ def local_device(device: str) -> str:
 
     is_free = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if size() > 1 and is_free else device
+
+
+def refuse_uneven(batch_size: int, num_processes: int) -> None:
+    """Raise UsageError if a batch cannot be divided among the processes."""
+    if batch_size % num_processes:
+        message = f"a batch of {batch_size} cannot be divided among {num_processes} processes"
+        hint = f"--set train.batch_size={-(-batch_size // num_processes) * num_processes}"
+        raise UsageError(message, hint=hint)
+
+
+def separate(rank: int, seed: int, device: "torch.device", checkpoint: "Checkpoint | None") -> None:
+    """Give a process that is not the first random numbers of its own, or those that it had."""
+    import torch
+
+    tensors = checkpoint.optimizer if checkpoint else {}
+    if f"rank-{rank}/rng/torch" in tensors:
+        torch.set_rng_state(tensors[f"rank-{rank}/rng/torch"])
+    else:
+        torch.manual_seed(seed + RANK_STRIDE * rank)
+    if device.type == "cuda" and f"rank-{rank}/rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"rank-{rank}/rng/cuda"], device)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let what fails because another process ended say so.
+
+    Raises:
+        GqError: the connection was lost. Any other error stays what it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        hint = "its own message says why; --resume goes on from the last checkpoint"
+        raise GqError("another process of this run ended", hint=hint) from error
 
 
 class Processes:
@@ -46,7 +93,8 @@ class Processes:
         import torch.distributed as dist
 
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with together():
+            dist.all_reduce(flat)
         flat /= self.size
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -60,8 +108,21 @@ class Processes:
         import torch.distributed as dist
 
         sums = torch.tensor(numbers)
-        dist.all_reduce(sums, group=self._values)
+        with together():
+            dist.all_reduce(sums, group=self._values)
         return sums.tolist()
+
+    def largest(self, *numbers: int) -> list[int]:
+        """Return the largest of each of these whole numbers over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        import torch
+        import torch.distributed as dist
+
+        highest = torch.tensor(numbers)
+        with together():
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._values)
+        return highest.tolist()
 
     def from_first(self, value: Any) -> Any:
         """Return what the first process gave; what the others give is ignored."""
@@ -70,7 +131,8 @@ class Processes:
         import torch.distributed as dist
 
         values = [value]
-        dist.broadcast_object_list(values, group=self._values)
+        with together():
+            dist.broadcast_object_list(values, group=self._values)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -80,8 +142,14 @@ class Processes:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        dist.gather_object(value, values if self.rank == 0 else None, group=self._values)
+        with together():
+            dist.gather_object(value, values if self.rank == 0 else None, group=self._values)
         return values if self.rank == 0 else []
+
+    def merge(self, shares: list[Any]) -> list[Any]:
+        """Return all items to every process, of which process r of N brings r, r + N, r + 2N, ..."""
+        parts = self.gather(shares)
+        return self.from_first([parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))])
 
     def close(self) -> None:
         """Disconnect."""

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gq.config import TransformerConfig
 from gq.engine.behaviour import DecisionLog, ModeSummary, plain
 from gq.engine.building import LoadedRun, act_in, choose_modes, choose_targets, load_run
+from gq.engine.cards import refresh_card
 from gq.engine.correctors import known_correctors
 from gq.engine.runs import read_config
 from gq.engine.sweep import SWEEP, Frontier, frontiers, standard_modes
@@ -21,6 +23,7 @@ from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode, Summary, retention, summarise
 from gq.files import write_json
+from gq.models.config import Context
 from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import Mode
 from gq.versions import versions
@@ -42,6 +45,7 @@ class Evaluation:
     action_repeat: int  # frames per decision, in which lengths are
     seed: int
     stochastic: bool  # actions were sampled
+    context: str | None  # how a transformer moved on when its context was full
     results: Sequence[Summary]  # of each target return; ModeSummary of each mode
     frontiers: list[Frontier]  # of several modes
     corrector: str | None  # that a mode used
@@ -67,6 +71,7 @@ def evaluate(
     seed: int = EVALUATION_SEED,
     stochastic: bool = False,
     device: str = "auto",
+    context: Context | None = None,
     watch: Callable[[Step], None] | None = None,
     begin: Callable[[str, int, int], None] = lambda name, index, number: None,
 ) -> Evaluation:
@@ -82,11 +87,12 @@ def evaluate(
             is `baseline` or `plan`, where it is among them.
         mode_options: fields of the modes that execute plans for several decisions, see `choose_modes`.
         corrector: the name or path of what corrects plans; default: the run's own.
+        context: how a transformer moves on when its context is full; default: as the run's `eval.context` says.
         begin: called before each mode with its name, index and the number of all.
 
     Raises:
         UsageError: no such checkpoint, mode or corrector, a number of episodes below 1, a negative seed, nothing to
-            sample from, or targets for a run that takes none.
+            sample from, no context, or targets for a run that takes none.
         GqError: the checkpoint or the corrector is damaged.
     """
     if seed < 0:
@@ -100,7 +106,7 @@ def evaluate(
     if config.algo == "bc":
         targets = targets[-1:]  # behaviour cloning has no target
     pairs = [(seed + index, target) for target in targets for index in range(num_episodes)]
-    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic)
+    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic, context=context)
     if loaded.planner:
         return evaluate_modes(
             loaded,
@@ -223,10 +229,11 @@ def corrector_warnings(way: LoadedRun) -> list[str]:
 
 
 def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> Evaluation:
-    """Write an evaluation with its episodes under a run; return it."""
+    """Write an evaluation with its episodes under a run, and its card anew; return it."""
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     write_json(run / "evals" / f"{date}.json", {**evaluation.to_dict(), "episodes": episodes})
-    return evaluation
+    edited = refresh_card(run)
+    return replace(evaluation, warnings=[*evaluation.warnings, edited]) if edited else evaluation
 
 
 def play(
@@ -263,6 +270,7 @@ def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int, stochast
         action_repeat=repeat,
         seed=seed,
         stochastic=stochastic,
+        context=config.eval.context if isinstance(config, TransformerConfig) else None,
         results=results,
         frontiers=[],
         corrector=None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from gq import presets
 from gq.config import FinetuneConfig, ODTConfig, OptimConfig, TrainedConfig, UpdateConfig, flatten, to_toml
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
-from gq.engine.metrics import Listener, Silence, open_mirrors
-from gq.engine.offline import SELECTION_SEED, fingerprint, last_checkpoint
-from gq.engine.runs import lock_run, read_config, refuse_filled, run_card
+from gq.engine.card_results import COMPARISON_FILE
+from gq.engine.cards import write_card
+from gq.engine.metrics import Listener, Silence
+from gq.engine.offline import fingerprint, last_checkpoint
+from gq.engine.runs import SELECTION_SEED, lock_run, read_config, refuse_filled
+from gq.engine.tracking import Trackers
 from gq.envs.engines import recorded_engines
 from gq.envs.scores import Reference, origin_of, reference_for
 from gq.envs.tasks import resolve_task
@@ -72,8 +75,18 @@ def prepare_finetuning(
     if not isinstance(stored, ODTConfig | FinetuneConfig):
         raise UsageError(f"{parent.name} is a {stored.algo} run", hint="finetune one of gq train odt")
     folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(parent, checkpoint)
+    config = inherited(stored).replace(given or {})
+    refuse_other_weights(stored, config)
+    online = replace(config.online, parent=str(parent.resolve()), checkpoint=folder.name)
+    config, trajectories = complete(replace(config, online=online))
+    refuse_other_data(config, read_json(folder / "state.json"), fingerprint(trajectories))
+    return config, trajectories
+
+
+def inherited(stored: ODTConfig | FinetuneConfig) -> FinetuneConfig:
+    """Return what a run has of its parent's configuration where nothing else is asked for."""
     update = {name: value for name, value in vars(stored.train).items() if name in UpdateConfig.__dataclass_fields__}
-    config = FinetuneConfig(
+    return FinetuneConfig(
         task=stored.task,
         size=stored.size,
         data=stored.data,
@@ -85,12 +98,7 @@ def prepare_finetuning(
         checkpoint=stored.checkpoint,
         log=stored.log,
         online=presets.online(stored.size),
-    ).replace(given or {})
-    refuse_other_weights(stored, config)
-    online = replace(config.online, parent=str(parent.resolve()), checkpoint=folder.name)
-    config, trajectories = complete(replace(config, online=online))
-    refuse_other_data(config, read_json(folder / "state.json"), fingerprint(trajectories))
-    return config, trajectories
+    )
 
 
 def refuse_other_weights(parent: TrainedConfig, config: FinetuneConfig) -> None:
@@ -207,7 +215,7 @@ def run_finetuning(
     parent: dict[str, Any] = {}
     if checkpoint:
         store.restore(checkpoint.state["buffer"], checkpoint.state["progress"]["num_episodes"])
-        parent = checkpoint.state["parent"]
+        parent = checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed
     else:
         source = parent_checkpoint(config, digest)
         model.load_state_dict(source.model)
@@ -237,7 +245,7 @@ def run_finetuning(
         evaluate=evaluations.select,
         facts=facts,
         listener=listener,
-        mirrors=open_mirrors(config.log, run, config.to_dict(), listener.note),
+        trackers=Trackers(config.log, run, config.to_dict(), listener.note),
         checkpoint=checkpoint,
     )
     # A few rows of a small model take longer in bfloat16 on a CPU, which converts everything to and fro.
@@ -252,12 +260,10 @@ def run_finetuning(
         comparison = evaluations.compare(run, loop, compute) if config.online.final_episodes else []
     finally:
         loop.close()
-    return finish(config, run, loop, comparison, parameters)
+    return finish(config, run, loop, comparison)
 
 
-def finish(
-    config: FinetuneConfig, run: Path, loop: "OnlineLoop", comparison: list[Comparison], parameters: int
-) -> FinetuneResult:
+def finish(config: FinetuneConfig, run: Path, loop: "OnlineLoop", comparison: list[Comparison]) -> FinetuneResult:
     """Write the run's card and return its result."""
     progress = loop.progress
     result = FinetuneResult(
@@ -275,16 +281,9 @@ def finish(
         comparison=comparison,
         evaluation=loop.last_evaluation,
     )
-    card = run_card(
-        config,
-        name=run.name,
-        parameters=parameters,
-        steps=progress.step,
-        results=loop.last_evaluation,
-        versions=loop.facts["versions"],
-    )
-    if loop.last_evaluation or not (run / "README.md").exists():
-        write_text(run / "README.md", card)
+    if comparison:
+        write_json(run / COMPARISON_FILE, {"targets": [asdict(one) for one in comparison]})
+    write_card(run)
     return result
 
 
@@ -300,6 +299,9 @@ def parent_checkpoint(config: FinetuneConfig, dataset_sha256: str) -> "Checkpoin
     if not folder.is_dir():
         raise GqError(f"the parent's checkpoint {folder} is gone", hint="start anew from another run or checkpoint")
     checkpoint = load_checkpoint(folder)
+    if config.online.optimizer_state == "carry" and not checkpoint.optimizer:
+        message = f"{config.online.parent} was shared without its optimiser"
+        raise UsageError(message, hint="begin with a new one: --set online.optimizer_state=reset")
     refuse_other_data(config, checkpoint.state, dataset_sha256)
     return checkpoint
 

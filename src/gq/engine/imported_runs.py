@@ -6,6 +6,7 @@ from typing import Any
 
 from gq.config import TDMPC2Config, to_toml
 from gq.data.tdmpc2 import task_in_file_name
+from gq.engine.cards import write_card
 from gq.engine.checkpoint import choose_checkpoint, save_checkpoint, verify_checkpoint
 from gq.engine.importing import ImportedModel, import_tdmpc2
 from gq.engine.runs import lock_run
@@ -131,31 +132,8 @@ def write_run(run: Path, task: Task, model: ImportedModel, provenance: Provenanc
         write_json(
             run / "environment.json", {**facts, "size": config.size, "versions": versions(), "discount": discount}
         )
-        write_text(run / "README.md", card(run.name, task, config.size, parameters, provenance))
+        write_card(run, config)
         write_text(run / "config.toml", to_toml(config))
     return ImportedRun(
         run=run, task=task.id, size=config.size, parameters=parameters, was_there=False, provenance=provenance
     )
-
-
-def card(name: str, task: Task, size: str, parameters: int, provenance: Provenance) -> str:
-    """Return the Markdown card of an imported run."""
-    lines = [
-        f"# {name}",
-        "",
-        f"An official TD-MPC2 agent for {task.id} (size {size}, {parameters:,} parameters), imported by gq.",
-        "",
-        f"- source: {provenance.source}",
-        f"- sha256: {provenance.sha256}",
-        f"- licence: {provenance.licence or 'unknown'}",
-        f"- layout: {provenance.layout}",
-        *(f"- {note}" for note in provenance.notes),
-        "",
-        "It has no optimiser and no replay, so it cannot be trained on.",
-        "",
-        f"    gq eval {name}",
-        f"    gq render {name}",
-        f"    gq collect {name}",
-        "",
-    ]
-    return "\n".join(lines)

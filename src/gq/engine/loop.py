@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,11 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gq.algos.supervised import laid_out, on_host
 from gq.config import RunConfig, TrainConfig
+from gq.engine.background import Background
 from gq.engine.checkpoint import Checkpoint, point, save_checkpoint
-from gq.engine.metrics import Listener, MetricsLog, Mirrors, NoLog
+from gq.engine.metrics import Listener, MetricsLog, NoLog
 from gq.engine.runs import resume_command
 from gq.engine.signals import StopRequest
+from gq.engine.throughput import Throughput
+from gq.engine.tracking import Trackers
 from gq.errors import GqError, Interrupted
 from gq.evaluation.statistics import Summary
 
@@ -68,26 +73,32 @@ class Loop:
         evaluate: Callable[[], list[Summary]],
         facts: dict[str, Any],
         listener: Listener,
-        mirrors: Mirrors,
+        trackers: Trackers,
         checkpoint: Checkpoint | None,
         writes: bool = True,
+        in_background: bool = False,
     ) -> None:
         """Start at `checkpoint`, or at step 0 without one.
 
         Args:
             facts: go into state.json beside the progress.
-            writes: keep the log; of several processes, one does.
+            writes: keep the log and checkpoints; of several processes, one does.
+            in_background: write checkpoints while the loop goes on; they take as much of the host's memory meanwhile.
         """
         self.learner, self.config, self.run = learner, config, run
-        self.evaluate, self.facts, self.listener, self.mirrors = evaluate, facts, listener, mirrors
+        self.evaluate, self.facts, self.listener, self.trackers = evaluate, facts, listener, trackers
+        self.writes = writes
+        self.background = Background() if in_background and writes else None
         self.progress = self.progress_type()
         self.stop = StopRequest(listener.note)
+        self.throughput = Throughput(config, learner.num_skipped.device)
         self.sums: dict[str, Tensor] = {}  # metrics since the last log line
         self.last_evaluation: list[Summary] = []
         self.saved_step: int | None = None
         log_size = times_size = 0
         if checkpoint:
-            learner.model.load_state_dict(checkpoint.model)
+            weights = learner.model.state_dict()
+            learner.model.load_state_dict({k: laid_out(v, weights.get(k, v)) for k, v in checkpoint.model.items()})
             learner.load_state_tensors(checkpoint.optimizer)
             self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
             self.progress = self.progress_type(**checkpoint.state["progress"])
@@ -108,27 +119,49 @@ class Loop:
             Interrupted: SIGINT or SIGTERM came; everything is saved.
             GqError: the loss is not finite any more, or a checkpoint could not be written.
         """
-        progress = self.progress
-        self.began = time.monotonic() - progress.seconds
+        self.began = time.monotonic() - self.progress.seconds
+        self.throughput.begin()
         with self.stop:
             if not self.is_finished():
-                self.start()
-            while not self.is_finished():
-                if self.collect():
-                    self.update()
-                is_best = self.evaluation_is_due() and self.run_evaluation()
-                is_last = self.is_finished()
-                reason = self.stop_reason()
-                if self.due(self.config.checkpoint.every) or is_last or is_best or reason:
-                    self.save(is_best)
-                    reason = reason or self.stop_reason()
-                if reason and not is_last:
-                    raise Interrupted(
-                        f"stopped by {reason} at step {progress.step}, everything is saved",
-                        hint=f"go on with: {resume_command(self.config.algo, self.run)}",
-                    )
+                with self.trackers.opened(self.progress.step), self.background or nullcontext():
+                    self.start()
+                    while not self.is_finished():
+                        self.advance()
+                    self.finish_writing()
         self.log.close()
         self.times.close()
+
+    def advance(self) -> None:
+        """Take an update and do what is due after it.
+
+        Raises:
+            Interrupted: a signal asked for an end; everything is saved.
+        """
+        if self.background:
+            self.background.check()
+        if self.collect():
+            self.update()
+        is_best = False
+        if self.evaluation_is_due():
+            with self.throughput.apart():
+                is_best = self.run_evaluation()
+        is_last = self.is_finished()
+        reason = self.stop_reason()
+        if self.due(self.config.checkpoint.every) or is_last or is_best or reason:
+            with self.throughput.apart():
+                self.save(is_best)
+            reason = reason or self.stop_reason()
+        if reason and not is_last:
+            self.finish_writing()
+            raise Interrupted(
+                f"stopped by {reason} at step {self.progress.step}, everything is saved",
+                hint=f"go on with: {resume_command(self.config.algo, self.run)}",
+            )
+
+    def finish_writing(self) -> None:
+        """Wait for a checkpoint that is being written."""
+        if self.background:
+            self.background.wait()
 
     def stop_reason(self) -> str:
         """Return the signal that asked for an end, if there was one."""
@@ -156,6 +189,7 @@ class Loop:
         for name, value in self.learn().items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         progress.step += 1
+        self.throughput.num_updates += 1
         progress.seconds = time.monotonic() - self.began
         if progress.step % self.config.train.log_every == 0:
             self.report()
@@ -190,11 +224,12 @@ class Loop:
         if newly_skipped:
             record["skipped"] = newly_skipped
             self.listener.note(f"step {progress.step}: {newly_skipped} updates left out, their gradient was not finite")
+        rates = {name: float(f"{rate:.4g}") for name, rate in self.throughput.rates().items()}
         # The file repeats exactly when a run is resumed, so no time goes into it.
         self.log.write({key: value for key, value in record.items() if key != "steps_per_second"})
-        self.times.write({"step": progress.step, "seconds": round(progress.seconds, 3)})
-        self.mirrors.write(progress.step, record | {"seconds": progress.seconds})
-        self.tell(record)
+        self.times.write({"step": progress.step, "seconds": round(progress.seconds, 3), **rates})
+        self.trackers.write(progress.step, record | rates | {"seconds": progress.seconds})
+        self.tell(record | rates)
 
     def tell(self, record: dict[str, Any]) -> None:
         """Show the listener how far training is."""
@@ -211,7 +246,7 @@ class Loop:
         self.last_evaluation = self.evaluate()
         record = self.position() | self.evaluation_record()
         self.log.write({"step": progress.step, **record})
-        self.mirrors.write(progress.step, record)
+        self.trackers.write(progress.step, record)
         score = self.score()
         is_best = progress.best_return is None or score > progress.best_return
         if is_best:
@@ -243,21 +278,27 @@ class Loop:
             return
         self.log.sync()
         self.times.sync()
-        model = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learner.model.state_dict().items()}
-        assert all(torch.isfinite(tensor).all() for tensor in model.values()), "weights are never updated to NaN"
+        model = {name: on_host(tensor) for name, tensor in self.learner.model.state_dict().items()}
         sums = {f"sum/{name}": value.detach().cpu() for name, value in self.sums.items()}
-        save_checkpoint(
-            self.run,
-            self.progress.step,
-            model=model,
-            optimizer=self.learner.state_tensors() | self.other_tensors() | sums,
-            state={
-                "progress": vars(self.progress),
-                "metrics_bytes": self.log.size,
-                "times_bytes": self.times.size,
-                **self.facts,
-            },
-            is_best=is_best,
-            keep=self.config.checkpoint.keep,
-        )
-        self.saved_step = self.progress.step
+        optimizer = self.learner.state_tensors() | self.other_tensors() | sums
+        self.saved_step = step = self.progress.step
+        if not self.writes:  # its shards went to the process that does
+            return
+        state = {
+            "progress": dict(vars(self.progress)),
+            "metrics_bytes": self.log.size,
+            "times_bytes": self.times.size,
+            **self.facts,
+        }
+        if self.background and next(self.learner.model.parameters()).device.type == "cpu":  # where nothing was copied
+            model, optimizer = ({name: tensor.clone() for name, tensor in d.items()} for d in (model, optimizer))
+
+        def write() -> None:
+            assert all(torch.isfinite(tensor).all() for tensor in model.values()), "weights are never updated to NaN"
+            keep = self.config.checkpoint.keep
+            save_checkpoint(self.run, step, model=model, optimizer=optimizer, state=state, is_best=is_best, keep=keep)
+
+        if self.background:
+            self.background.begin(write)
+        else:
+            write()

@@ -1,13 +1,11 @@
-"""metrics.jsonl, the source of truth of a run, and its optional mirrors, which can never stop it."""
+"""metrics.jsonl, the source of truth of a run, and who is told how it goes on."""
 
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from gq.config import LogConfig
 from gq.files import write_error
 
 
@@ -88,51 +86,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def open_mirrors(config: LogConfig, run: Path, resolved: dict[str, Any], note: Callable[[str], None]) -> "Mirrors":
-    """Start the mirrors that are configured; one that cannot start is reported and left out."""
-    writers: dict[str, Callable[[int, dict[str, float]], None]] = {}
-    if config.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            board = SummaryWriter(run / "tensorboard")
-
-            def write_board(step: int, metrics: dict[str, float]) -> None:
-                for name, value in metrics.items():
-                    board.add_scalar(name, value, step)
-
-            writers["TensorBoard"] = write_board
-        except Exception as error:
-            note(f"TensorBoard is off: {error}; pip install 'gym-qwen[tensorboard]'")
-    if config.wandb:
-        try:
-            import wandb
-
-            run_there = wandb.init(
-                project=config.wandb_project, id=run.name, name=run.name, dir=run, config=resolved, resume="allow"
-            )
-            writers["W&B"] = lambda step, metrics: run_there.log(metrics, step=step)
-        except Exception as error:
-            note(f"W&B is off: {error}; pip install 'gym-qwen[wandb]'")
-    return Mirrors(writers, note)
-
-
-class Mirrors:
-    """Copies of the numeric metrics elsewhere; a mirror that fails is dropped with one note."""
-
-    def __init__(
-        self, writers: dict[str, Callable[[int, dict[str, float]], None]], note: Callable[[str], None]
-    ) -> None:
-        self._writers, self._note = writers, note
-
-    def write(self, step: int, record: dict[str, Any]) -> None:
-        """Send the finite numbers of a record."""
-        numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and math.isfinite(v)}
-        for name, write in list(self._writers.items()):
-            try:
-                write(step, numbers)
-            except Exception as error:
-                self._note(f"{name} is off: {error}")
-                del self._writers[name]

@@ -1,17 +1,20 @@
 """Training from a dataset: from a configuration to a finished run."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gq.config import DataRunConfig, OfflineConfig, to_toml
+from gq.config import DataRunConfig, LogConfig, OfflineConfig, to_toml
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
-from gq.engine.metrics import Listener, Silence, open_mirrors
-from gq.engine.runs import lock_run, refuse_filled, run_card
+from gq.engine.cards import write_card
+from gq.engine.metrics import Listener, Silence
+from gq.engine.runs import SELECTION_SEED, lock_run, refuse_filled
+from gq.engine.tracking import Trackers
 from gq.envs.engines import recorded_engines
 from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
@@ -23,11 +26,14 @@ from gq.paths import checkpoint_folders, last_dataset, new_run_folder
 from gq.versions import versions
 
 if TYPE_CHECKING:
+    from gq.algos.supervised import SupervisedLearner
     from gq.engine.checkpoint import Checkpoint
+    from gq.engine.compilation import Compilation
+    from gq.engine.distributed import Processes
     from gq.engine.precision import Compute
 
 TARGET_PERCENTILES = (50, 90, 99)
-SELECTION_SEED = 1_000_000  # episodes that choose the best checkpoint are never those that `gq eval` reports
+LARGE = 50_000_000  # parameters; the checkpoints of larger models are written while training goes on
 
 
 @dataclass(frozen=True)
@@ -96,72 +102,99 @@ def train(
     """
     listener = listener or Silence()
     config, trajectories = prepared or prepare(config)
-    run = out or new_run_folder(config.task, config.algo, config.size)
-    if not resume:
-        refuse_filled(run, config.algo)
+    if out and not resume:
+        refuse_filled(out, config.algo)
+    from gq.data.streaming import is_to_be_streamed
+    from gq.engine import distributed
+    from gq.engine.compilation import choose_compilation
     from gq.engine.precision import choose_compute
 
-    compute = choose_compute(config.train.device, config.train.precision)  # may refuse, so before there is a folder
-    with lock_run(run):
-        write_text(run / "config.toml", to_toml(config))
-        if trajectories.num_dropped_rows:
-            listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
-        return run_training(config, run, trajectories, compute, listener)
+    distributed.refuse_uneven(config.train.batch_size, distributed.size())
+    # What follows may refuse, so it comes before there is a folder.
+    compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
+    is_streamed = is_to_be_streamed(config.data.placement, trajectories, compute.device)
+    assert isinstance(config, OfflineConfig)
+    compilation = choose_compilation(config, compute.device, num_processes=distributed.size(), is_streamed=is_streamed)
+    processes = distributed.Processes(compute.device.type)
+    try:
+        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
+        if processes.rank:
+            processes.from_first(None)  # until the first has written the configuration
+            return run_training(config, run, trajectories, compute, compilation, Silence(), processes)
+        with lock_run(run):
+            listener.note(f"run: {run}")
+            write_text(run / "config.toml", to_toml(config))
+            if trajectories.num_dropped_rows:
+                listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
+            processes.from_first(None)
+            return run_training(config, run, trajectories, compute, compilation, listener, processes)
+    finally:
+        processes.close()
 
 
 def run_training(
-    config: DataRunConfig, run: Path, trajectories: Trajectories, compute: "Compute", listener: Listener
+    config: DataRunConfig,
+    run: Path,
+    trajectories: Trajectories,
+    compute: "Compute",
+    compilation: "Compilation",
+    listener: Listener,
+    processes: "Processes",
 ) -> TrainResult:
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch
 
-    from gq.engine.building import build_learner, build_policy
+    from gq.data.streaming import StreamingSampler
+    from gq.engine.building import build_learner
+    from gq.engine.distributed import separate
     from gq.engine.loop import Loop
-    from gq.evaluation.rollout import roll_out
-    from gq.evaluation.statistics import summarise
+    from gq.engine.parallel_loop import ParallelLoop
 
     assert isinstance(config, OfflineConfig)
-    digest = fingerprint(trajectories)
+    is_first = processes.rank == 0
+    digest = processes.from_first(fingerprint(trajectories) if is_first else "")
     checkpoint = last_checkpoint(run, digest, config.data.dataset)  # may refuse, so before anything is said
     torch.manual_seed(config.train.seed)
-    learner = build_learner(config, trajectories, compute)
+    learner = build_learner(config, trajectories, compute, processes, compiled=compilation.is_on)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-    listener.note(f"{parameters:,} parameters on {compute}")
+    share = "a share of the model" if learner.is_sharded else "the whole model"
+    where = f"{compute}; {processes.size} processes with {share} each" if processes.size > 1 else str(compute)
+    listener.note(f"{parameters:,} parameters on {where}")
+    if compute.device.type == "cuda" or config.train.compile != "auto":
+        listener.note(str(compilation))
     task = resolve_task(config.task)
     dims = (task.observation_dim, task.action_dim)
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
         listener.note(f"warning: {warning}")
-    policy = build_policy(config, learner.model, compute)
-    targets = config.eval.targets[-1:] if config.algo == "bc" else config.eval.targets  # behaviour cloning has none
-    seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
-    pairs = [(seed, target) for target in targets for seed in seeds]
     origin = origin_of(config.data.dataset, trajectories.attributes)
-
-    def evaluate() -> list[Summary]:
-        learner.model.eval()
-        episodes = roll_out(policy, config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs])
-        return summarise(episodes, reference_for(config.task, origin))
 
     facts: dict[str, Any] = {"dataset_sha256": digest, "parameters": parameters, "versions": versions()}
     facts["dataset"] = {"origin": origin, **recorded_engines(trajectories.attributes)}  # for what evaluates it later
+    if isinstance(learner.sampler, StreamingSampler):
+        listener.note("the data stay where they are: windows are fetched while the model learns")
     if checkpoint:
         listener.note(f"going on from step {checkpoint.state['step']}")
-    write_json(run / "environment.json", {**facts, "compute": str(compute)})
-    mirrors = open_mirrors(config.log, run, config.to_dict(), listener.note)
-    loop = Loop(
-        learner, config, run, evaluate=evaluate, facts=facts, listener=listener, mirrors=mirrors, checkpoint=checkpoint
-    )
-    loop.execute()
-    card = run_card(
+    if is_first:
+        write_json(run / "environment.json", {**facts, "compute": where, "compilation": str(compilation)})
+    loop = (ParallelLoop if processes.size > 1 else Loop)(
+        learner,
         config,
-        name=run.name,
-        parameters=parameters,
-        steps=config.train.steps,
-        results=loop.last_evaluation,
-        versions=facts["versions"],
+        run,
+        evaluate=build_evaluation(config, learner, compute, processes, origin),
+        facts=facts,
+        listener=listener,
+        trackers=Trackers(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
+        checkpoint=checkpoint,
+        writes=is_first,
+        in_background=parameters >= LARGE,
     )
-    if loop.last_evaluation or not (run / "README.md").exists():  # else a finished run was resumed
-        write_text(run / "README.md", card)
+    if isinstance(loop, ParallelLoop):
+        loop.prepare(processes)
+        if not is_first:
+            separate(processes.rank, config.train.seed + loop.progress.step, compute.device, checkpoint)
+    loop.execute()
+    if is_first:
+        write_card(run)
     return TrainResult(
         run=run,
         task=config.task,
@@ -172,6 +205,37 @@ def run_training(
         best_step=loop.progress.best_step,
         evaluation=loop.last_evaluation,
     )
+
+
+def build_evaluation(
+    config: OfflineConfig, learner: "SupervisedLearner", compute: "Compute", processes: "Processes", origin: str
+) -> Callable[[], list[Summary]]:
+    """Return what evaluates the learner's model on the episodes that choose the best checkpoint.
+
+    Each process runs every N-th episode, with the whole model; all return the results of all.
+    """
+    from gq.engine.building import build_model, build_policy
+    from gq.engine.sharding import copy_whole
+    from gq.evaluation.rollout import roll_out
+    from gq.evaluation.statistics import summarise
+
+    task = resolve_task(config.task)
+    model = learner.model
+    if learner.is_sharded:
+        model = build_model(config, task.observation_dim, task.action_dim).to(compute.device)
+    policy = build_policy(config, model, compute)
+    targets = config.eval.targets[-1:] if config.algo == "bc" else config.eval.targets  # behaviour cloning has none
+    seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
+    own = [(seed, target) for target in targets for seed in seeds][processes.rank :: processes.size]
+
+    def evaluate() -> list[Summary]:
+        if learner.is_sharded:
+            copy_whole(learner.model, model)
+        model.eval()
+        episodes = roll_out(policy, config.task, seeds=[p[0] for p in own], target_returns=[p[1] for p in own])
+        return summarise(processes.merge(episodes), reference_for(config.task, origin))
+
+    return evaluate
 
 
 def last_checkpoint(run: Path, dataset_sha256: str, dataset: str) -> "Checkpoint | None":

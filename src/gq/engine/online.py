@@ -167,20 +167,23 @@ class OnlineLoop(Loop):
         recipe = Recipe(
             seed=EXPLORATION_SEED + self.config.train.seed, targets=online.targets, block_size=online.rollouts
         )
-        run_episodes(
-            self.policy,
-            self.environments,
-            numbers,
-            recipe,
-            finished=finish,
-            stepped=lambda num_steps: bool(self.stop.requested),
-        )
+        with self.throughput.acting():
+            run_episodes(
+                self.policy,
+                self.environments,
+                numbers,
+                recipe,
+                finished=finish,
+                stepped=lambda num_steps: bool(self.stop.requested),
+            )
         if len(finished) < online.rollouts:
             return False
         for number in numbers:
             self.store.add(number, finished[number])
         progress.num_episodes += online.rollouts
-        progress.environment_steps += sum(len(episode.rewards) for episode in finished.values())
+        num_steps = sum(len(episode.rewards) for episode in finished.values())
+        progress.environment_steps += num_steps
+        self.throughput.num_environment_steps += num_steps
         progress.rollout_seconds += monotonic() - began
         self.report_rollouts([finished[number] for number in numbers], [recipe.target(number) for number in numbers])
         return True
@@ -201,7 +204,7 @@ class OnlineLoop(Loop):
             **self.store.describe(),
         }
         self.log.write({"step": progress.step, **record})
-        self.mirrors.write(progress.step, record)
+        self.trackers.write(progress.step, record)
         self.tell(record)
 
     def evaluation_is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a run folder holds beside checkpoints: its configuration, its lock, its card."""
+"""What a run folder holds beside checkpoints: its configuration and its lock."""
 
 import shutil
 import tomllib
@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from gq.config import CONFIGS, FinetuneConfig, RunConfig, TDMPC2Config, TrainedConfig, flatten, validate
+from gq.config import CONFIGS, TrainedConfig, flatten, validate
 from gq.data.datasets import canonical_name
+from gq.engine.run_state import failures_recorded, hold_run, is_unfinished
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.evaluation.statistics import Summary
 from gq.files import write_error
-from gq.paths import all_runs, checkpoint_folders, is_run, read_json, runs_folder
+from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder
 
 
 def read_config(run: Path) -> TrainedConfig:
@@ -33,12 +31,16 @@ def read_config(run: Path) -> TrainedConfig:
         ) from None
 
 
+SELECTION_SEED = 1_000_000  # episodes that choose the best checkpoint are never those that `gq eval` reports
 # What may change when a run goes on: where and how long, not what is learnt.
 CHANGEABLE = (
     "train.steps",
     "train.decisions",
     "train.device",
     "train.log_every",
+    "train.checkpoint_activations",
+    "train.parallel",
+    "data.placement",
     "eval.",
     "checkpoint.",
     "log.",
@@ -100,12 +102,24 @@ def is_imported(run: Path) -> bool:
 
 
 def refuse_imported(run: Path) -> None:
-    """Raise UsageError if a run was imported: it has nothing to go on training with."""
+    """Raise UsageError if a run was imported, or shared by somebody: it has nothing to go on training with."""
     if is_imported(run):
         raise UsageError(
             f"{run} was imported: the official file has no optimiser and no replay, so it cannot be trained on",
             hint=f"gq eval {run}, gq render or gq collect; or train a new one without --resume, in another --out",
         )
+    if is_without_optimizer(run):
+        raise UsageError(
+            f"{run} was shared without its optimiser, so it cannot be trained on",
+            hint=f"train a new one: gq {'finetune' if algo_of(run) == 'finetune' else f'train {algo_of(run)}'} "
+            f"--config {run / 'config.toml'}; its owner shares all of it with gq push --all",
+        )
+
+
+def is_without_optimizer(run: Path) -> bool:
+    """Tell whether a run has checkpoints to evaluate, but none to go on from, as `gq push` shares them."""
+    folders = checkpoint_folders(run)
+    return bool(folders) and not (folders[-1] / "optimizer.safetensors").is_file() and (run / "hub.json").is_file()
 
 
 def resume_command(algo: str, run: Path) -> str:
@@ -129,71 +143,23 @@ def newest_unfinished(algo: str) -> Path:
             config = read_config(run)
         except GqError:
             continue  # a run that nobody asked for must not stand in the way
-        if config.algo == algo and is_unfinished(run, config):
+        is_candidate = config.algo == algo and not is_without_optimizer(run)
+        if is_candidate and is_unfinished(run, algo, getattr(config.train, "steps", 0)):
             return run
     raise UsageError(f"there is no unfinished {algo} run in {runs_folder()}", hint="name one with --out DIR --resume")
 
 
-def is_unfinished(run: Path, config: TrainedConfig) -> bool:
-    """Tell whether a run stopped before its end."""
-    if isinstance(config, FinetuneConfig | TDMPC2Config):
-        return not (run / "README.md").exists()  # written when it ends
-    return last_step(run) < config.train.steps
-
-
-def last_step(run: Path) -> int:
-    """Return the step of the newest checkpoint, 0 without one."""
-    folders = checkpoint_folders(run)
-    return int(folders[-1].name.removeprefix("step-")) if folders else 0
-
-
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Hold a run for this process.
+    """Hold a run for this process, to train it.
 
     Raises:
         GqError: another process trains it, or the folder cannot be written.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run / ".lock", timeout=0)
-        lock.acquire()
-        for leftover in (run / "checkpoints").glob(".*.partial"):  # of a process that was killed while saving
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    except filelock.Timeout:
-        raise GqError(f"another process is training {run}", hint="wait for it, or choose another --out") from None
-    except OSError as error:
-        raise write_error(run, error) from error
-    try:
+    with hold_run(run), failures_recorded(run):
+        try:
+            for leftover in (run / "checkpoints").glob(".*.partial"):  # of a process that was killed while saving
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:
+            raise write_error(run, error) from error
         yield
-    finally:
-        lock.release()
-
-
-def run_card(
-    config: RunConfig, *, name: str, parameters: int, steps: int, results: list[Summary], versions: dict[str, str]
-) -> str:
-    """Return the Markdown card of a finished run."""
-    lines = [
-        f"# {name}",
-        "",
-        f"A {config.algo} policy for {config.task}, trained by gq"
-        + (f" on `{config.dataset}`:" if config.dataset else ":"),
-        f"{parameters:,} parameters, {steps} steps.",
-        "The configuration is in `config.toml`, the history in `metrics.jsonl`.",
-        "",
-        f"    gq eval {name}",
-        f"    gq render {name}",
-        "",
-    ]
-    if results:
-        lines += [
-            "Last evaluation while training, on the episodes that choose the best checkpoint:",
-            "",
-            "| target return | episodes | return | length |",
-            "|---|---|---|---|",
-        ]
-    for s in results:
-        returns = f"{s.return_mean:.0f} ± {s.return_std:.0f}"
-        lines.append(f"| {s.target_return:g} | {s.num_episodes} | {returns} | {s.length_mean:.0f} |")
-    return "\n".join([*lines, "", "Made with " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""])

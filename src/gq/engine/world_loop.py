@@ -65,6 +65,7 @@ class WorldLoop(Loop):
             finished = self.interaction.tick(uniform=progress.decisions < self.num_seed_decisions)
             (num_deciding,) = self.processes.total(self.interaction.num_deciding)
             progress.decisions += num_deciding
+            self.throughput.num_environment_steps += num_deciding
             if finished:
                 self.report_episodes(finished)
         return progress.step < self.num_owed()
@@ -91,7 +92,7 @@ class WorldLoop(Loop):
             "episode/terminated": float(np.mean([episode.terminated for episode in episodes])),
         }
         self.log.write(record)
-        self.mirrors.write(progress.step, record)
+        self.trackers.write(progress.step, record)
         self.tell(record)
 
     def position(self) -> dict[str, Any]:

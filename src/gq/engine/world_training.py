@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from gq import presets
 from gq.config import LogConfig, TDMPC2Config, to_toml
-from gq.engine.metrics import Listener, Silence, open_mirrors
-from gq.engine.offline import SELECTION_SEED
-from gq.engine.runs import lock_run, refuse_filled, refuse_imported, run_card
+from gq.engine.cards import write_card
+from gq.engine.metrics import Listener, Silence
+from gq.engine.runs import SELECTION_SEED, lock_run, refuse_filled, refuse_imported
+from gq.engine.tracking import Trackers
 from gq.envs.scores import reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
@@ -18,16 +19,10 @@ from gq.paths import checkpoint_folders, new_run_folder
 from gq.versions import versions
 
 if TYPE_CHECKING:
-    import torch
-
     from gq.engine.checkpoint import Checkpoint
     from gq.engine.distributed import Processes
     from gq.engine.precision import Compute
-    from gq.engine.world_loop import WorldLoop
     from gq.planning.mppi import Planner
-
-
-RANK_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def train_world_model(
     from gq.engine.precision import choose_compute
     from gq.envs.make import make
 
-    refuse_uneven(config, distributed.size())
+    distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
     make(config.task).close()  # this and the line before may refuse, so they come before there is a folder
     processes = distributed.Processes(compute.device.type)
@@ -87,15 +82,6 @@ def train_world_model(
         processes.close()
 
 
-def refuse_uneven(config: TDMPC2Config, num_processes: int) -> None:
-    """Raise UsageError if a batch cannot be divided among the processes."""
-    batch_size = config.train.batch_size
-    if batch_size % num_processes:
-        message = f"a batch of {batch_size} cannot be divided among {num_processes} processes"
-        hint = f"--set train.batch_size={-(-batch_size // num_processes) * num_processes}"
-        raise UsageError(message, hint=hint)
-
-
 def run_training(
     config: TDMPC2Config, run: Path, compute: "Compute", listener: Listener, processes: "Processes"
 ) -> WorldTrainResult:
@@ -103,6 +89,7 @@ def run_training(
     import torch
 
     from gq.algos.tdmpc2 import TDMPC2Learner
+    from gq.engine import distributed
     from gq.engine.building import build_planner, build_world_model, discount_of
     from gq.engine.interaction import Interaction
     from gq.engine.world_loop import WorldLoop
@@ -127,12 +114,12 @@ def run_training(
         evaluate=lambda: evaluate(config, planner),
         facts=facts,
         listener=listener,
-        mirrors=open_mirrors(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
+        trackers=Trackers(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
         checkpoint=checkpoint,
         writes=is_first,
     )
     if not is_first:
-        separate(processes.rank, config.train.seed, compute.device, checkpoint)
+        distributed.separate(processes.rank, config.train.seed, compute.device, checkpoint)
     interaction = Interaction(config, planner, run, compute.device, processes.rank)
     try:
         if checkpoint:
@@ -144,8 +131,8 @@ def run_training(
         loop.execute()
     finally:
         interaction.close()
-    if is_first and (loop.last_evaluation or not (run / "README.md").exists()):  # else a finished run was resumed
-        write_card(config, run, loop, parameters)
+    if is_first:
+        write_card(run)  # which marks it as finished
     progress = loop.progress
     return WorldTrainResult(
         run=run,
@@ -158,32 +145,6 @@ def run_training(
         best_step=progress.best_step,
         evaluation=loop.last_evaluation,
     )
-
-
-def separate(rank: int, seed: int, device: "torch.device", checkpoint: "Checkpoint | None") -> None:
-    """Give a process that is not the first random numbers of its own, or those that it had."""
-    import torch
-
-    tensors = checkpoint.optimizer if checkpoint else {}
-    if f"rank-{rank}/rng/torch" in tensors:
-        torch.set_rng_state(tensors[f"rank-{rank}/rng/torch"])
-    else:
-        torch.manual_seed(seed + RANK_STRIDE * rank)
-    if device.type == "cuda" and f"rank-{rank}/rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[f"rank-{rank}/rng/cuda"], device)
-
-
-def write_card(config: TDMPC2Config, run: Path, loop: "WorldLoop", parameters: int) -> None:
-    """Write the run's card, which marks it as finished."""
-    card = run_card(
-        config,
-        name=run.name,
-        parameters=parameters,
-        steps=loop.progress.step,
-        results=loop.last_evaluation[:1],
-        versions=loop.facts["versions"],
-    )
-    write_text(run / "README.md", card)
 
 
 def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gq.envs.make import make
 from gq.evaluation.statistics import Episode
+from gq.evaluation.stepping import Stepper
 
 MAX_PARALLEL_EPISODES = 128
 
@@ -85,20 +86,17 @@ def run_group(
     observations = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(environments, seeds, strict=True)])
     policy.reset(np.asarray(target_returns, np.float64), [int(seed) for seed in seeds])
     rows = np.arange(len(seeds))
-    with policy.autocast():
+    with Stepper(environments) as stepper, policy.autocast():
         for index in range(max_steps or 2**62):
             # Clipped because the physics clamps the torque while the control cost is charged on the raw action.
             actions = np.clip(policy.act(rows, observations[rows].astype(np.float32)), low, high)
-            rewards, running = np.zeros(len(rows)), np.ones(len(rows), bool)
-            for i, (row, action) in enumerate(zip(rows, actions, strict=True)):
-                observations[row], rewards[i], terminated[row], truncated, _ = environments[int(row)].step(action)
-                running[i] = not (terminated[row] or truncated)
+            observations[rows], rewards, terminated[rows], ended = stepper.step(rows, actions)
             returns[rows] += rewards
             lengths[rows] += 1
             policy.record(rows, actions, rewards)
             if watch:
                 watch(Step(index, rows, rewards, returns.copy(), environments))
-            rows = rows[running]
+            rows = rows[~ended]
             if not len(rows):
                 break
     return [

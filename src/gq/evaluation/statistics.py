@@ -78,17 +78,23 @@ def interquartile_mean(values: np.ndarray) -> float:
 
     Sample i of n stands for the share [i / n, (i + 1) / n]; what lies in [1/4, 3/4] is averaged.
     """
-    ordered, num = np.sort(values), len(values)
+    return float(np.sort(values) @ interquartile_weights(len(values)))
+
+
+def interquartile_weights(num: int) -> np.ndarray:
+    """Return the share of each of `num` sorted values in their interquartile mean, float64 [num]."""
     edges = np.arange(num + 1) / num
     weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float(ordered @ weights / weights.sum())
+    return weights / weights.sum()
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean over episodes."""
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 0, *, tail: float = 0.025, num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean over episodes, with a share of `tail` beyond each end."""
     generator = np.random.default_rng(seed)
-    means = generator.choice(values, (NUM_RESAMPLES, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    means = generator.choice(values, (num_resamples, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [100 * tail, 100 - 100 * tail])
     return float(low), float(high)
 
 

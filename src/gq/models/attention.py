@@ -50,13 +50,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
 
 def grouped_matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attend without repeating keys: the query heads of a group are stacked along time. Softmax in float32."""
-    num_queries, head_dim = query.shape[-2:]
-    group = query.shape[1] // key.shape[1]
-    stacked = query.unflatten(1, (-1, group)).flatten(2, 3)  # [B, G, N/G * Q, D]
-    scores = (stacked @ key.transpose(-1, -2)).unflatten(2, (group, num_queries)).flatten(1, 2)  # [B, N, Q, T]
+    batch, num_heads, num_queries, head_dim = query.shape
+    num_groups, num_tokens = key.shape[1:3]
+    group = num_heads // num_groups
     if mask is None:
         mask = causal_mask(num_queries, EVERY_TOKEN, query.device)
-    scores = (scores.float() / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
-    weights = drop(scores.softmax(dim=-1), dropout).to(value.dtype)
-    attended = weights.unflatten(1, (-1, group)).flatten(2, 3) @ value  # [B, G, N/G * Q, D]
-    return attended.unflatten(2, (group, num_queries)).flatten(1, 2)
+    offsets = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    if offsets.dim() == 2:
+        offsets = offsets.repeat(group, 1)  # [N/G * Q, T]
+    else:
+        whole = offsets.expand(batch, group, num_queries, num_tokens).flatten(1, 2)
+        offsets = whole.repeat_interleave(num_groups, dim=0)  # [B * G, N/G * Q, T]
+    stacked = query.reshape(batch * num_groups, group * num_queries, head_dim)
+    keys, values = (part.reshape(batch * num_groups, num_tokens, head_dim) for part in (key, value))
+    scores = torch.baddbmm(offsets, stacked, keys.mT, alpha=1 / math.sqrt(head_dim))
+    weights = drop(scores.float().softmax(dim=-1).to(value.dtype), dropout)
+    return (weights @ values).view(batch, num_heads, num_queries, head_dim)

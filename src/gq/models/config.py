@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Lt
 
 Count = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
+Context = Literal["sliding", "blocks"]  # how a policy moves on when its context is full, see gq.algos.dt.DTPolicy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gq.models.config import ModelConfig
+from gq.models.context_cache import ContextCache
+from gq.models.fused import RMSNorm
 from gq.models.gpt2 import GPT2Backbone
 from gq.models.scaling import Scaling
 from gq.models.transformer import RMS_EPS, Qwen3Backbone
@@ -35,12 +37,17 @@ class TrajectoryTransformer(nn.Module):
         self.embed_norm: nn.Module
         self.backbone: nn.Module
         if config.backbone == "qwen3":
-            self.embed_norm, self.backbone = nn.RMSNorm(config.embed_dim, eps=RMS_EPS), Qwen3Backbone(config)
+            self.embed_norm, self.backbone = RMSNorm(config.embed_dim, RMS_EPS, keeps_type=True), Qwen3Backbone(config)
         else:
             self.embed_norm, self.backbone = nn.LayerNorm(config.embed_dim), GPT2Backbone(config)
 
-    def embed(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
-        """Return tokens [B, 3T, H], or [B, 3T - 1, H] when the last action is not given (it is to be chosen)."""
+    def embed(
+        self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor, first: int = 0
+    ) -> Tensor:
+        """Return tokens [B, 3T, H], or [B, 3T - 1, H] when the last action is not given (it is to be chosen).
+
+        The steps are those of a context from its step `first` on.
+        """
         num_steps = observations.shape[1]
         is_open = actions.shape[1] == num_steps - 1
         scaled_actions = self.scaling.scale_actions(actions)
@@ -56,7 +63,7 @@ class TrajectoryTransformer(nn.Module):
             rows = timesteps.clamp(max=self.config.max_timestep - 1)
             tokens = tokens + self.embed_position(rows)[:, :, None]
         elif self.config.positions == "window":
-            tokens = tokens + self.embed_position.weight[:num_steps, None]
+            tokens = tokens + self.embed_position.weight[first : first + num_steps, None]
         tokens = tokens.flatten(1, 2)  # [B, 3T, H]: R_1, s_1, a_1, R_2, ...
         return self.embed_norm(tokens[:, :-1] if is_open else tokens)
 
@@ -69,16 +76,25 @@ class TrajectoryTransformer(nn.Module):
         valid: Tensor | None = None,
         *,
         queries: slice = OBSERVATION_TOKENS,
+        cache: ContextCache | None = None,
     ) -> Tensor:
         """Return hidden states [B, T, H] of the observation tokens, or [B, 1, H] of the last token.
 
         observations [B, T, S], actions [B, T, A] or [B, T - 1, A], returns_to_go [B, T, 1] and timesteps [B, T] (int)
         in the units of the environment. `valid` [B, T] marks real steps; it is needed only with padding on the left,
-        since causality already hides padding on the right.
+        since causality already hides padding on the right. With a `cache`, which holds tokens of the same context from
+        its beginning and takes in the others, only these are computed, and `queries` chooses among them.
         """
-        tokens = self.embed(observations, actions, returns_to_go, timesteps)
+        num_known = cache.num_tokens if cache else 0
+        first = num_known // 3
+        steps = [array[:, first:] for array in (observations, actions, returns_to_go, timesteps)]
+        tokens = self.embed(*steps, first)[:, num_known - 3 * first :]
         mask = None if valid is None else attention_mask(valid, tokens.shape[1])
-        return self.backbone(tokens, mask, queries)
+        return self.backbone(tokens, mask, queries, cache)
+
+    def make_cache(self, num_steps: int) -> ContextCache:
+        """Return an empty cache for contexts of up to so many steps."""
+        return ContextCache(self.config.num_layers, 3 * num_steps)
 
 
 class DecisionTransformer(TrajectoryTransformer):
@@ -103,13 +119,21 @@ class DecisionTransformer(TrajectoryTransformer):
         """Return predicted actions [B, T, A] scaled to (-1, 1); the arguments are those of `encode`."""
         return self.head(self.encode(observations, actions, returns_to_go, timesteps, valid))
 
-    def act(self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
+    def act(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        *,
+        cache: ContextCache | None = None,
+    ) -> Tensor:
         """Return the next action [B, A] in the units of the environment.
 
         observations [B, T, S], returns_to_go [B, T, 1] and timesteps [B, T] include the current step, actions
-        [B, T - 1, A] are those taken before it.
+        [B, T - 1, A] are those taken before it. With a `cache` as of `encode` only what is new is computed.
         """
-        hidden = self.encode(observations, actions, returns_to_go, timesteps, queries=LAST_TOKEN)
+        hidden = self.encode(observations, actions, returns_to_go, timesteps, queries=LAST_TOKEN, cache=cache)
         return self.scaling.unscale_actions(self.head(hidden)[:, -1])
 
     def head(self, hidden: Tensor) -> Tensor:

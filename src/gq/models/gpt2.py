@@ -3,11 +3,14 @@
 Source: Radford et al. 2019, with the original's ReLU; dropout on attention, residuals and embeddings alike.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
+from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, mask_rows
 from gq.models.config import ModelConfig
+from gq.models.context_cache import ContextCache, LayerCache
 from gq.models.dropout import Dropout
+from gq.models.fused import autocast_dtype, is_fused, keeps_casts
 
 
 class Block(nn.Module):
@@ -26,13 +29,26 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, queries: slice, cache: LayerCache | None = None) -> Tensor:
         """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
-        fused = self.query_key_value(self.attention_norm(x))  # [B, T, 3ND]
-        query, key, value = fused.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, N, T, D]
-        attended = attend(query[:, :, queries], key, value, mask, self.dropout_rate if self.training else 0.0)
+        query, key, value = self.heads(self.attention_norm(x), queries)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        attended = attend(query, key, value, mask, self.dropout_rate if self.training else 0.0)
         x = x[:, queries] + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.down(self.activation(self.up(self.mlp_norm(x)))))
+
+    def heads(self, x: Tensor, queries: slice) -> list[Tensor]:
+        """Return query [B, N, Q, D] of the chosen tokens of x [B, T, H], and key and value [B, N, T, D] of all."""
+        layer = self.query_key_value
+        if keeps_casts(x, layer.weight) or (queries == EVERY_TOKEN and not is_fused(x)):
+            query, *others = layer(x).chunk(3, dim=-1)
+            parts = (query[:, queries], *others)
+        else:  # apart, so that each is contiguous, and no queries are computed in vain
+            x = x.to(autocast_dtype(x))
+            tokens, weights, biases = (x[:, queries], x, x), layer.weight.chunk(3), layer.bias.chunk(3)
+            parts = tuple(map(F.linear, tokens, weights, biases))
+        return [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
 
 class GPT2Backbone(nn.Module):
@@ -48,12 +64,22 @@ class GPT2Backbone(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, queries: slice = EVERY_TOKEN) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        queries: slice = EVERY_TOKEN,
+        cache: ContextCache | None = None,
+    ) -> Tensor:
         """Return hidden states [B, Q, H] of the tokens chosen by `queries`; the last block computes no others.
 
-        mask, broadcast to [B, 1, T, T], is True where a token may attend; None means causal.
+        mask, broadcast to [B, 1, T, T], is True where a token may attend; None means causal. With a cache the tokens
+        come after those that are in it, causally, and join them.
         """
+        if cache and cache.num_tokens:
+            mask = causal_mask(cache.num_tokens + tokens.shape[1], slice(cache.num_tokens, None), tokens.device)
+        layers = cache.layers if cache else [None] * len(self.blocks)
         x = self.embed_dropout(tokens)
-        for block in self.blocks[:-1]:
-            x = block(x, mask, EVERY_TOKEN)
-        return self.norm(self.blocks[-1](x, mask_rows(mask, queries, tokens), queries))
+        for block, layer in zip(self.blocks[:-1], layers[:-1], strict=True):
+            x = block(x, mask, EVERY_TOKEN, layer)
+        return self.norm(self.blocks[-1](x, mask_rows(mask, queries, tokens), queries, layers[-1]))

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from gq.models.config import StochasticModelConfig
+from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import LAST_TOKEN, TrajectoryTransformer
 from gq.models.distributions import ActionDistribution, bounded_log_std
 
@@ -38,14 +39,16 @@ class StochasticTransformer(TrajectoryTransformer):
         returns_to_go: Tensor,
         timesteps: Tensor,
         draws: Tensor | None = None,
+        *,
+        cache: ContextCache | None = None,
     ) -> Tensor:
         """Return the next action [B, A] in the units of the environment, inside its box.
 
         observations [B, T, S], returns_to_go [B, T, 1] and timesteps [B, T] include the current step, actions
         [B, T - 1, A] are those taken before it. `draws` [B, A] are standard normal; without them the action is the
-        distribution's mode.
+        distribution's mode. With a `cache` as of `encode` only what is new is computed.
         """
-        hidden = self.encode(observations, actions, returns_to_go, timesteps, queries=LAST_TOKEN)
+        hidden = self.encode(observations, actions, returns_to_go, timesteps, queries=LAST_TOKEN, cache=cache)
         distribution = self.head(hidden[:, -1])
         chosen = distribution.mode() if draws is None else distribution.sample(draws)[0]
         return self.scaling.unscale_actions(chosen)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, mask_rows
+from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, mask_rows
 from gq.models.config import ModelConfig
+from gq.models.context_cache import ContextCache, LayerCache
 from gq.models.dropout import Dropout
+from gq.models.fused import GatedLinear, RMSNorm, RotatedHeads, is_fused, keeps_casts
 
 RMS_EPS = 1e-6
 
@@ -45,17 +47,43 @@ class Attention(nn.Module):
         self.query_norm = nn.Parameter(torch.ones(self.head_dim))
         self.key_norm = nn.Parameter(torch.ones(self.head_dim))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
-        num_rotated = self.num_heads + self.num_kv_heads
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # [B, T, N + 2G, D]
-        gains = torch.cat([self.query_norm.expand(self.num_heads, -1), self.key_norm.expand(self.num_kv_heads, -1)])
-        normalised = F.rms_norm(heads[:, :, :num_rotated].float(), (self.head_dim,), eps=RMS_EPS) * gains
-        rotated = (rotate(normalised, cos, sin) if self.rotary else normalised).to(heads.dtype)
-        query = rotated[:, queries, : self.num_heads].transpose(1, 2)  # [B, N, Q, D]
-        key = rotated[:, :, self.num_heads :].transpose(1, 2)
-        value = heads[:, :, num_rotated:].transpose(1, 2)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice, cache: LayerCache | None = None
+    ) -> Tensor:
+        query, key, value = self.heads(x, cos, sin, queries)
+        if cache is not None:
+            key, value = cache.append(key, value)
         attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # [B, N, Q, D]
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor, queries: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query [B, N, Q, D] of the chosen tokens of x [B, T, H], and key and value [B, G, T, D] of all."""
+        if keeps_casts(x, self.query_key_value.weight) or (queries == EVERY_TOKEN and not is_fused(x)):
+            heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # [B, T, N + 2G, D]
+            chosen, others = heads.split([self.num_heads, 2 * self.num_kv_heads], dim=2)
+            chosen = chosen[:, queries]
+        else:
+            weights = self.query_key_value.weight.split(
+                [self.num_heads * self.head_dim, 2 * self.num_kv_heads * self.head_dim]
+            )
+            chosen, others = (
+                F.linear(tokens, weight).unflatten(-1, (-1, self.head_dim))
+                for tokens, weight in zip((x[:, queries], x), weights, strict=True)
+            )
+        query, _ = self.place(chosen, self.query_norm, cos[queries], sin[queries])
+        return query, *self.place(others, self.key_norm, cos, sin, self.num_kv_heads)
+
+    def place(
+        self, heads: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, num_normed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return heads [B, T, R + R', D] as [B, R, T, D], normalised and rotated, and [B, R', T, D]."""
+        num_normed = num_normed or heads.shape[2]
+        if is_fused(heads) and self.rotary:
+            return RotatedHeads.apply(heads, gain, cos, sin, num_normed, RMS_EPS)
+        chosen, others = heads.split([num_normed, heads.shape[2] - num_normed], dim=2)
+        normed = F.rms_norm(chosen.float(), (self.head_dim,), eps=RMS_EPS) * gain
+        rotated = (rotate(normed, cos, sin) if self.rotary else normed).to(heads.dtype)
+        return rotated.transpose(1, 2), others.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -63,19 +91,27 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        self.attention_norm = RMSNorm(config.embed_dim, RMS_EPS)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        self.mlp_norm = RMSNorm(config.embed_dim, RMS_EPS)
         self.gate_up = nn.Linear(config.embed_dim, 2 * config.mlp_dim, bias=False)
         self.down = nn.Linear(config.mlp_dim, config.embed_dim, bias=False)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice, cache: LayerCache | None = None
+    ) -> Tensor:
         """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
-        x = x[:, queries] + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask, queries))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.down(self.activation(gate) * up))
+        x = x[:, queries] + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask, queries, cache))
+        return x + self.dropout(self.down(self.gated(self.mlp_norm(x))))
+
+    def gated(self, x: Tensor) -> Tensor:
+        """Return the MLP's hidden layer [B, Q, F] for [B, Q, H]."""
+        if is_fused(x) and self.activation is F.silu and not keeps_casts(x, self.gate_up.weight):
+            return GatedLinear.apply(x, self.gate_up.weight)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 class Qwen3Backbone(nn.Module):
@@ -88,7 +124,7 @@ class Qwen3Backbone(nn.Module):
         super().__init__()
         self.head_dim, self.rope_theta = config.attention_head_dim, config.rope_theta
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.embed_dim, eps=RMS_EPS)
+        self.norm = RMSNorm(config.embed_dim, RMS_EPS)
         cos, sin = rotary_table(3 * config.context_length, self.head_dim, self.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -96,14 +132,25 @@ class Qwen3Backbone(nn.Module):
             if name.endswith("weight") and parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, queries: slice = EVERY_TOKEN) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        queries: slice = EVERY_TOKEN,
+        cache: ContextCache | None = None,
+    ) -> Tensor:
         """Return hidden states [B, Q, H] of the tokens chosen by `queries`; the last block computes no others.
 
-        mask, broadcast to [B, 1, T, T], is True where a token may attend; None means causal.
+        mask, broadcast to [B, 1, T, T], is True where a token may attend; None means causal. With a cache the tokens
+        come after those that are in it, causally, and join them.
         """
-        num_tokens = tokens.shape[1]
-        cos, sin = self.cos[:num_tokens, None], self.sin[:num_tokens, None]  # [T, 1, D]
+        first = cache.num_tokens if cache else 0
+        end = first + tokens.shape[1]
+        cos, sin = self.cos[first:end, None], self.sin[first:end, None]  # [T, 1, D]
+        if first:
+            mask = causal_mask(end, slice(first, None), tokens.device)
+        layers = cache.layers if cache else [None] * len(self.blocks)
         x = tokens
-        for block in self.blocks[:-1]:
-            x = block(x, cos, sin, mask, EVERY_TOKEN)
-        return self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries))
+        for block, layer in zip(self.blocks[:-1], layers[:-1], strict=True):
+            x = block(x, cos, sin, mask, EVERY_TOKEN, layer)
+        return self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries, layers[-1]))

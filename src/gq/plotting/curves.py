@@ -1,24 +1,18 @@
-"""Learning curves: the returns of runs that differ by their seed alone, together."""
+"""Learning curves: what runs that differ by their seed alone logged, together."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gq.engine.runs import CHANGEABLE
 from gq.envs.tasks import resolve_task
-from gq.errors import GqError, UsageError
+from gq.errors import UsageError
 from gq.evaluation.official import OfficialCurve, official_curve
-from gq.plotting.records import MAIN, X_NAMES, History, Series, read_history, read_settings
-
-# Runs that differ in these alone are seeds of the same experiment. A schedule that falls depends on train.steps.
-INCIDENTAL = (*(key for key in CHANGEABLE if key != "train.steps"), "train.seed")
-NAMES_OF_KINDS = ("algo", "size", "data.dataset")  # these tell groups apart without saying which key they are
-MAX_DIFFERENCES = 3  # settings that a label names; where more differ, it names the run
+from gq.plotting.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
+from gq.plotting.groups import groups_by_task
+from gq.plotting.records import MAIN, RETURN, X_NAMES, History, Series, read_history
 
 
 @dataclass(frozen=True)
@@ -29,19 +23,23 @@ class Curve:
     algo: str
     group: str  # what tells its runs from those of other lines; "" where there is one group of a task
     what: str
+    metric: str  # see gq.plotting.records.RETURN
     rank: int  # see gq.plotting.records.MAIN
     target: float | None
     runs: tuple[str, ...]
     x: np.ndarray
-    mean: np.ndarray  # over runs
+    mean: np.ndarray  # over runs; of their middle half where that was asked for
     low: np.ndarray | None  # the band; None for a single run
     high: np.ndarray | None
+    band: str  # bootstrap, min-max, or "" for none
 
     @property
     def name(self) -> str:
-        """What the line is called among those of its task."""
-        name = ", ".join(filter(None, [self.group, self.what]))
-        return f"{name} ({len(self.runs)} runs)" if len(self.runs) > 1 else name
+        """What the line is called among those of its task and metric."""
+        name = ", ".join(filter(None, [self.group, self.what if self.metric == RETURN else ""]))
+        if len(self.runs) == 1:
+            return name or self.runs[0]
+        return f"{name} ({len(self.runs)} runs)" if name else f"{len(self.runs)} runs"
 
     def at(self, x: float) -> float | None:
         """Return the mean at a place, between points by a straight line; None outside of them."""
@@ -56,35 +54,47 @@ class Learning:
     curves: list[Curve]
     official: dict[str, OfficialCurve]  # by task
     smooth: int  # points in a running mean
+    aggregate: Aggregate = "mean"
 
     @property
     def tasks(self) -> list[str]:
         """The tasks, in the order of the runs."""
         return list(dict.fromkeys(curve.task for curve in self.curves))
 
-    def shown(self, task: str) -> list[Curve]:
-        """Return a task's curves: all of a single group of runs, of several only what each is judged by."""
-        curves = [curve for curve in self.curves if curve.task == task]
-        is_alone = len({curve.group for curve in curves}) == 1
-        return [curve for curve in curves if is_alone or curve.rank == MAIN]
+    @property
+    def panels(self) -> list[tuple[str, str]]:
+        """Task and metric of each panel that the curves fill."""
+        return list(dict.fromkeys((curve.task, curve.metric) for curve in self.curves))
+
+    def shown(self, task: str, metric: str | None = None) -> list[Curve]:
+        """Return the curves of a panel: all of a single group of runs, of several only what each is judged by."""
+        chosen = [curve for curve in self.curves if curve.task == task and metric in (None, curve.metric)]
+        is_alone = len({curve.group for curve in chosen}) == 1
+        return [curve for curve in chosen if is_alone or curve.rank == MAIN]
 
     def label(self, curve: Curve) -> str:
-        """Return a curve's name, with its task where there are several."""
-        return curve.name if len(self.tasks) == 1 else f"{curve.task}, {curve.name}"
+        """Return a curve's name, with its task and metric where there are several."""
+        metrics = {metric for _, metric in self.panels}
+        parts = [curve.task if len(self.tasks) > 1 else "", curve.metric if len(metrics) > 1 else "", curve.name]
+        return ", ".join(filter(None, parts))
 
     def frames_per_decision(self, task: str) -> int | None:
         """Return the action repeat where x is frames of TD-MPC2, else None."""
         return action_repeat(task) if self.x_name == "frames" else None
 
+    def bands(self, curves: Sequence[Curve]) -> list[str]:
+        """Say what the lines of several runs are, and their bands."""
+        kinds = dict.fromkeys(curve.band for curve in curves if len(curve.runs) > 1)
+        return [describe(kind, self.aggregate) for kind in kinds]
+
+    def smoothing(self) -> str:
+        """Say how the lines were smoothed, "" if they were not."""
+        return f"running means over {self.smooth} points" if self.smooth > 1 else ""
+
     def caption(self) -> str:
         """Say what the bands and lines are."""
-        sizes = {len(curve.runs) for curve in self.curves}
-        parts = ["band of two runs: from the lower to the higher"] if 2 in sizes else []
-        if max(sizes) > 2:
-            parts.append(f"band{' of more' if parts else ''}: mean ± standard deviation over runs")
-        parts += ["grey: mean ± standard deviation of the authors' seeds"] if self.official else []
-        parts += [f"running mean over {self.smooth} points"] if self.smooth > 1 else []
-        return "; ".join(parts)
+        grey = ["grey: mean ± standard deviation of the authors' seeds"] if self.official else []
+        return "; ".join([*self.bands(self.curves), *grey, *filter(None, [self.smoothing()])])
 
     def comparison(self) -> list[dict[str, Any]]:
         """Return ours beside the official curve at its points that ours reach."""
@@ -100,15 +110,18 @@ class Learning:
         return rows
 
     def document(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON; `low` and `high` are null for a single run."""
+        """Return everything as plain values for JSON; `low`, `high` and `band` are null for a single run."""
         curves = [
             {
                 "label": self.label(curve),
                 "task": curve.task,
+                "metric": curve.metric,
                 "series": curve.what,
                 "x_name": self.x_name,
                 "x": curve.x.tolist(),
+                "aggregate": self.aggregate,
                 "mean": curve.mean.tolist(),
+                "band": curve.band or None,
                 "low": None if curve.low is None else curve.low.tolist(),
                 "high": None if curve.high is None else curve.high.tolist(),
                 "runs": list(curve.runs),
@@ -136,32 +149,41 @@ class Learning:
         }
 
 
-def read_learning(runs: Sequence[Path], *, x: str = "auto", smooth: int = 1) -> Learning:
+def read_learning(
+    runs: Sequence[Path],
+    *,
+    x: str = "auto",
+    smooth: int = 1,
+    metrics: Sequence[str] = (),
+    aggregate: Aggregate = "mean",
+    band: Band = "auto",
+) -> Learning:
     """Read the learning curves of runs of any kind; seeds of the same experiment become one line with a band.
 
     Args:
-        x: auto, updates, decisions, frames or environment-steps; auto takes what all runs have, frames first.
-        smooth: returns are means over so many neighbouring points.
+        x: auto, or one of `gq.plotting.records.X_NAMES`; auto takes what all runs have, frames first.
+        smooth: values are means over so many neighbouring points.
+        metrics: keys of metrics.jsonl; by default returns.
+        aggregate: mean, or iqm for that of the middle half of the runs.
+        band: of several runs: bootstrap, for 95 % intervals of the aggregate; min-max; none; auto: min-max of fewer
+            than five runs, else bootstrap.
 
     Raises:
         GqError: a run's files cannot be read.
-        UsageError: a run has logged no return yet, or does not count its progress in `x`.
+        UsageError: a run has logged no return yet, or not that metric, or does not count its progress in `x`.
     """
     if smooth < 1:
         raise UsageError(f"--smooth must be at least 1, not {smooth}", hint="1 shows the points as they are")
-    histories = [read_history(run) for run in dict.fromkeys(run.resolve() for run in runs)]
+    metrics = list(dict.fromkeys(metrics))
+    histories = [read_history(run, metrics) for run in dict.fromkeys(run.resolve() for run in runs)]
     x_name = choose_x(histories, x)
-    groups: dict[str, list[History]] = {}
-    for history in histories:
-        groups.setdefault(experiment_of(history.settings), []).append(history)
     curves: list[Curve] = []
-    for task in dict.fromkeys(str(history.settings["task"]) for history in histories):
-        members = [group for group in groups.values() if group[0].settings["task"] == task]
-        for name, group in zip(group_names(members), members, strict=True):
-            curves += group_curves(name, group, x_name, smooth)
+    for _, name, group in groups_by_task(histories):
+        curves += group_curves(name, group, x_name, smooth, aggregate, band)
     pairs = {curve.task: official_curve(curve.algo, curve.task) for curve in curves if curve.algo == "tdmpc2"}
-    official = {task: one for task, one in pairs.items() if one and x_name == "frames"}
-    return Learning(x_name, curves, official, smooth)
+    wants_official = x_name == "frames" and not metrics
+    official = {task: one for task, one in pairs.items() if one and wants_official}
+    return Learning(x_name, curves, official, smooth, aggregate)
 
 
 def choose_x(histories: Sequence[History], wanted: str) -> str:
@@ -178,57 +200,9 @@ def choose_x(histories: Sequence[History], wanted: str) -> str:
     raise UsageError(f"{lacking.run} does not count {wanted}", hint=f"--x {' or '.join(common or lacking.x_names)}")
 
 
-def experiment_of(settings: dict[str, Any]) -> str:
-    """Return what seeds of one experiment have in common; of finetuned runs, their parents' settings too."""
-    kept = without_incidentals(settings)
-    if parent := str(kept.get("online.parent", "")):
-        with suppress(GqError):  # it is gone: runs belong together only if they name the same one
-            kept["online.parent"] = without_incidentals(read_settings(Path(parent)))
-    return json.dumps(kept, sort_keys=True)
-
-
-def without_incidentals(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that tell experiments apart."""
-    sections = tuple(key for key in INCIDENTAL if key.endswith("."))
-    return {key: value for key, value in settings.items() if key not in INCIDENTAL and not key.startswith(sections)}
-
-
-def group_names(groups: Sequence[Sequence[History]]) -> list[str]:
-    """Return what tells groups of runs apart, as short as can be; "" for a single group."""
-    settings = [json.loads(experiment_of(group[0].settings)) for group in groups]
-    names = [name_by(one, differing(settings, NAMES_OF_KINDS)) for one in settings]
-    if len(set(names)) < len(names):
-        for name in dict.fromkeys(names):
-            alike = [index for index, other in enumerate(names) if other == name]
-            keys = differing([settings[index] for index in alike])
-            for index in alike if keys else []:
-                few = len(keys) <= MAX_DIFFERENCES and "online.parent" not in keys
-                more = name_by(settings[index], keys) if few else groups[index][0].run.name
-                names[index] = ", ".join(filter(None, [name, more]))
-    return names
-
-
-def differing(settings: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> list[str]:
-    """Return the keys, of all or of the given ones, whose values are not the same everywhere."""
-    chosen = keys or sorted({key for one in settings for key in one})
-    return [key for key in chosen if len({json.dumps(one.get(key)) for one in settings}) > 1]
-
-
-def name_by(settings: dict[str, Any], keys: Sequence[str]) -> str:
-    """Return the values of the keys as words."""
-    words = []
-    for key in keys:
-        value = settings.get(key, "none")
-        if key == "size":
-            words.append(f"size {value}")
-        elif key in NAMES_OF_KINDS:
-            words.append(str(value).rsplit("/", 1)[-1] if str(value).startswith("/") else str(value))
-        else:
-            words.append(f"{key} {value}")
-    return ", ".join(words)
-
-
-def group_curves(name: str, group: Sequence[History], x_name: str, smooth: int) -> list[Curve]:
+def group_curves(
+    name: str, group: Sequence[History], x_name: str, smooth: int, how: Aggregate, band: Band
+) -> list[Curve]:
     """Return the curves of runs that belong together; runs without a common stretch of x become curves of their own."""
     curves = []
     for what in dict.fromkeys(series.what for history in group for series in history.series):
@@ -237,31 +211,43 @@ def group_curves(name: str, group: Sequence[History], x_name: str, smooth: int) 
         if max(x[0] for x, _ in lines) > min(x[-1] for x, _ in lines):
             for (history, one), line in zip(owners, lines, strict=True):
                 apart = ", ".join(filter(None, [name, history.run.name]))
-                curves.append(one_curve(apart, [history], one, [line]))
+                curves.append(one_curve(apart, [history], one, [line], how, band))
         else:
-            curves.append(one_curve(name, [history for history, _ in owners], owners[0][1], lines))
+            curves.append(one_curve(name, [history for history, _ in owners], owners[0][1], lines, how, band))
     return curves
 
 
 def one_curve(
-    name: str, group: Sequence[History], series: Series, lines: Sequence[tuple[np.ndarray, np.ndarray]]
+    name: str,
+    group: Sequence[History],
+    series: Series,
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+    how: Aggregate,
+    wanted_band: Band,
 ) -> Curve:
-    """Return the mean and band of lines, where all of them are: at the points of the one that has most there."""
+    """Return the aggregate and band of lines, where all of them are: at the points of the one that has most there."""
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     stretches = [x[(first <= x) & (x <= last)] for x, _ in lines]
     grid = max(stretches, key=len)
     values = np.stack([np.interp(grid, x, y) for x, y in lines])  # [runs, points]
-    low = high = None
-    mean = values.mean(axis=0)
-    if len(lines) == 2:
-        low, high = values.min(axis=0), values.max(axis=0)
-    elif len(lines) > 2:
-        sd = values.std(axis=0, ddof=1)
-        low, high = mean - sd, mean + sd
+    band = kind_of_band(len(lines), wanted_band)
+    low, high = band_of(values, how, band)
     settings = group[0].settings
-    runs = tuple(history.run.name for history in group)
-    task, algo = str(settings["task"]), str(settings["algo"])
-    return Curve(task, algo, name, series.what, series.rank, series.target, runs, grid, mean, low, high)
+    return Curve(
+        task=str(settings["task"]),
+        algo=str(settings["algo"]),
+        group=name,
+        what=series.what,
+        metric=series.metric,
+        rank=series.rank,
+        target=series.target,
+        runs=tuple(history.run.name for history in group),
+        x=grid,
+        mean=aggregate(values, how),
+        low=low,
+        high=high,
+        band=band,
+    )
 
 
 def running_mean(values: np.ndarray, num_points: int) -> np.ndarray:
@@ -277,11 +263,3 @@ def running_mean(values: np.ndarray, num_points: int) -> np.ndarray:
 def action_repeat(task: str) -> int:
     """Return the frames in a decision."""
     return resolve_task(task).action_repeat
-
-
-def compact(number: float) -> str:
-    """Return a number of steps as for an axis: 500, 20k, 1.5M."""
-    for size, unit in ((1_000_000, "M"), (1000, "k")):
-        if abs(number) >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"

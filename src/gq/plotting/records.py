@@ -1,8 +1,9 @@
-"""What a run logged of its returns, from config.toml and metrics.jsonl."""
+"""What a run logged of its returns, or of anything else, from config.toml, metrics.jsonl and times.jsonl."""
 
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 import numpy as np
 
 from gq.config import flatten
-from gq.errors import GqError, UsageError
+from gq.errors import GqError, UsageError, suggest
 
+SECONDS = "seconds"  # not in metrics.jsonl, which is the same on any machine, but in times.jsonl
 # The ways to count progress, and their keys in metrics.jsonl. The first that all runs have is the default.
 X_NAMES = {
-    "frames": "frames",
-    "environment-steps": "environment_steps",
-    "updates": "step",
-    "decisions": "decisions",
+    "frames": ("frames",),
+    "environment-steps": ("environment_steps",),
+    "updates": ("step",),
+    "decisions": ("decisions",),
+    "transitions": ("environment_steps", "decisions"),  # what was added to the data: one by each step or decision
+    "seconds": (SECONDS,),
 }
+POSITIONS = tuple(dict.fromkeys(key for keys in X_NAMES.values() for key in keys))
+RETURN = "return"  # the metric of series that are returns, whatever their keys
 MAIN = 0  # the rank of what a run is judged by; higher ranks are left out where several kinds of runs are compared
 EVALUATIONS = {"eval/return_mean": ("planning", MAIN), "eval/policy_return_mean": ("policy alone", 1)}
 EPISODES = {"episode/return_mean", "rollout/return_mean"}
@@ -30,6 +36,7 @@ class Series:
     """One kind of return of one run; all arrays are [points], float64."""
 
     what: str
+    metric: str  # RETURN, or a key of metrics.jsonl
     rank: int
     target: float | None  # the return that was asked for
     positions: dict[str, np.ndarray]  # by name of x, increasing; those that all points have
@@ -38,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """What a run logged of its returns."""
+    """What a run logged."""
 
     run: Path
     settings: dict[str, Any]  # config.toml by dotted key
@@ -50,19 +57,63 @@ class History:
         return [name for name in X_NAMES if all(name in series.positions for series in self.series)]
 
 
-def read_history(run: Path) -> History:
-    """Read a run's returns.
+def read_history(run: Path, metrics: Sequence[str] = ()) -> History:
+    """Read what a run logged: its returns, or the given keys of metrics.jsonl.
 
     Raises:
         GqError: config.toml or metrics.jsonl cannot be read.
-        UsageError: no return was logged yet.
+        UsageError: no return was logged yet, or not that metric.
     """
     settings = read_settings(run)
+    records = with_seconds(read_records(run / "metrics.jsonl"), run)
+    if not metrics:
+        return History(run, settings, return_series(run, settings, records))
+    known = known_metrics(records)
+    for metric in metrics:
+        if metric not in known:
+            close = suggest(metric, known)
+            hint = f"{f'{close} ' if close else ''}it has {', '.join(known) or 'nothing yet'}"
+            raise UsageError(f"{run} has no metric {metric}", hint=hint)
+    series = [
+        Series(metric, metric, MAIN, None, *points_of(metric, [r for r in records if is_number(r.get(metric))]))
+        for metric in metrics
+    ]
+    return History(run, settings, series)
+
+
+def known_metrics(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys of numbers in records, without those that count progress."""
+    keys = {key for record in records for key, value in record.items() if is_number(value)}
+    return sorted(keys - set(POSITIONS))
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a logged value can be drawn; one that is not finite was logged as null."""
+    return isinstance(value, int | float)
+
+
+def with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
+    """Return records with the seconds that training had taken, where its times are on record.
+
+    Times are of updates: what came before the first one has second 0.
+    """
+    times = [
+        (one["step"], one["seconds"]) for one in read_records(run / "times.jsonl") if {"step", "seconds"} <= one.keys()
+    ]
+    steps = [record.get("step") for record in records]
+    if not times or not all(is_number(step) for step in steps):
+        return records
+    places, seconds = np.array([(0, 0.0), *times], float).T
+    found = np.interp(np.array(steps, float), places, seconds)
+    return [record | {SECONDS: value} for record, value in zip(records, found.tolist(), strict=True)]
+
+
+def return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[Series]:
+    """Return the kinds of returns of a run, what it is judged by first. Raises UsageError if there is none yet."""
     points: dict[str, list[dict[str, Any]]] = {}
-    for record in read_records(run / "metrics.jsonl"):
+    for record in records:
         for key, value in record.items():
-            is_return = key in EVALUATIONS or key in EPISODES or TARGET.fullmatch(key)
-            if is_return and isinstance(value, int | float):  # a return that is not finite was logged as null
+            if is_number(value) and (key in EVALUATIONS or key in EPISODES or TARGET.fullmatch(key)):
                 points.setdefault(key, []).append(record)
     if not points:
         raise UsageError(f"{run} has no evaluation yet", hint=when_to_come_back(run, settings))
@@ -76,29 +127,42 @@ def read_history(run: Path) -> History:
         one_series(key, records, highest=highest, asks=asks, only_episodes=only_episodes)
         for key, records in points.items()
     ]
-    return History(run, settings, sorted(series, key=lambda one: (one.rank, -(one.target or 0.0))))
+    return sorted(series, key=lambda one: (one.rank, -(one.target or 0.0)))
 
 
 def one_series(key: str, records: list[dict[str, Any]], *, highest: float, asks: bool, only_episodes: bool) -> Series:
-    """Return the points of one key; of several at one place, as when an evaluation is repeated, the last counts."""
-    if key not in EPISODES:
-        records = list({tuple(map(record.get, X_NAMES.values())): record for record in records}.values())
-    positions = {
-        name: np.array([record[field] for record in records], float)
-        for name, field in X_NAMES.items()
-        if all(isinstance(record.get(field), int | float) for record in records)
-    }
-    values = np.array([record[key] for record in records], float)
+    """Return the points of one kind of return."""
     if key in EPISODES:
-        return Series("training episodes", MAIN if only_episodes else 2, None, positions, values)
+        rank = MAIN if only_episodes else 2
+        return Series("training episodes", RETURN, rank, None, *points_of(key, records, keeps_all=True))
+    points = points_of(key, records)
     if key in EVALUATIONS:
         what, rank = EVALUATIONS[key]
-        return Series(what, rank, None, positions, values)
+        return Series(what, RETURN, rank, None, *points)
     match = TARGET.fullmatch(key)
     assert match
     target = float(match[1])
     rank = MAIN if target == highest else 1
-    return Series(f"asked for {target:g}" if asks else "evaluation", rank, target if asks else None, positions, values)
+    what = f"asked for {target:g}" if asks else "evaluation"
+    return Series(what, RETURN, rank, target if asks else None, *points)
+
+
+def points_of(
+    key: str, records: list[dict[str, Any]], *, keeps_all: bool = False
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the positions, by name of x, and the values of one key.
+
+    Args:
+        keeps_all: else of several at one place, as when an evaluation is repeated, the last counts.
+    """
+    if not keeps_all:
+        records = list({tuple(map(record.get, POSITIONS)): record for record in records}.values())
+    positions = {}
+    for name, keys in X_NAMES.items():
+        places = [next((record[key] for key in keys if is_number(record.get(key))), None) for record in records]
+        if None not in places:
+            positions[name] = np.array(places, float)
+    return positions, np.array([record[key] for record in records], float)
 
 
 def when_to_come_back(run: Path, settings: dict[str, Any]) -> str:

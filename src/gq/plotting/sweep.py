@@ -1,7 +1,5 @@
 """What modes of a planner return for what they cost, as pictures: the newest sweep of each run."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -9,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gq.engine.sweep import Point, best, strategy_of
 from gq.errors import GqError, UsageError
-from gq.files import atomic_path
-from gq.plotting.picture import COLOURS, INSTALL, OFFICIAL_COLOUR, PANEL_INCHES, STYLE, can_draw
+from gq.plotting.drawing import Drawing, Table
+from gq.plotting.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, line_style, picture
+from gq.plotting.terminal import Row, draw_lines, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COSTS = {"planner_calls_per_step": "planner calls per decision", "decision_ms_mean": "milliseconds per decision, mean"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 TOLERATED_LOSS = 0.02  # of the baseline's return; the lower dashed line
 MIN_LABEL_DISTANCE = 0.09  # share of the axis between names
-LEGEND_COLUMN_INCHES = 1.7
+MIN_DECADE = 5  # ratio of costs from which the numbers 1, 2 and 5 are enough on an axis
+LEGEND_COLUMNS = 4
+PANEL_HEIGHT_INCHES = 2.6
 FIELDS = (
     *("mode", "return_mean", "return_iqm", "retention", "planner_calls_per_step", "model_evaluations_per_step"),
     *("decision_ms_mean", "decision_ms_p50", "decision_ms_p95", "decision_ms_p99", "accepted_length_mean"),
@@ -88,36 +90,19 @@ def document_of(sweeps: Sequence[Sweep]) -> dict[str, Any]:
     }
 
 
-def csv_of(sweeps: Sequence[Sweep]) -> str:
-    """Return one row per run and mode."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["run", "task", *FIELDS])
-    for sweep in sweeps:
-        for row in sweep.results:
-            writer.writerow([sweep.run.name, sweep.task, *(row[name] for name in FIELDS)])
-    return stream.getvalue().rstrip("\n")
-
-
 def write_sweeps(sweeps: Sequence[Sweep], path: Path) -> None:
     """Draw return against planner calls and against milliseconds, a row of panels per run.
 
     Args:
-        path: .png or .svg; replaced if it is there.
+        path: .png, .svg or .pdf; replaced if it is there.
 
     Raises:
         GqError: matplotlib is not installed, or the file cannot be written.
     """
-    if not can_draw():
-        raise GqError("a picture needs matplotlib", hint=INSTALL)
-    import matplotlib
-    from matplotlib.figure import Figure
-
     strategies = list(dict.fromkeys(strategy_of(row["mode"]) for sweep in sweeps for row in sweep.results))
-    width, height = PANEL_INCHES
-    with matplotlib.rc_context(STYLE):
-        size = (1.25 * width * len(COSTS) + LEGEND_COLUMN_INCHES, 1.35 * height * len(sweeps))
-        figure = Figure(figsize=size, layout="constrained")
+    legend_rows = math.ceil((len(strategies) + 3) / LEGEND_COLUMNS)
+    height = PANEL_HEIGHT_INCHES * len(sweeps) + LEGEND_ROW_INCHES * (legend_rows + 1)
+    with picture(path, (PANEL_INCHES[0] * len(COSTS), height)) as figure:
         grid = figure.subplots(len(sweeps), len(COSTS), squeeze=False, sharey="row")
         for row, sweep in zip(grid, sweeps, strict=True):
             for axes, cost in zip(row, COSTS, strict=True):
@@ -128,11 +113,7 @@ def write_sweeps(sweeps: Sequence[Sweep], path: Path) -> None:
         for axes in grid.flat:
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
-        figure.legend(list(labelled.values()), list(labelled), loc="outside right upper")
-        kind = path.suffix.lower().removeprefix(".")
-        metadata = {"Date": None} if kind == "svg" else {"Software": "gq"}
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)
+        figure.legend(list(labelled.values()), list(labelled), loc="outside lower left", ncols=LEGEND_COLUMNS)
 
 
 def draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str]) -> None:
@@ -141,10 +122,10 @@ def draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str])
     positive = [point.cost for point in points if point.cost > 0]
     free = min(positive, default=1.0) / 1.7  # where what costs nothing is drawn, on an axis that has no 0
     if sweep.baseline is not None:
-        axes.axhline(sweep.baseline, color=OFFICIAL_COLOUR, linewidth=0.8, linestyle="--", label="baseline's return")
+        axes.axhline(sweep.baseline, color=GREY, linewidth=0.8, linestyle="--", label="baseline's return")
         share = (1 - TOLERATED_LOSS) * sweep.baseline
         label = f"{100 * TOLERATED_LOSS:.0f} % less"
-        axes.axhline(share, color=OFFICIAL_COLOUR, linewidth=0.8, linestyle=":", label=label)
+        axes.axhline(share, color=GREY, linewidth=0.8, linestyle=":", label=label)
     frontier = best(points)
     places = [max(point.cost, free) for point in frontier]
     ends = [*places, max([free, *positive])]
@@ -156,13 +137,13 @@ def draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str])
         mine = sorted((p for p in points if p.strategy == strategy), key=lambda point: point.cost)
         x, y = [max(point.cost, free) for point in mine], [point.value for point in mine]
         band = [[abs(point.value - intervals[point.mode][end]) for point in mine] for end in (0, 1)]
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1, "markersize": 4.5}
-        marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
-        axes.errorbar(x, y, band, marker=marker, elinewidth=0.6, alpha=0.9, label=strategy, **style)
+        style: dict[str, Any] = line_style(index) | {"linewidth": 1, "markersize": 4}
+        axes.errorbar(x, y, band, elinewidth=0.6, alpha=0.9, label=strategy, **style)
     last = math.inf
     for place, point in reversed(list(zip(places, frontier, strict=True))):  # the best are named, and who has room
         if math.log(last / place) > MIN_LABEL_DISTANCE * math.log(ends[-1] / free):
-            style = {"fontsize": 6.5, "ha": "right" if place == ends[-1] else "center"}
+            side = "right" if place == ends[-1] else "left" if place == places[0] else "center"
+            style = {"fontsize": 6.5, "ha": side}
             axes.annotate(point.mode, (place, point.value), (0, 7), textcoords="offset points", **style)
             last = place
     scale_costs(axes, free, positive, has_free=len(positive) < len(points))
@@ -175,10 +156,51 @@ def scale_costs(axes: "Axes", free: float, positive: Sequence[float], *, has_fre
 
     highest = max(positive, default=1.0)
     lowest = min(positive, default=1.0)
-    ticks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5) if 0.9 * lowest <= m * 10.0**e <= 1.1 * highest]
+    steps = (1, 2, 5) if highest / lowest > MIN_DECADE else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    ticks = [m * 10.0**e for e in range(-4, 5) for m in steps if 0.9 * lowest <= m * 10.0**e <= 1.1 * highest]
     axes.set_xscale("log")
     axes.set_xlim((free if has_free else lowest) / 1.2, 1.2 * highest)
     axes.xaxis.set_major_locator(FixedLocator([*([free] if has_free else []), *ticks]))
     axes.xaxis.set_major_formatter(lambda x, _: "0" if has_free and x <= 1.01 * free else f"{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def sweep_drawing(sweeps: Sequence[Sweep]) -> Drawing:
+    """Return what modes return for what they cost, and a table of those that no cheaper one equals."""
+    rows = []
+    for sweep in sweeps:
+        by_mode = {row["mode"]: row for row in sweep.results}
+        for point in best(sweep.points("planner_calls_per_step")):
+            row = by_mode[point.mode]
+            kept = "-" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
+            spent = "-" if row["decision_ms_mean"] is None else f"{row['decision_ms_mean']:.2f}"
+            rows.append((sweep.run.name, point.mode, f"{point.value:.0f}", kept, f"{point.cost:.3f}", spent))
+    results = [(sweep, row) for sweep in sweeps for row in sweep.results]
+    return Drawing(
+        name="sweep",
+        document=document_of(sweeps),
+        fields=("run", "task", *FIELDS),
+        points=[[sweep.run.name, sweep.task, *(row[name] for name in FIELDS)] for sweep, row in results],
+        numbers=[row["return_mean"] for _, row in results],
+        tables=[Table(["no cheaper mode returns more", "mode", "return", "kept", "calls/step", "ms"], rows)],
+        write=lambda path: write_sweeps(sweeps, path),
+        in_terminal=lambda width: sweep_rows(sweeps, width),
+    )
+
+
+def sweep_rows(sweeps: Sequence[Sweep], width: int) -> list[Row]:
+    """Return each run's modes in a terminal: a line per strategy, over planner calls."""
+    cost = "planner_calls_per_step"
+    rows: list[Row] = []
+    for sweep in sweeps:
+        points = sweep.points(cost)
+        lines = []
+        for index, strategy in enumerate(dict.fromkeys(strategy_of(point.mode) for point in points)):
+            mine = sorted((point.cost, point.value) for point in points if point.strategy == strategy)
+            x, y = np.array(mine, float).T
+            lines.append(numbered(strategy, x, y, index))
+        title = f"{sweep.task}, {sweep.run.name}"
+        picture_rows = draw_lines(lines, width=width, x_name=COSTS[cost], y_name="return", from_zero=False)
+        rows += [[(title, "")], *picture_rows, []]
+    return rows

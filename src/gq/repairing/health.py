@@ -2,12 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from gq.errors import GqError
 
 NUM_BINS = 16
 BAR_WIDTH = 40
@@ -23,12 +20,13 @@ class Histogram:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
-    def lines(self) -> list[str]:
-        """Return a bar a bin, as text."""
+    def lines(self, bar_width: int = BAR_WIDTH) -> list[str]:
+        """Return a bar a bin, as text; the longest of so many characters."""
         edges = [f"{edge:,g}" for edge in self.edges]
         width = max(map(len, edges))
         pairs = zip(edges[:-1], edges[1:], self.counts, strict=True)
-        return [f"  {low:>{width}} to {high:>{width}}  {bar(n / max(self.counts))}{n:,}" for low, high, n in pairs]
+        highest = max(self.counts)
+        return [f"  {low:>{width}} to {high:>{width}}  {bar(n / highest, bar_width)}{n:,}" for low, high, n in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,6 @@ def measure(
         attributes: of the file; those about versions are kept.
         sha256: of the file.
     """
-    targets = {f"p{percentile}": float(np.percentile(returns, percentile)) for percentile in TARGET_PERCENTILES}
     return Health(
         num_episodes=len(returns),
         num_transitions=int(lengths.sum()),
@@ -102,7 +99,7 @@ def measure(
         length_mean=float(lengths.mean()),
         returns=histogram(returns),
         lengths=histogram(lengths),
-        targets={name: round(value, 1) for name, value in (targets | {"max": float(returns.max())}).items()},
+        targets=suggested_targets(returns),
         return_scale=suggested_scale(returns),
         versions=recorded_versions(attributes),
         sha256=sha256,
@@ -126,6 +123,12 @@ def round_up(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
+def suggested_targets(returns: np.ndarray) -> dict[str, float]:
+    """Return p50, p90, p99 and max of the returns."""
+    targets = {f"p{percentile}": float(np.percentile(returns, percentile)) for percentile in TARGET_PERCENTILES}
+    return {name: round(value, 1) for name, value in (targets | {"max": float(returns.max())}).items()}
+
+
 def suggested_scale(returns: np.ndarray) -> float:
     """Return 1000, the usual scale, or the power of ten that brings smaller or larger returns to the same size."""
     largest = float(np.abs(returns).max())
@@ -143,34 +146,8 @@ def recorded_versions(attributes: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def bar(share: float) -> str:
+def bar(share: float, width: int = BAR_WIDTH) -> str:
     """Return a horizontal bar for a share of the width; something is seen of anything above 0."""
-    eighths = max(round(share * BAR_WIDTH * 8), 1) if share > 0 else 0
+    eighths = max(round(share * width * 8), 1) if share > 0 else 0
     full, rest = divmod(eighths, 8)
     return "█" * full + (EIGHTHS[rest] if rest else "") + " " * bool(eighths)
-
-
-def write_picture(path: Path, health: Health, title: str) -> None:
-    """Write the two histograms as a PNG.
-
-    Raises:
-        GqError: matplotlib is not installed, or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GqError("a PNG needs matplotlib", hint='pip install "gym-qwen[plot]"') from error
-    from gq.files import atomic_path
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, data, name in ((axes[0], health.returns, "return"), (axes[1], health.lengths, "length in steps")):
-        axis.stairs(data.counts, data.edges, fill=True)
-        axis.set_xlabel(name)
-        axis.set_ylabel("episodes")
-    for name, value in health.targets.items():
-        axes[0].axvline(value, color="black", linewidth=0.8, linestyle=":")
-        axes[0].annotate(name, (value, 1), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top")
-    figure.suptitle(title, fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

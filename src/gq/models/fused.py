@@ -1,0 +1,135 @@
+"""Parts of a transformer's training step that torch computes on a CPU in many passes over memory, in few.
+
+Each is what its docstring says, for any precision; under autocast, results have its type and sums are float32. On other
+devices and under torch.compile the plain formulas are used. Shapes: B batch, T tokens, H width, N heads, D head width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def is_fused(x: Tensor) -> bool:
+    """Tell whether to compute on x with what is here instead of with torch's own functions."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def keeps_casts(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether to give `weight` to torch whole when acting on tokens x [B, T, H].
+
+    Under autocast torch then casts it once, and not for every step; for few tokens that is most of the time.
+    """
+    return not torch.is_grad_enabled() and x.shape[0] * x.shape[1] < weight.shape[0]
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which matrix products with x are computed."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, in the type that a matrix product wants; or, if `keeps_type`, in x's own."""
+
+    def __init__(self, width: int, eps: float, *, keeps_type: bool = False) -> None:
+        super().__init__(width, eps=eps)
+        self.keeps_type = keeps_type
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., H] for [..., H]."""
+        if not is_fused(x):
+            return super().forward(x)
+        return NormedRows.apply(x, self.weight, self.eps, x.dtype if self.keeps_type else autocast_dtype(x))
+
+
+class NormedRows(torch.autograd.Function):
+    """RMSNorm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Return [..., H] of a type for [..., H]."""
+        inverse = inverse_size(x, eps)
+        normed = (x * inverse).to(dtype)
+        ctx.save_for_backward(normed, inverse, gain)
+        ctx.dtype = x.dtype
+        return normed * gain.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients for x and gain."""
+        normed, inverse, gain = ctx.saved_tensors
+        products = (gradient * normed).flatten(0, -2).float()
+        for_gain = products.sum(dim=0)
+        shares = (products @ (gain / gain.numel())).view(inverse.shape)
+        for_x = (gradient * gain.to(gradient.dtype)).to(ctx.dtype).addcmul_(normed, shares, value=-1).mul_(inverse)
+        return for_x, for_gain, None, None
+
+
+def inverse_size(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps), [..., 1] for float32 [..., H]."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+class RotatedHeads(torch.autograd.Function):
+    """RMSNorm of the first R of some heads and rotation of their pairs (j, j + D/2); the others stay as they are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, num_normed: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return contiguous [B, R, T, D] and [B, N - R, T, D] for heads [B, T, N, D], cos and sin [T, 1, D]."""
+        chosen, others = heads.transpose(1, 2).split([num_normed, heads.shape[2] - num_normed], dim=1)
+        cos, sin, half = cos[:, 0], sin[:, 0], heads.shape[-1] // 2
+        values = torch.empty(chosen.shape).copy_(chosen)
+        inverse = inverse_size(values, eps)
+        values.mul_(inverse)
+        crossed = sin * gain.roll(half)
+        rotated = values * (cos * gain)
+        rotated[..., :half].addcmul_(values[..., half:], crossed[:, :half], value=-1)
+        rotated[..., half:].addcmul_(values[..., :half], crossed[:, half:])
+        ctx.save_for_backward(heads, inverse, gain, cos, sin)
+        return rotated.to(heads.dtype), others.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, others: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients for heads and gain."""
+        heads, inverse, gain, cos, sin = ctx.saved_tensors
+        num_normed, half = gradient.shape[1], heads.shape[-1] // 2
+        gradient = gradient.float()
+        slopes = gradient * cos
+        slopes[..., :half].addcmul_(gradient[..., half:], sin[:, half:])
+        slopes[..., half:].addcmul_(gradient[..., :half], sin[:, :half], value=-1)
+        normed = torch.empty_like(slopes).copy_(heads[:, :, :num_normed].transpose(1, 2)).mul_(inverse)
+        products = slopes * normed
+        for_gain = products.flatten(0, 2).sum(dim=0)
+        shares = (products.flatten(0, 2) @ (gain / gain.numel())).view(inverse.shape)
+        slopes.mul_(gain).addcmul_(normed, shares, value=-1).mul_(inverse)
+        for_heads = torch.empty_like(heads)
+        for_heads[:, :, :num_normed] = slopes.transpose(1, 2)
+        for_heads[:, :, num_normed:] = others.transpose(1, 2)
+        return for_heads, for_gain, None, None, None, None
+
+
+class GatedLinear(torch.autograd.Function):
+    """SiLU of one half of a linear layer times the other half."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Return [..., F] for x [..., H] and weight [2F, H], in x's type."""
+        rows, weights = x.flatten(0, -2), weight.to(x.dtype).chunk(2)
+        gate, up = (rows @ part.T for part in weights)
+        ctx.save_for_backward(rows, gate, up, *weights)
+        return (F.silu(gate).mul_(up)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients for x and weight."""
+        rows, gate, up, gate_weight, up_weight = ctx.saved_tensors
+        slopes = gradient.reshape(gate.shape)
+        for_up = F.silu(gate).mul_(slopes)
+        for_gate = torch.ops.aten.silu_backward(slopes * up, gate)
+        for_x = (for_gate @ gate_weight).addmm_(for_up, up_weight)
+        for_weight = torch.cat([for_gate.T @ rows, for_up.T @ rows])
+        return for_x.view(*gradient.shape[:-1], -1), for_weight.float()
