@@ -91,9 +91,7 @@ def test_rates_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     view = TrainingView(Output(no_progress=True), presets.dt("1m"))
     rates = {"tokens_per_second": 38_412.0, "mfu": 0.412, "environment_steps_per_second": 812.0}
     metrics = {"loss": 0.5, "gradient_norm": 1.0, "progress_per_second": 10.0}
-    view.progress(
-        10, 10, metrics | rates
-    )
+    view.progress(10, 10, metrics | rates)
     shown = capsys.readouterr().err
     assert "grad 1.00  38.4k tokens/s  41 % MFU  812 environment steps/s  0:00:00 left" in shown
     view.progress(10, 10, metrics)

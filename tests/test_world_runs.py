@@ -352,7 +352,11 @@ def test_targets_and_unknown_modes_are_refused(
     monkeypatch.chdir(tmp_path)
     options = COMMANDS[command]
     assert_refused(gq(command, pendulum, *options, "--target", "100"), "target", "leave --target away")
-    assert_refused(gq(command, pendulum, *options, "--mode", "zzz"), "no mode zzz", "modes are baseline, policy, small, beam, sweep, and naiveK, hybridK")
+    assert_refused(
+        gq(command, pendulum, *options, "--mode", "zzz"),
+        "no mode zzz",
+        "modes are baseline, policy, small, beam, sweep, and naiveK, hybridK",
+    )
     assert_refused(gq(command, pendulum, *options, "--mode", ""), "no mode without a name", "modes are baseline, ")
     for mode in ("plan", "policy"):
         refused = gq(command, transformer, *options, "--mode", mode)

@@ -12,6 +12,7 @@ from gq.errors import DataError, GqError
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
 
 DEFAULT_HINTS: dict[type[GqError], str] = {DataError: "correct the file, or train on another: gq download --list"}
+MAX_LETTERS = 1_000  # of a message; what is longer quotes a file
 OUT_OF_MEMORY_HINT = "compute a batch in more parts, --set train.num_micro_batches=N, or see gq params"
 
 
@@ -30,7 +31,7 @@ class Group(typer.core.TyperGroup):
         except GqError as error:
             if os.environ.get("GQ_DEBUG"):
                 raise
-            fail(str(error), error.hint or DEFAULT_HINTS.get(type(error), ""), error.exit_code)
+            fail(str(error), hint_of(error), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", "", 130)
         except BrokenPipeError:
@@ -48,6 +49,17 @@ class Group(typer.core.TyperGroup):
             fail("the model and its batch do not fit in memory", OUT_OF_MEMORY_HINT, 1)
 
 
+def hint_of(error: GqError) -> str:
+    """Return the next step after an error, which some do not name themselves."""
+    return error.hint or DEFAULT_HINTS.get(type(error), "")
+
+
+def tidy(text: str) -> str:
+    """Return a text from wherever as a line for a terminal: without control characters, and not longer than a page."""
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+    return line if len(line) <= MAX_LETTERS else f"{line[: MAX_LETTERS - 4]} ..."
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether a device or the host ran out of memory, without importing torch for its exception types."""
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -59,7 +71,7 @@ def fail(message: str, hint: str, exit_code: int) -> None:
     from gq.engine.distributed import rank
 
     which = f"process {rank()}: " if rank() else ""
-    typer.echo(f"error: {which}{' '.join(message.split())}", err=True)
+    typer.echo(f"error: {which}{tidy(message)}", err=True)
     if hint:
-        typer.echo(f"hint: {' '.join(hint.split())}", err=True)
+        typer.echo(f"hint: {tidy(hint)}", err=True)
     raise typer.Exit(exit_code)

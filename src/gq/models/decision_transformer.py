@@ -87,8 +87,9 @@ class TrajectoryTransformer(nn.Module):
         """
         num_known = cache.num_tokens if cache else 0
         first = num_known // 3
-        steps = [array[:, first:] for array in (observations, actions, returns_to_go, timesteps)]
-        tokens = self.embed(*steps, first)[:, num_known - 3 * first :]
+        tokens = self.embed(
+            observations[:, first:], actions[:, first:], returns_to_go[:, first:], timesteps[:, first:], first
+        )[:, num_known - 3 * first :]
         mask = None if valid is None else attention_mask(valid, tokens.shape[1])
         return self.backbone(tokens, mask, queries, cache)
 
