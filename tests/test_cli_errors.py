@@ -354,7 +354,7 @@ def test_a_reader_that_goes_away_is_no_error_message() -> None:
 
 
 def test_what_does_not_fit_in_memory_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: Any) -> None:
+    def build(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr("gq.engine.building.build_learner", build)

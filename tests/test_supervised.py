@@ -138,7 +138,7 @@ def test_behaviour_cloning_learns_the_last_action_of_its_window() -> None:
 @pytest.mark.parametrize(("batch_size", "num_parts"), [(10, 1), (10, 3), (10, 4), (5, 4), (3, 8), (64, 16)])
 def test_parts_cover_every_row_once_and_are_no_more_than_asked(batch_size: int, num_parts: int) -> None:
     learner = make_learner(batch_size=batch_size, num_micro_batches=num_parts)
-    parts = learner.micro_batches()
+    parts = learner.micro_batches(batch_size)
     assert [row for start, end in parts for row in range(start, end)] == list(range(batch_size))
     assert len(parts) <= num_parts
     assert max(end - start for start, end in parts) == math.ceil(batch_size / num_parts)

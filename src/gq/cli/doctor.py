@@ -16,8 +16,8 @@ Examples:
   gq doctor --offline --json
   gq doctor --verify                     hash all datasets and checkpoints
   gq doctor --selftest 5                 kill and resume a small training
-Exit code 0: nothing is wrong; 1: there are problems, each with the command that
-mends it. Warnings and notes do not count."""
+Exit code 0: nothing is wrong; 1: there are problems, each with the command
+that mends it. Warnings and notes do not count."""
 
 
 def doctor(

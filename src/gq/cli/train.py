@@ -166,7 +166,7 @@ def flag_values(
     """
     if dataset == "":
         raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
-    if batch_size not in (None, AUTO) and not str(batch_size).isdecimal():
+    if batch_size not in (None, AUTO) and not str(batch_size).removeprefix("-").isdecimal():
         raise UsageError(f"--batch-size {batch_size} is not a number", hint="for example --batch-size 64, or auto")
     flags = {
         "data.dataset": dataset,
