@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # Passed to pip: the versions that are tested. An unpinned torch may bring gigabytes of CUDA packages.
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test lint types check-all completions clean
+.PHONY: demo test lint types check-all completions commands package clean
 
 demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
 	$(BIN)/gq download builtin/hopper/medium
@@ -28,6 +28,13 @@ check-all: $(INSTALLED)  ## with the slow tests
 
 completions: $(INSTALLED)  ## regenerate the shell completions
 	$(BIN)/python scripts/write_completions.py
+
+commands: $(INSTALLED)  ## regenerate docs/commands.md
+	$(BIN)/python scripts/write_commands.py
+
+package: $(INSTALLED)  ## wheel and sdist in dist/, and a test of both
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m pytest -m slow tests/test_package.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""What the pages say is true: commands exist and run, links lead somewhere, the reference is what the program prints."""
+"""What the pages say is true: commands exist and run, links lead somewhere, the reference is what gq itself prints."""
 
 import importlib.util
 import os
@@ -17,12 +17,13 @@ from commandline import child_environment
 from gq.cli import app
 from gq.envs import gl
 from gq.errors import GqError
+from test_import_graph import APART, BASICS, FLOORS
 from tiny import as_flags
 
 ROOT = Path(__file__).parents[1]
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-MODEL = as_flags({"model.embed_dim": 16, "model.num_heads": 2, "model.num_kv_heads": 1, "model.num_layers": 1})
+MODEL = as_flags({"model.embed_dim": 16, "model.num_heads": 2, "model.num_kv_heads": 2, "model.num_layers": 1})
 TRAINING = [*as_flags({"eval.every": 6, "eval.num_episodes": 1, "eval.targets": [300]}), "--steps", "12"]
 # What the test adds to commands, so that they take seconds; the last of two equal options counts.
 SMALLER = {
@@ -38,6 +39,7 @@ SMALLER = {
         *as_flags({"train.seed_decisions": 500, "train.updates_per_decision": 0.05, "eval.every": 0}),
     ],
     "distill": ["--episodes", "2", "--rounds", "0", "--epochs", "1"],
+    "eval runs/cartpole": ["--episodes", "1"],
     "eval": ["--episodes", "2"],
     "report": ["--episodes", "5"],
     "compare": ["--episodes", "2"],
@@ -93,7 +95,7 @@ def test_a_wrong_command_would_be_found() -> None:
     assert command_lines("```sh\ngq eval --latest  # why\n# gq no\n```\n```text\ngq x\n```\n") == [["eval", "--latest"]]
     assert problem(["trian", "dt"]) == "no such command"
     assert problem(["train", "dt", "--stpes", "3"]) == "no option --stpes"
-    assert problem(["train", "dt", "--steps=3"]) == problem(["runs"]) == problem(["--version"]) == ""
+    assert problem(["train", "dt", "--steps=3"]) == problem(["runs", "list"]) == problem(["--version"]) == ""
 
 
 def anchors(text: str) -> set[str]:
@@ -120,6 +122,16 @@ def test_the_reference_of_the_commands_is_current() -> None:
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
     assert writer.FILE.read_text(encoding="utf-8") == writer.page(), "docs/commands.md is out of date: make commands"
+
+
+def test_the_architecture_page_has_the_rooms_and_their_doors() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = re.findall(r"^\| \d \| (.*) \|$", text, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", rooms)) for rooms in reversed(floors)] == FLOORS
+    doors = dict(re.findall(r"^\| `(\w+)` \| (nothing else|`.*) \|$", text, re.MULTILINE))
+    assert {room: set(re.findall(r"`([\w.]+)`", seen)) for room, seen in doors.items()} == {
+        room: seen - BASICS for room, seen in APART.items() if room not in BASICS
+    }
 
 
 # Running what the pages say

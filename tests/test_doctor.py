@@ -129,7 +129,7 @@ def test_torch_is_not_loaded_into_this_process(tmp_path: Path) -> None:
 
 
 def test_more_threads_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "num_cores", lambda: 4)
     monkeypatch.setattr(machine, "cgroup_limit", lambda: 2.5)
 
     def status(threads: int | None, **environment: str) -> tuple[str, str]:

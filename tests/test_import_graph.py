@@ -13,7 +13,7 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 
 # A module may import from its own floor and from those below it.
 FLOORS = [
-    {"errors", "files", "threads", "versions", "paths", "models", "envs"},
+    {"errors", "files", "threads", "versions", "parsing", "paths", "models", "envs"},
     {"config", "data", "repairing", "parameters", "devices", "predictions", "video"},
     {"presets", "algos", "evaluation", "planning"},
     {"engine"},
@@ -21,11 +21,12 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-BASICS = {"errors", "files", "paths", "threads"}
+BASICS = {"errors", "files", "parsing", "paths", "threads"}
 # These rooms keep apart from the others on their floor and below: all that they may import besides themselves.
 APART = {
     "errors": set(),
-    "paths": {"errors"},
+    "paths": {"errors", "parsing"},
+    "parsing": set(),
     "models": BASICS,
     "envs": BASICS | {"models.config"},
     "data": BASICS | {"models.config", "envs.tasks"},

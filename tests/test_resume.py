@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from gq.config import BCConfig, DTConfig
 from gq.engine import checkpoint as checkpoints
 from gq.engine.loop import Loop
 from gq.engine.offline import TrainResult, train
-from gq.engine.runs import resume_config
+from gq.engine.runs import lock_run, resume_config
 from gq.errors import GqError, Interrupted, UsageError
 from tiny import SETTINGS, as_flags, write_hopper_file
+
+EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
 
 
 @pytest.fixture
@@ -188,6 +191,42 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(
     assert json.loads((run / "checkpoints/best.json").read_text()) == {"checkpoint": "step-000000003"}
     assert checkpoints.choose_checkpoint(run, "best").name == "step-000000003"
     assert checkpoints.choose_checkpoint(run, "10").name == "step-000000010"
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_none_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, removals = tmp_path / "run", []
+
+    def rmtree(path: Path, **_: Any) -> None:
+        if (path / "MANIFEST.json").exists():
+            removals.append(path)
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    checkpoints.save_checkpoint(run, 1, **EMPTY, is_best=False, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save_checkpoint(run, 2, **EMPTY, is_best=False, keep=1)
+    assert len(removals) == 1
+    for folder in checkpoints.checkpoint_folders(run):
+        checkpoints.verify_checkpoint(folder, deep=True)
+    assert [folder.name for folder in checkpoints.checkpoint_folders(run)] == ["step-000000002"]
+    with lock_run(run):
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000000002", "last.json"}
+
+
+def test_a_resumed_run_removes_what_a_kill_kept_it_from_removing(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, settings = tmp_path / "run", {"checkpoint.every": 4, "checkpoint.keep": 1, "eval.every": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "remove_old", lambda run, keep: None)
+        train(tiny_config(data, **settings), run)
+    assert [folder.name[-2:] for folder in checkpoints.checkpoint_folders(run)] == ["04", "08", "12"]
+    resumed(run)
+    assert [folder.name[-2:] for folder in checkpoints.checkpoint_folders(run)] == ["12"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])

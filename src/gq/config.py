@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from gq.errors import UsageError, suggest
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
+from gq.parsing import parse_toml
 
 Natural = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
@@ -312,10 +312,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UsageError: no such file, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}", hint="see config.toml in any run's folder") from None
 
 
@@ -331,8 +331,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {setting} has no value", hint="write --set key=value, e.g. --set train.steps=2000")
         try:
-            parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = parse_toml(f"value = {text}")["value"]
+        except ValueError:
             parsed[key.strip()] = text.strip()
     return parsed
 

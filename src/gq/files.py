@@ -45,14 +45,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
+        remove_folder(path)
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder if it is there: at one moment whole, at the next gone, whenever the process is killed."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.removed.partial")
+    if path.exists():
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_error(path: Path, error: OSError) -> GqError:

@@ -1,14 +1,15 @@
 """Where things lie: the cache, datasets, runs, and how a run is named and found."""
 
-import json
 import os
-import tomllib
+import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from gq.errors import GqError, UsageError, suggest
+from gq.parsing import parse_json, parse_toml
 
 
 def home() -> Path:
@@ -49,14 +50,23 @@ def all_runs() -> list[Path]:
 def algo_of(run: Path) -> str:
     """Return the algorithm that a run's configuration names, or "" where it cannot be read."""
     try:
-        return str(tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["algo"])
+        return str(parse_toml((run / "config.toml").read_text(encoding="utf-8"))["algo"])
     except (OSError, ValueError, KeyError):
         return ""
 
 
+def existing(name: str) -> Path | None:
+    """Return the path that a name is, if something is there; what can be no path of this system leads nowhere."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, with a null character, of no user's home
+        return None
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoint folders of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 
 def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] = ()) -> tuple[Path, Path | None]:
@@ -81,8 +91,7 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
             hint = f"train one: gq train {algos[0] if algos else 'dt'}"
             raise UsageError(f"there is no {kind} with a checkpoint in {runs_folder()}", hint=hint)
         raise UsageError("no run given", hint="name one, or take the newest with --latest")
-    path = Path(name).expanduser()
-    if path.exists():
+    if path := existing(name):
         for folder in (path, *path.resolve().parents):
             if is_run(folder):
                 return folder, checkpoint_folder_of(path)
@@ -108,8 +117,8 @@ def find_whole_run(name: str) -> Path:
         UsageError: no run or more than one fits, or the path leads into one.
     """
     run, _ = find_run(name)
-    path = Path(name).expanduser()
-    if path.exists() and path.resolve() != run.resolve():
+    path = existing(name)
+    if path and path.resolve() != run.resolve():
         raise UsageError(f"{path} is inside a run, not a run", hint=f"to mean all of it, name {run}")
     return run
 
@@ -129,19 +138,22 @@ def last_dataset() -> str:
         UsageError: none was.
     """
     try:
-        return str(json.loads((datasets_folder() / "last.json").read_text())["dataset"])
-    except (OSError, ValueError, KeyError):
+        return str(parse_json((datasets_folder() / "last.json").read_text())["dataset"])
+    except (OSError, ValueError, KeyError, TypeError):
         hint = "gq download builtin/hopper/medium (offline), or name one with --dataset ID|PATH"
         raise UsageError("no dataset given and none downloaded yet", hint=hint) from None
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         GqError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GqError(f"cannot read {path}: {error}") from error
+        raise GqError(f"cannot read {path}: {error}", hint="put the file back from a copy") from error
+    if not isinstance(document, dict):
+        raise GqError(f"{path} holds no JSON object", hint="put the file back from a copy")
+    return document

@@ -60,7 +60,8 @@ class MemoryPrediction:
     def total(self) -> int:
         """The sum; evaluation comes between updates, so that its cache takes the activations' place."""
         parts = asdict(self)
-        return sum(parts.values()) - min(self.activations, self.kv_cache)
+        num_bytes: int = sum(parts.values()) - min(self.activations, self.kv_cache)
+        return num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What learns: losses and updates, and how their policies act."""

@@ -1,6 +1,7 @@
 """Behaviour cloning of the best trajectories, the %BC baseline of the Decision Transformer paper (section 5)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ def action_loss(model: ObservationMLP, batch: Batch) -> Tensor:
     Windows are drawn by their last step and reach back K - 1 steps; see `WindowSampler(backward=True)`.
     """
     predicted = model(batch.observations, batch.valid)  # [B, A]
-    return (predicted - model.scaling.scale_actions(batch.actions[:, -1])).square().mean()
+    loss: Tensor = (predicted - model.scaling.scale_actions(batch.actions[:, -1])).square().mean()
+    return loss
 
 
 class BCPolicy:
@@ -24,7 +26,7 @@ class BCPolicy:
 
     is_rowwise = False
 
-    def __init__(self, model: ObservationMLP, *, autocast: Callable) -> None:
+    def __init__(self, model: ObservationMLP, *, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         self.model, self.autocast = model.eval(), autocast
         self.device = next(model.parameters()).device
         self.returns_to_go = np.zeros(0)

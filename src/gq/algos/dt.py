@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ def action_loss(model: DecisionTransformer, batch: Batch) -> Tensor:
     predicted = model(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps)  # [B, K, A]
     target = model.scaling.scale_actions(batch.actions)
     error = (predicted - target).square().mean(dim=-1)  # [B, K]
-    return (error * batch.valid).sum() / batch.valid.sum()
+    loss: Tensor = (error * batch.valid).sum() / batch.valid.sum()
+    return loss
 
 
 class DTPolicy:
@@ -40,7 +42,7 @@ class DTPolicy:
         self,
         model: TrajectoryTransformer,
         *,
-        autocast: Callable,
+        autocast: Callable[[], AbstractContextManager[None]],
         delayed: bool = False,
         context: Context = "sliding",
         context_length: int | None = None,

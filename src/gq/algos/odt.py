@@ -80,7 +80,7 @@ class ODTLearner(SupervisedLearner):
         train: UpdateConfig,
         entropy: EntropyConfig,
         *,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[None]],
         average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         super().__init__(model, self.measure, sampler, optim, train, autocast=autocast, average=average)
@@ -181,7 +181,7 @@ class ODTPolicy(DTPolicy):
         self,
         model: StochasticTransformer,
         *,
-        autocast: Callable,
+        autocast: Callable[[], AbstractContextManager[None]],
         delayed: bool = False,
         context: Context = "sliding",
         stochastic: bool = False,

@@ -44,7 +44,7 @@ class SupervisedLearner:
         optim: OptimConfig,
         train: UpdateConfig,
         *,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[None]],
         num_terms: Callable[[Batch], Tensor] = num_valid_steps,
         average: Callable[[Sequence[Tensor]], None] | None = None,
         compiled: bool = False,
@@ -170,7 +170,8 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, *, captured: bool = Fa
 def on_host(tensor: Any) -> Tensor:
     """Return a tensor on the CPU; of one that lies in shards, the first process gets all and the others nothing."""
     if not hasattr(tensor, "full_tensor"):
-        return tensor.detach().cpu().contiguous()
+        copied: Tensor = tensor.detach().cpu().contiguous()
+        return copied
     whole: Tensor = tensor.detach().full_tensor()  # which all processes take part in
     return whole.cpu().contiguous() if tensor.device_mesh.get_rank() == 0 else torch.empty(0)
 

@@ -148,7 +148,7 @@ class TDMPC2Learner:
         config: WorldUpdateConfig,
         *,
         discount: float,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[None]],
         average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         """Take the discount per decision, and, with several processes, what averages tensors over them in place."""

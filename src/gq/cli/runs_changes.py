@@ -7,7 +7,8 @@ import typer
 from gq.cli import options
 from gq.cli.asking import ask
 from gq.cli.output import Output
-from gq.cli.runs import megabytes, runs_app
+from gq.cli.runs import megabytes
+from gq.cli.runs import runs_app as runs_app
 
 if TYPE_CHECKING:
     from gq.managing.changes import Doomed

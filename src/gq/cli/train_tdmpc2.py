@@ -8,7 +8,8 @@ import typer
 
 from gq.cli import options
 from gq.cli.output import Output
-from gq.cli.train import DryRun, Out, Resume, given_settings, train_app
+from gq.cli.train import DryRun, Out, Resume, given_settings
+from gq.cli.train import train_app as train_app
 from gq.cli.training_view import TrainingView, clock
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Datasets: names, downloads, readers, samplers and buffers."""

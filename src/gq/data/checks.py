@@ -31,7 +31,7 @@ def check_columns(where: str, columns: Mapping[str, Any], *, num_final_observati
             raise DataError(f"{where}: {name} has shape {tuple(column.shape)}, expected (rows,)")
         if 0 in column.shape:
             raise DataError(f"{where}: {name} is empty, shape {tuple(column.shape)}")
-    lengths = {name: column.shape[0] for name, column in columns.items()}
+    lengths: dict[str, int] = {name: column.shape[0] for name, column in columns.items()}
     lengths["observations"] -= num_final_observations
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {column.shape[0]}" for name, column in columns.items())

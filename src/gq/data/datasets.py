@@ -7,6 +7,7 @@ from pathlib import Path
 from gq.data import registry
 from gq.data.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
 from gq.data.cache import check_unchanged, holding, put_on_record, sound_record
+from gq.data.catalog import DatasetEntry
 from gq.data.download import fetch_dataset
 from gq.data.formats import AGAIN, open_hdf5, plain_attributes, read_trajectories
 from gq.data.hub import PREFIX
@@ -14,7 +15,7 @@ from gq.data.manifest import Stored
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError, UsageError
 from gq.files import write_json
-from gq.paths import datasets_folder
+from gq.paths import datasets_folder, existing
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def download(
         if stored is None and entry.kind == "builtin":
             num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
             download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
-            stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id))
+            stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id, is_known=True))
         elif stored is None:
             obtained = fetch_dataset(entry, offline=offline, report=progress, note=note)
             stored = put_on_record(entry, obtained.source, obtained.trajectories)
@@ -102,7 +103,7 @@ def recorded_task(file: Path) -> str:
         return str(plain_attributes(root.attrs).get("env_id", ""))
 
 
-def check_size(entry: registry.DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
+def check_size(entry: DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
     """Raise UsageError if a cached simulation was asked for with another number of transitions."""
     asked = stored.num_requested_transitions
     if num_transitions in (None, asked):
@@ -121,17 +122,18 @@ def canonical_name(name: str) -> str:
     """
     if name.startswith(PREFIX):
         return registry.resolve(name).id
-    path = Path(name).expanduser()
-    is_dataset_folder = (path / "main_data.hdf5").is_file() or (path / "data" / "main_data.hdf5").is_file()
-    if path.is_file() or is_dataset_folder:
+    path = existing(name)
+    is_folder = path is not None and path.is_dir()
+    files = ("", "main_data.hdf5", "data/main_data.hdf5")  # itself, or what a Minari dataset's folder holds
+    if path and any((path / file).is_file() for file in files):
         return str(path.resolve())
-    is_path = bool(path.suffix) or name.startswith((".", "/", "~"))
-    if is_path and not path.is_dir():
+    is_path = bool(Path(name).suffix) or name.startswith((".", "/", "~"))
+    if is_path and not is_folder:
         raise UsageError(f"there is no dataset file {name}", hint="check the path, or see gq download --list")
     try:
         return registry.resolve(name).id
     except UsageError:
-        if path.is_dir():
+        if path and is_folder:
             return str(path.resolve())  # reading it will say what it lacks
         raise
 
@@ -152,7 +154,7 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     if not registry.cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     try:
-        trajectories = read_trajectories(entry.path, task=task, source=entry.id)
+        trajectories = read_trajectories(entry.path, task=task, source=entry.id, is_known=True)
     except DataError as error:
         hint = f"gq download {entry.id}" if error.hint == AGAIN else error.hint
         raise DataError(str(error), hint=hint) from error

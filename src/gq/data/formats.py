@@ -4,7 +4,6 @@ Layouts are told apart by content. gq's canonical file is a D4RL file: flat arra
 """
 
 import errno
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from gq.data.layouts import from_episodes, from_flat, pick_columns
+from gq.data.own_content import own_item
 from gq.data.pickle_reader import load_pickle
+from gq.data.rehearsal import rehearse
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import resolve_task, task_in_name
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path
+from gq.parsing import parse_json
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5
@@ -28,7 +30,9 @@ MINARI_PROVENANCE = ("dataset_id", "algorithm_name", "author", "code_permalink",
 AGAIN = "fetch it again: an interrupted download or a saved error page looks like this"
 
 
-def read_trajectories(path: Path, *, task: str | None = None, source: str | None = None) -> Trajectories:
+def read_trajectories(
+    path: Path, *, task: str | None = None, source: str | None = None, is_known: bool = False
+) -> Trajectories:
     """Read a D4RL or Minari HDF5 file, a Minari dataset folder or a pickled list of episodes.
 
     The task is the argument, else what the file records, else what its name implies, else None. An unfinished episode
@@ -37,6 +41,7 @@ def read_trajectories(path: Path, *, task: str | None = None, source: str | None
     Args:
         task: Gymnasium id, in any case.
         source: what `Trajectories.source` says; the path if None.
+        is_known: gq wrote the file itself; another HDF5 file is read in a child process first, in case that crashes.
 
     Raises:
         UsageError: no such file or task, or the file needs a task that nothing names.
@@ -45,8 +50,11 @@ def read_trajectories(path: Path, *, task: str | None = None, source: str | None
     path = path.expanduser()
     asked = resolve_task(task).id if task else None
     file = data_file(path)
-    read = read_hdf5 if starts_as_hdf5(file) else read_pickle
-    return read(file, asked, source or str(path))
+    if not starts_as_hdf5(file):
+        return read_pickle(file, asked, source or str(path))
+    if not is_known:
+        rehearse(file, lambda: read_hdf5(file, asked, ""))
+    return read_hdf5(file, asked, source or str(path))
 
 
 def data_file(path: Path) -> Path:
@@ -131,7 +139,7 @@ def read_minari(path: Path, root: Any, names: list[str], asked: str | None, sour
     """
     metadata = minari_metadata(path)
     wanted = ["observations", "actions", "rewards", "terminations"]
-    episodes = {name: pick_columns(f"{path}: {name}", root.get(name), wanted) for name in names}
+    episodes = {name: pick_columns(f"{path}: {name}", own_item(str(path), root, name), wanted) for name in names}
     task = choose_task(path, asked, metadata.get("env_id"))
     trajectories = from_episodes(str(path), episodes, source=source, task=task, num_final_observations=1)
     return replace(trajectories, attributes=metadata)
@@ -147,10 +155,10 @@ def minari_metadata(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        specification = json.loads(metadata.get("env_spec") or "{}")  # JSON in a string, with bare Infinity in it
+        metadata = parse_json(file.read_text(encoding="utf-8"))
+        specification = parse_json(metadata.get("env_spec") or "{}")  # JSON in a string, with bare Infinity in it
         env_id = specification.get("id")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is damaged: {error}", hint=AGAIN) from error
     found = {name: metadata[name] for name in MINARI_PROVENANCE if metadata.get(name)}
     found = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
@@ -197,7 +205,8 @@ def time_limits(trajectories: Trajectories) -> np.ndarray:
     """Return the flags of rows where an episode ends without a terminal, bool [N]."""
     timeouts = np.zeros(trajectories.num_transitions, bool)
     timeouts[trajectories.offsets[1:] - 1] = True
-    return timeouts & ~trajectories.terminals
+    limits: np.ndarray = timeouts & ~trajectories.terminals
+    return limits
 
 
 def write_canonical(

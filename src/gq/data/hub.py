@@ -3,7 +3,6 @@
 Reading needs no more than HTTP; what is listed is pinned to one commit, with the hash of each file.
 """
 
-import json
 import os
 import re
 import tempfile
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from gq.data.catalog import DatasetEntry
 from gq.data.transfer import RemoteFile, fetch
 from gq.errors import GqError, UsageError
+from gq.parsing import parse_json
 from gq.paths import datasets_folder, read_json
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -140,17 +140,21 @@ def list_files(reference: Reference, kind: Kind) -> Snapshot:
         raise GqError(f"{base} is not answered as the Hub does", hint="see HF_ENDPOINT")
     folder = f"/{quote(reference.path)}" if reference.path and not reference.path.endswith(SUFFIXES) else ""
     listed = get_json(f"{base}/tree/{commit}{folder}?recursive=true", "[")
-    files = [
-        HubFile(
-            path=str(entry["path"]),
-            num_bytes=int(entry["size"]),
-            sha256=str((entry.get("lfs") or {}).get("oid", "")).removeprefix("sha256:"),
-            git_sha1=str(entry["oid"]),
-        )
-        for entry in listed
-        if entry.get("type") == "file"
-    ]
+    try:
+        files = [listed_file(entry) for entry in listed if entry.get("type") == "file"]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise GqError(f"{base} is not answered as the Hub does", hint="see HF_ENDPOINT") from None
     return Snapshot(reference, kind, commit, files)
+
+
+def listed_file(entry: dict[str, Any]) -> HubFile:
+    """Return a file that the Hub lists. Raises what an entry that is none raises."""
+    return HubFile(
+        path=str(entry["path"]),
+        num_bytes=int(entry["size"]),
+        sha256=str((entry.get("lfs") or {}).get("oid", "")).removeprefix("sha256:"),
+        git_sha1=str(entry["oid"]),
+    )
 
 
 def get_json(url: str, first: str) -> Any:
@@ -166,9 +170,12 @@ def get_json(url: str, first: str) -> Any:
         file = Path(folder) / "answer.json"
         try:
             fetch(RemoteFile(url=url, magic=first.encode(), hint=READ_HINT, token=hub_token()), file)
-            return json.loads(file.read_bytes())
+            document = parse_json(file.read_bytes())
         except ValueError:
-            raise GqError(f"{url} is not answered as the Hub does", hint="see HF_ENDPOINT") from None
+            document = None
+    if not isinstance(document, dict if first == "{" else list):
+        raise GqError(f"{url} is not answered as the Hub does", hint="see HF_ENDPOINT")
+    return document
 
 
 def is_missing(error: GqError) -> bool:

@@ -5,11 +5,13 @@ checked before any column is read.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gq.data.checks import check_columns, check_episodes, check_finite, check_widths
+from gq.data.own_content import check_size, own_item
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
@@ -30,7 +32,7 @@ def pick_columns(where: str, container: Any, names: list[str]) -> dict[str, Any]
         raise DataError(f"{where} is not a group of arrays", hint="an episode needs " + ", ".join(names))
     columns = {}
     for name in names:
-        column = container.get(name)
+        column = own_item(where, container, name)
         if column is None:
             found = ", ".join(str(key) for key in list(container)[:6]) or "nothing"
             raise DataError(f"{where} has no {name}, but {found}", hint="gq needs " + ", ".join(names))
@@ -53,6 +55,7 @@ def from_flat(path: str, columns: Mapping[str, Any], *, source: str, task: str |
     """
     num_rows = check_columns(path, columns)
     check_widths(path, columns["observations"].shape[1], columns["actions"].shape[1], task)
+    check_size(Path(path), [column.shape for column in columns.values()])
     arrays = {}
     for name, column in columns.items():
         values = map_float32(column, num_rows)
@@ -130,6 +133,7 @@ def from_episodes(
     """
     lengths, widths = check_headers(path, episodes, num_final_observations)
     check_widths(path, *widths, task)
+    check_size(Path(path), [column.shape for columns in episodes.values() for column in columns.values()])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     arrays = [np.empty((offsets[-1], *shape), np.float32) for shape in ((widths[0],), (widths[1],), (), ())]
     for start, length, columns in zip(offsets, lengths, episodes.values(), strict=False):

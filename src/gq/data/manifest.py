@@ -4,7 +4,6 @@
 The source's hash stays on record when the file is removed: it is what later downloads must have.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Literal
 from gq import __version__
 from gq.data.catalog import DatasetEntry
 from gq.files import sha256, write_json
+from gq.parsing import parse_json
 
 # intact: size and time are those on record; touched: only the time is not; unrecorded: there is no record
 State = Literal["absent", "unrecorded", "intact", "touched", "changed"]
@@ -67,7 +67,7 @@ def record_path(entry: DatasetEntry) -> Path:
 def read_record(entry: DatasetEntry) -> Record:
     """Return the record of a dataset; an empty one if there is none or it cannot be understood."""
     try:
-        document = json.loads(record_path(entry).read_text(encoding="utf-8"))
+        document = parse_json(record_path(entry).read_text(encoding="utf-8"))
         source, stored = document["source"], document["stored"]
         return Record(
             id=document["id"],

@@ -52,15 +52,18 @@ class PackagedPolicy:
         clipped = np.minimum(np.maximum(actions, -1), 1)
         clipped *= self._half_range
         clipped += self._middle
-        return clipped.astype(np.float32)
+        scaled: np.ndarray = clipped.astype(np.float32)
+        return scaled
 
     @cached_property
     def _half_range(self) -> np.ndarray:
-        return (self.action_high.astype(np.float64) - self.action_low) / 2
+        half: np.ndarray = (self.action_high.astype(np.float64) - self.action_low) / 2
+        return half
 
     @cached_property
     def _middle(self) -> np.ndarray:
-        return (self.action_high.astype(np.float64) + self.action_low) / 2
+        middle: np.ndarray = (self.action_high.astype(np.float64) + self.action_low) / 2
+        return middle
 
 
 class Slots:

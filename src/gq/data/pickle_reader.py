@@ -121,6 +121,8 @@ class Machine:
             list.extend(self.stack[-1], items)
         elif opcode in ("SETITEM", "SETITEMS"):
             items = self.take(2) if opcode == "SETITEM" else self.take_marked()
+            if not all(isinstance(key, str | int) for key in items[::2]):  # nested tuples could take for ever to hash
+                raise self.refused("a dict with keys that are no names")
             dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
         else:
             raise self.refused(f"the instruction {opcode}")
@@ -157,7 +159,7 @@ class Machine:
         message = f"{self.path}: the pickle asks for {what} at byte {self.offset}, which no dataset needs"
         return DataError(message, hint="nothing was executed; gq reads pickled lists of dicts of numeric NumPy arrays")
 
-    def reduce(self, function: Any, arguments: tuple) -> Any:
+    def reduce(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         """Return what calling an accepted global would, from its arguments alone."""
         name = function.name if isinstance(function, Global) else ""
         if name == "_reconstruct":  # (ndarray, (0,), b"b"): an empty array, filled by BUILD
@@ -180,7 +182,7 @@ class Machine:
             return b""
         raise self.refused(f"a call of {name or type(function).__name__}")
 
-    def finish(self, unfinished: Any, state: tuple) -> None:
+    def finish(self, unfinished: Any, state: tuple[Any, ...]) -> None:
         """Replace an unfinished array or dtype, on the stack and in the memo, by the one that its state describes."""
         if not isinstance(unfinished, Unfinished):
             raise self.refused("a state for an object")

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from gq.data.formats import open_hdf5, plain_attributes
+from gq.data.layouts import pick_columns
+from gq.data.own_content import check_size, own_item
+from gq.data.rehearsal import rehearse
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path
 
@@ -103,6 +106,12 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}", hint="check the path, or leave --data away to collect one")
+    rehearse(path, lambda: read_all(path, teacher_sha256))
+    return read_all(path, teacher_sha256)
+
+
+def read_all(path: Path, teacher_sha256: str | None) -> PlanData:
+    """Read a file; see `read_plan_data`."""
     with open_hdf5(path) as root:
         attributes = plain_attributes(root.attrs)
         if attributes.get("format") != FORMAT:
@@ -111,22 +120,28 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
         if teacher_sha256 is not None and found != teacher_sha256:
             message = f"{path} holds the decisions of another teacher: {found[:12]}, not {teacher_sha256[:12]}"
             raise UsageError(message, hint="collect this one's by leaving --data away, or name its run and checkpoint")
-        return PlanData([read_episode(path, root[name]) for name in sorted(root)], attributes)
+        return PlanData([read_episode(path, own_item(str(path), root, name)) for name in sorted(root)], attributes)
 
 
 def read_episode(path: Path, group: Any) -> PlanEpisode:
     """Return an episode of an open file. Raises DataError if something of it is missing, not finite, or misshapen."""
-    missing = [name for name in ARRAYS if name not in group] + [name for name in SCALARS if name not in group.attrs]
-    if missing:
-        raise DataError(f"{path}: {group.name[1:]} has no {missing[0]}", hint=AGAIN)
-    arrays = {name: group[name][()] for name in ARRAYS}
+    columns = pick_columns(str(path), group, ARRAYS)
+    check_size(path, [column.shape for column in columns.values()])
+    for name, column in columns.items():
+        if column.dtype.kind not in "if" or not column.shape:
+            raise DataError(f"{path}: {group.name[1:]} holds {column.dtype} for {name}, not rows of numbers", hint=AGAIN)
+    arrays = {name: column[()] for name, column in columns.items()}
     for name, array in arrays.items():
         if len(array) != len(arrays["rewards"]) or not len(array):
             raise DataError(f"{path}: {group.name[1:]} has {len(array)} rows of {name}", hint=AGAIN)
         if not np.isfinite(array).all():
             raise DataError(f"{path}: {name} in {group.name[1:]} holds numbers that are not finite", hint=AGAIN)
     attributes = plain_attributes(group.attrs)
-    return PlanEpisode(**arrays, **{name: kind(attributes[name]) for name, kind in SCALARS.items()})
+    try:
+        scalars = {name: kind(attributes[name]) for name, kind in SCALARS.items()}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: {group.name[1:]} does not say {error}", hint=AGAIN) from None
+    return PlanEpisode(**arrays, **scalars)
 
 
 def is_validation(number: int, num_episodes: int) -> bool:

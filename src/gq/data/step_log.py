@@ -40,8 +40,13 @@ class StepLog:
         """
         self.folder, self.shape = folder, (num_environments, width)
         self.ticks_per_segment = max(SEGMENT_ROWS // num_environments, 1)
-        self.num_ticks: int = position["ticks"] if position else 0
-        self.checksums: list[int] = list(position["checksums"]) if position else []
+        try:
+            self.num_ticks = int(position["ticks"]) if position else 0
+            self.checksums = [int(checksum) for checksum in position["checksums"]] if position else []
+            if self.num_ticks < 0 or len(self.checksums) != -(-self.num_ticks // self.ticks_per_segment):
+                raise ValueError("ticks")
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise DataError(f"the checkpoint says no place in {folder}", hint="go on from another one") from None
         try:
             folder.mkdir(exist_ok=True)
             for segment, checksum in enumerate(self.checksums):

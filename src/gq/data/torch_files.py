@@ -158,11 +158,6 @@ class TorchMachine(Machine):
                 raise self.refused("a new object")
             self.stack.append(Inert(kind.name))
         else:
-            if opcode in ("SETITEM", "SETITEMS"):
-                start = self.marks[-1] if opcode == "SETITEMS" else -2
-                # Nested tuples as keys could be made to take for ever to hash.
-                if not all(isinstance(key, str | int) for key in self.stack[start::2]):
-                    raise self.refused("a dict with keys that are no names")
             super().step(opcode, argument)
 
     def storage(self, reference: Any) -> Tensor:

@@ -45,7 +45,8 @@ class Trajectories:
 
     def timesteps(self) -> np.ndarray:
         """Return each row's step within its episode, int64 [N]."""
-        return np.arange(self.num_transitions) - np.repeat(self.offsets[:-1], self.lengths)
+        steps: np.ndarray = np.arange(self.num_transitions) - np.repeat(self.offsets[:-1], self.lengths)
+        return steps
 
     def returns_to_go(self, *, delayed: bool = False) -> np.ndarray:
         """Return the sum of rewards from each row to its episode's end, float32 [N].
@@ -56,7 +57,8 @@ class Trajectories:
         if delayed:
             return totals.astype(np.float32)
         before = np.cumsum(self.rewards.astype(np.float64)) - self.rewards  # reward earlier in the file
-        return (totals - (before - np.repeat(before[self.offsets[:-1]], self.lengths))).astype(np.float32)
+        remaining: np.ndarray = totals - (before - np.repeat(before[self.offsets[:-1]], self.lengths))
+        return remaining.astype(np.float32)
 
     def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and std of the observations, float32 [S] each; a constant column gets std 1.

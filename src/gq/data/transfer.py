@@ -5,7 +5,6 @@ same one after a kill, asks only for the rest (`Range`), and only of the same fi
 """
 
 import http.client
-import json
 import re
 import shutil
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from gq.data.connection import BrokenTransferError, PastEndError, open_url
 from gq.errors import GqError
 from gq.files import sha256, sync, write_error, write_json
+from gq.parsing import parse_json
 
 NUM_ATTEMPTS = 4  # in a row that bring nothing new
 BACK_OFF_S = 1.0  # before the second attempt; doubles with each further one
@@ -279,7 +279,7 @@ def note_of(part: Path) -> Path:
 def stored_announcement(part: Path) -> Announced:
     """Return what the server said when the part file was begun; empty if that is lost."""
     try:
-        return Announced(**json.loads(note_of(part).read_text(encoding="utf-8")))
+        return Announced(**parse_json(note_of(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # without it the file is fetched from the start
         return Announced()
 

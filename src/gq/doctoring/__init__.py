@@ -1,0 +1,1 @@
+"""`gq doctor`: what is wrong with this machine, the cache and the runs."""

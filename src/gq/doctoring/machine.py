@@ -12,6 +12,7 @@ from typing import Any
 
 from gq.doctoring.findings import Finding
 from gq.envs import gl
+from gq.threads import num_cores
 
 TORCH_TIMEOUT_S = 120
 TORCH_FACTS = """
@@ -69,9 +70,9 @@ def examine_compiler(has_gpu: bool) -> Finding:
 
 def examine_threads(num_torch_threads: int | None, environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Compare the threads that will compute with the cores that this process may use."""
-    num_cores, limit = usable_cores(), cgroup_limit()
-    allowed = min(num_cores, max(1, int(limit))) if limit else num_cores
-    text = f"{os.cpu_count()} in the machine, {num_cores} for this process"
+    cores, limit = num_cores(), cgroup_limit()
+    allowed = min(cores, max(1, int(limit))) if limit else cores
+    text = f"{os.cpu_count()} in the machine, {cores} for this process"
     found = [Finding("cores", "ok", text + (f", a limit of {limit:g} by its group" if limit else ""))]
     threads = environment.get("OMP_NUM_THREADS", "")
     if threads and not threads.split(",")[0].strip().isdecimal():
@@ -89,13 +90,6 @@ def examine_threads(num_torch_threads: int | None, environment: Mapping[str, str
     else:
         found.append(Finding("idle threads", "ok", "they sleep after a short spin"))
     return found
-
-
-def usable_cores() -> int:
-    """Return on how many cores this process may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:

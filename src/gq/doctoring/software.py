@@ -17,7 +17,7 @@ BOUNDS = {
     "h5py": ("3.11", ""),
     "safetensors": ("0.4.3", ""),
     "typer": ("0.29", "0.30"),
-    "rich": ("13", ""),
+    "rich": ("13.8", ""),
     "pydantic": ("2.5.3", ""),
     "filelock": ("3.16", ""),
     "platformdirs": ("4", ""),

@@ -25,7 +25,7 @@ from gq.config import (
 from gq.data.sampler import WHOLE, Sampler, Share, WindowSampler
 from gq.data.streaming import StreamingSampler, is_to_be_streamed
 from gq.data.trajectories import Trajectories
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
+from gq.engine.checkpoint import choose_checkpoint, fill, load_checkpoint
 from gq.engine.correctors import LoadedCorrector, find_corrector, load_corrector
 from gq.engine.distributed import Processes
 from gq.engine.precision import Compute, choose_compute
@@ -303,10 +303,9 @@ def load_run(
     compute = choose_compute(device, config.train.precision)
     loaded = load_checkpoint(folder)
     try:
-        model = empty_model(config, loaded.model)
-        model.load_state_dict(loaded.model)
+        model = fill(lambda: empty_model(config), loaded.model)
         model.to(compute.device)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GqError(
             f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
@@ -362,8 +361,9 @@ def load_corrector_for(loaded: LoadedRun, mode: Mode, name: str | None) -> Loade
     return load_corrector(find_corrector(loaded.run, name), teacher, device=device)
 
 
-def empty_model(config: TrainedConfig, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return a model that a checkpoint's tensors fit."""
+def empty_model(config: TrainedConfig) -> nn.Module:
+    """Return the configured model of any algorithm with fresh weights."""
     if isinstance(config, TDMPC2Config):
         return build_world_model(config)
-    return build_model(config, len(tensors["scaling.observation_mean"]), len(tensors["scaling.action_low"]))
+    task = resolve_task(config.task)
+    return build_model(config, task.observation_dim, task.action_dim)

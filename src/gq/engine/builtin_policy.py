@@ -16,7 +16,7 @@ class BuiltinPolicy:
 
     def __init__(self, packaged: PackagedPolicy) -> None:
         self.packaged = packaged
-        self.autocast: Callable[[], AbstractContextManager] = nullcontext
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.returns_to_go = np.zeros(0)
 
     def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
@@ -33,7 +33,8 @@ class BuiltinPolicy:
         assert len(rows) == len(observations)
         actions = self._slots.act(observations.astype(np.float64))  # in half action ranges
         low, high = self.packaged.action_low, self.packaged.action_high
-        return low + (actions + 1) / 2 * (high - low)
+        scaled: np.ndarray = low + (actions + 1) / 2 * (high - low)
+        return scaled
 
     def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
         """Ignore what happened."""

@@ -1,6 +1,5 @@
 """The numbers on a run's card: what `gq eval` wrote, what training logged, what finetuning and distilling measured."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from gq.config import RunConfig, TDMPC2Config
 from gq.engine.checkpoint import pointed
 from gq.engine.runs import SELECTION_SEED
 from gq.errors import GqError
+from gq.parsing import parse_json
 from gq.paths import read_json
 
 COMPARISON_FILE = "comparison.json"
@@ -143,7 +143,7 @@ def last_evaluation(run: Path) -> dict[str, Any]:
     """Return the last record of an evaluation in a run's metrics; empty without one."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return next((json.loads(line) for line in reversed(lines) if '"eval/' in line), {})
+        return next((parse_json(line) for line in reversed(lines) if '"eval/' in line), {})
     except (OSError, ValueError):
         return {}
 

@@ -10,7 +10,7 @@ from typing import Any
 from gq.config import RunConfig
 from gq.engine.card_results import comparison_lines, corrector_lines, evaluation_lines, index_entries, training_lines
 from gq.engine.runs import read_config
-from gq.errors import GqError
+from gq.errors import DataError, GqError
 from gq.files import write_text
 from gq.paths import checkpoint_folders, read_json
 
@@ -49,7 +49,10 @@ def refresh_card(run: Path) -> str:
     """
     if not (run / CARD).exists():
         return ""
-    written = write_card(run)
+    try:
+        written = write_card(run)
+    except DataError as error:
+        return f"{run / CARD} stays as it was: {error}"
     if written.name == CARD_BESIDE:
         return f"{run / CARD} was edited and stays; the new card is {written}"
     return "" if is_own(written.read_text(encoding="utf-8", errors="replace")) else f"{written} was edited and stays"
@@ -76,8 +79,20 @@ def card_text(run: Path, config: RunConfig | None = None, *, name: str = "") -> 
 
     Raises:
         GqError: its configuration cannot be read.
+        DataError: what else is on record of it cannot be understood.
     """
     config, name = config or read_config(run), name or run.resolve().name
+    try:
+        return compose(run, config, name)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        message = f"the records of {run} are damaged: {type(error).__name__}: {error}"
+        raise DataError(
+            message, hint="put its JSON files back from a copy, or remove the damaged evals/*.json"
+        ) from error
+
+
+def compose(run: Path, config: RunConfig, name: str) -> str:
+    """Return the card; see `card_text`."""
     environment = read_or_empty(run / "environment.json")
     results = evaluation_lines(run, config)
     lines = [

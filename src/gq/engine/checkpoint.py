@@ -6,21 +6,23 @@
 `optimizer.safetensors` holds everything else that resuming needs as tensors: moments and random generator states.
 """
 
-import shutil
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gq.engine.runs import resume_command
 from gq.errors import GqError, UsageError
-from gq.files import atomic_folder, sha256, write_error, write_json
+from gq.files import atomic_folder, remove_folder, sha256, write_error, write_json
 from gq.paths import algo_of, checkpoint_folders, read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 FORMAT = 1
 OPTIMIZER = "optimizer.safetensors"
+NEEDED_FILES = {"model.safetensors", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,15 @@ def save_checkpoint(
     point(run, "last", folder)
     if is_best:
         point(run, "best", folder)
-    for old in checkpoint_folders(run)[:-keep]:
-        if old.name not in (pointed(run, "best"), folder.name):
-            shutil.rmtree(old, ignore_errors=True)
+    remove_old(run, keep)
     return folder
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, the last and the best."""
+    for old in checkpoint_folders(run)[:-keep]:
+        if old.name not in (pointed(run, "best"), pointed(run, "last")):
+            remove_folder(old)
 
 
 def point(run: Path, which: str, folder: Path) -> None:
@@ -86,7 +93,8 @@ def pointed(run: Path, which: str) -> str | None:
     if not pointer.is_file():
         return None
     name = str(read_json(pointer).get("checkpoint"))
-    return name if (run / "checkpoints" / name).is_dir() else None
+    is_one = re.fullmatch(r"step-\d+", name) and (run / "checkpoints" / name).is_dir()  # not a path to elsewhere
+    return name if is_one else None
 
 
 def choose_checkpoint(run: Path, which: str) -> Path:
@@ -102,7 +110,7 @@ def choose_checkpoint(run: Path, which: str) -> Path:
         name = pointed(run, which) or pointed(run, "last") or folders[-1].name
         return run / "checkpoints" / name
     for folder in folders:
-        if which.isdigit() and int(folder.name.removeprefix("step-")) == int(which):
+        if which.isdecimal() and folder.name.removeprefix("step-").lstrip("0") == which.lstrip("0"):
             return folder
     steps = ", ".join(str(int(folder.name.removeprefix("step-"))) for folder in folders)
     raise UsageError(f"{run.name} has no checkpoint {which}", hint=f"choose last, best or one of the steps {steps}")
@@ -112,17 +120,49 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint:
     """Read a checkpoint after comparing every file with the manifest.
 
     Raises:
-        GqError: a file is missing or its bytes are not those that were written.
+        GqError: a file is missing, its bytes are not those that were written, or they hold no tensors.
     """
-    from safetensors.torch import load_file
-
     verify_checkpoint(folder)
     return Checkpoint(
         path=folder,
-        model=load_file(folder / "model.safetensors", device=device),
-        optimizer=load_file(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {},  # shared runs have none
+        model=load_tensors(folder / "model.safetensors", device=device),
+        optimizer=load_tensors(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {},  # shared runs have none
         state=read_json(folder / "state.json"),
     )
+
+
+def load_tensors(file: Path, *, device: str = "cpu") -> "dict[str, Tensor]":
+    """Read a safetensors file, which holds nothing that could be executed.
+
+    Raises:
+        GqError: it cannot be read, or its header contradicts itself or the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file, device=device)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: of a type that PyTorch lacks
+        raise GqError(f"{file} cannot be read: {error}", hint="get it again from where it came from") from error
+
+
+def fill(build: "Callable[[], nn.Module]", tensors: "dict[str, Tensor]") -> "nn.Module":
+    """Return a model that holds the given tensors; no memory is taken for one that they do not fit.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    import torch
+
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        name = differing[0]
+        raise ValueError(f"{name} is {found.get(name, 'missing')}, and {wanted.get(name, 'nothing')} is expected")
+    model = build()
+    model.load_state_dict(tensors)
+    return model
 
 
 def verify_checkpoint(folder: Path, *, deep: bool = True) -> None:
@@ -130,6 +170,8 @@ def verify_checkpoint(folder: Path, *, deep: bool = True) -> None:
     try:
         manifest = read_json(folder / "MANIFEST.json")
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        if not NEEDED_FILES <= expected.keys() <= NEEDED_FILES | {OPTIMIZER}:
+            raise KeyError("files")
     except (GqError, KeyError, TypeError, AttributeError):
         raise GqError(f"{folder} has no readable MANIFEST.json", hint=another_checkpoint(folder)) from None
     for name, (num_bytes, digest) in expected.items():

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from gq.engine.checkpoint import fill, load_tensors
 from gq.errors import GqError, UsageError, suggest
 from gq.files import atomic_folder, sha256, write_error, write_json
 from gq.models.corrector import Corrector, CorrectorConfig
@@ -113,11 +115,13 @@ def load_corrector(folder: Path, teacher_sha256: str, *, device: str | torch.dev
             raise UsageError(message, hint=hint)
         if not file.is_file() or sha256(file) != document["sha256"]:
             raise GqError(f"{file} is damaged: its bytes are not those that were written", hint=AGAIN)
-        corrector = Corrector(CorrectorConfig(**document["model"]))
-        corrector.load_state_dict(load_file(file))
+        config = TypeAdapter(CorrectorConfig).validate_python(document["model"])
+        corrector = fill(lambda: Corrector(config), load_tensors(file))
+        assert isinstance(corrector, Corrector)
         loaded = LoadedCorrector(folder, corrector.eval().to(device).requires_grad_(False), document)
-        assert min(loaded.execution_horizon, loaded.plan_horizon) > 0
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if min(loaded.execution_horizon, loaded.plan_horizon) < 1:
+            raise ValueError("its horizons are not positive")
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise GqError(f"{folder} cannot be used: {reason}", hint=AGAIN) from None
     return loaded

@@ -70,7 +70,8 @@ def choose_archs(name: str) -> tuple[Architecture, ...]:
 
 def choose_target(name: str) -> Target:
     """Return the target of a name. Raises UsageError if there is none."""
-    for target in get_args(Target):
+    targets: tuple[Target, ...] = get_args(Target)
+    for target in targets:
         if name == target:
             return target
     raise UsageError(f"there is no target {name}", hint="choose mean or elite")

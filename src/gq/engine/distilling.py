@@ -4,6 +4,7 @@ RUN/correctors/decisions.hdf5                                        what was co
 RUN/correctors/<arch>/{model.safetensors, corrector.json}            what was learnt of it
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def report(
 
     def root_mean_square(name: str) -> float:
         squares = [(getattr(episode, name).astype(float) ** 2).mean(axis=1) for episode in episodes]
-        return float(sum(map(sum, squares)) / sum(map(len, squares))) ** 0.5
+        return math.sqrt(sum(map(sum, squares)) / sum(map(len, squares)))
 
     rounds = sorted({episode.round for episode in episodes})
     of_round = [[float(e.rewards.sum()) for e in episodes if e.round == number] for number in rounds]

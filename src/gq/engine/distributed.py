@@ -149,7 +149,8 @@ class Processes:
     def merge(self, shares: list[Any]) -> list[Any]:
         """Return all items to every process, of which process r of N brings r, r + N, r + 2N, ..."""
         parts = self.gather(shares)
-        return self.from_first([parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))])
+        merged: list[Any] = self.from_first([parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))])
+        return merged
 
     def close(self) -> None:
         """Disconnect."""

@@ -178,7 +178,8 @@ class Interaction:
     def _reset(self, i: int) -> np.ndarray:
         """Begin the environment's present episode; return its first observation."""
         seed = self.seed_of(self.first_environment + i, "episodes", int(self.episode_numbers[i]))
-        return self.environments[i].reset(seed=seed)[0]
+        observation: np.ndarray = self.environments[i].reset(seed=seed)[0]
+        return observation
 
     def _step(self, i: int, action: np.ndarray) -> None:
         """Take one decision, with an action [A] within [-1, 1], and write its row."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gq.algos.supervised import laid_out, on_host
 from gq.config import RunConfig, TrainConfig
 from gq.engine.background import Background
-from gq.engine.checkpoint import Checkpoint, point, save_checkpoint
+from gq.engine.checkpoint import Checkpoint, point, remove_old, save_checkpoint
 from gq.engine.metrics import Listener, MetricsLog, NoLog
 from gq.engine.runs import resume_command
 from gq.engine.signals import StopRequest
@@ -103,10 +103,10 @@ class Loop:
             self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
             self.progress = self.progress_type(**checkpoint.state["progress"])
             self.saved_step = self.progress.step
-            if (
-                writes and self.progress.best_step == self.progress.step
-            ):  # a kill may have come before it was marked as the best
-                point(run, "best", checkpoint.path)
+            if writes:  # a kill may have come before it was marked as the best, and before older ones were removed
+                if self.progress.best_step == self.progress.step:
+                    point(run, "best", checkpoint.path)
+                remove_old(run, config.checkpoint.keep)
             log_size, times_size = checkpoint.state["metrics_bytes"], checkpoint.state["times_bytes"]
         self.log = MetricsLog(run / "metrics.jsonl", size=log_size) if writes else NoLog()
         # Apart, because the metrics repeat exactly.

@@ -107,7 +107,8 @@ class Recorder:
     def __call__(self, inputs: CorrectorInputs) -> Tensor:
         """Return the correction."""
         self.asked = inputs
-        return self.corrector(inputs)
+        actions: Tensor = self.corrector(inputs)
+        return actions
 
 
 class StudentDriver:

@@ -19,7 +19,7 @@ class Compute:
     def __str__(self) -> str:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}: {self.reason}"
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which to run forward passes; bfloat16 copies of weights are kept while it lasts."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 

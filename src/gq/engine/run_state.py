@@ -1,7 +1,6 @@
 """What a run is doing: running, finished, failed or broken off; the lock and the note that tell. Loads no engine."""
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import filelock
 
 from gq.errors import GqError, Interrupted
 from gq.files import write_error, write_json
+from gq.parsing import parse_toml
 from gq.paths import checkpoint_folders, is_run
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -90,7 +90,7 @@ def last_step(run: Path) -> int:
 def read_settings(run: Path) -> dict[str, Any]:
     """Return config.toml, nested and not validated: runs of other versions of gq have other keys. Empty if damaged."""
     try:
-        return tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        return parse_toml((run / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -1,7 +1,6 @@
 """What a run folder holds beside checkpoints: its configuration and its lock."""
 
 import shutil
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from gq.engine.run_state import failures_recorded, hold_run, is_unfinished
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import write_error
+from gq.parsing import parse_toml
 from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder
 
 
@@ -23,7 +23,7 @@ def read_config(run: Path) -> TrainedConfig:
         GqError: it is damaged or from a version of gq that this one cannot read.
     """
     try:
-        tree = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        tree = parse_toml((run / "config.toml").read_text(encoding="utf-8"))
         return validate(CONFIGS[tree["algo"]], tree)
     except (OSError, ValueError, KeyError, UsageError) as error:
         raise GqError(

@@ -110,7 +110,7 @@ class WorldLoop(Loop):
     def run_evaluation(self) -> bool:
         """Evaluate and log; return whether planning earned more than ever."""
         began = monotonic()
-        is_best = self.processes.from_first(self.processes.rank == 0 and super().run_evaluation())
+        is_best: bool = self.processes.from_first(self.processes.rank == 0 and super().run_evaluation())
         self.progress.evaluated_at = self.progress.decisions
         self.progress.evaluation_seconds += monotonic() - began
         return is_best

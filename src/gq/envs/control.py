@@ -79,7 +79,8 @@ class ControlEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     @property
     def dt(self) -> float:
         """Simulated seconds per decision."""
-        return self.task.action_repeat * self.environment.control_timestep()
+        seconds: float = self.task.action_repeat * self.environment.control_timestep()
+        return seconds
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -46,7 +46,7 @@ def move_backwards_upright(physics: Any, *, speed: float) -> float:
     standing = nearly(physics.torso_height(), 1.2, margin=0.6)
     upright = (1.0 + physics.torso_upright()) / 2
     moving = at_least(-physics.horizontal_velocity(), speed, margin=speed / 2, at_margin=0.5)
-    return (3 * standing + upright) / 4 * (5 * moving + 1) / 6
+    return float((3 * standing + upright) / 4 * (5 * moving + 1) / 6)
 
 
 def run_backwards(physics: Any) -> float:
@@ -73,7 +73,7 @@ def jump(physics: Any) -> float:
 
 def hop_backwards(physics: Any) -> float:
     """Return hopper's reward for 1 m/s backwards with the torso 0.6 to 2 m above the foot."""
-    is_up = 0.6 <= physics.height() <= 2.0
+    is_up = bool(0.6 <= physics.height() <= 2.0)
     return is_up * at_least(-physics.speed(), 1.0, margin=0.5, at_margin=0.5)
 
 
@@ -87,7 +87,7 @@ def spin_ball(physics: Any) -> float:
     velocity = physics.named.data.qvel[["ball_x", "ball_z"]]
     away = at_least(float(np.linalg.norm(physics.ball_to_target())), 0.5, margin=0.25, at_margin=0.5)
     fast = at_least(float(np.linalg.norm(velocity)), 6.0, margin=3.0, at_margin=0.5)
-    return (1.0 - physics.in_target()) * (away + 2 * fast) / 3
+    return float((1.0 - physics.in_target()) * (away + 2 * fast) / 3)
 
 
 def start_in_cup(physics: Any, *, random: np.random.RandomState) -> None:

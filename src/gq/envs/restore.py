@@ -48,7 +48,8 @@ def restorable_rows(task: str, observations: np.ndarray) -> np.ndarray:
     layout = layout_of(task)
     state = observations[:, : layout.num_positions + layout.num_velocities]
     velocities = np.abs(state[:, layout.num_positions :])
-    return np.isfinite(state).all(axis=1) & (velocities < layout.velocity_limit).all(axis=1)
+    restorable: np.ndarray = np.isfinite(state).all(axis=1) & (velocities < layout.velocity_limit).all(axis=1)
+    return restorable
 
 
 def restore(env: Any, observation: np.ndarray) -> None:

@@ -1,0 +1,1 @@
+"""Episodes of policies, and what can be said of their returns."""

@@ -57,7 +57,8 @@ def typical_step(episodes: list[np.ndarray]) -> np.ndarray:
     total = sum(np.abs(np.diff(observations, axis=0)).sum(axis=0, dtype=np.float64) for observations in episodes)
     num_steps = max(sum(len(observations) - 1 for observations in episodes), 1)
     largest = np.max([np.abs(observations).max(axis=0) for observations in episodes], axis=0)
-    return np.maximum(total / num_steps, SMALLEST * np.maximum(largest, 1))
+    typical: np.ndarray = np.maximum(total / num_steps, SMALLEST * np.maximum(largest, 1))
+    return typical
 
 
 def closed_loop(env: Any, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

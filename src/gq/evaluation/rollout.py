@@ -18,7 +18,7 @@ class Policy(Protocol):
     """What evaluation, rendering and collection need of a policy."""
 
     returns_to_go: np.ndarray  # [E], what the policy is still asked to earn; empty where it is not conditioned
-    autocast: Callable[[], AbstractContextManager]  # entered around a whole rollout
+    autocast: Callable[[], AbstractContextManager[None]]  # entered around a whole rollout
     is_rowwise: bool  # the bits of an action depend on its own row alone, not on which others are in the batch
 
     def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:

@@ -85,7 +85,8 @@ def interquartile_weights(num: int) -> np.ndarray:
     """Return the share of each of `num` sorted values in their interquartile mean, float64 [num]."""
     edges = np.arange(num + 1) / num
     weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return weights / weights.sum()
+    shares: np.ndarray = weights / weights.sum()
+    return shares
 
 
 def bootstrap_interval(

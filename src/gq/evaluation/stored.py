@@ -1,12 +1,12 @@
 """Evaluations that lie under a run: what `gq eval` measured, to be used again."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gq.errors import GqError
 from gq.evaluation.statistics import Episode
+from gq.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
         GqError: it is damaged.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_text(encoding="utf-8"))
         episodes: dict[Way, list[Episode]] = {}
         for entry in document["episodes"]:
             way = Way(mode=str(entry["mode"])) if entry.get("mode") else Way(entry["target_return"] if asks else None)
@@ -71,7 +71,7 @@ def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
             versions={str(name): str(version) for name, version in document["versions"].items()},
             episodes=episodes,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
 
 

@@ -1,0 +1,1 @@
+"""Runs as a user looks after them: listed, shown, renamed, removed."""

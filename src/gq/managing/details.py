@@ -77,6 +77,7 @@ def describe(run: Path) -> RunDetails:
     record = read_run(run)
     differing = differing_settings(settings)
     environment = readable(run / "environment.json")
+    versions = environment.get("versions")
     return RunDetails(
         record=record,
         differing=differing,
@@ -87,7 +88,7 @@ def describe(run: Path) -> RunDetails:
         parent=parent_of(run),
         children=children_of(run),
         correctors=correctors_of(run),
-        versions={str(name): str(version) for name, version in environment.get("versions", {}).items()},
+        versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
         command=again(settings, differing, environment),
     )
 
@@ -98,7 +99,7 @@ def preset_of(settings: Mapping[str, Any]) -> RunConfig | None:
     Where the size has no name, or the parent cannot be read, these are the algorithm's defaults.
     """
     algo, size = str(settings.get("algo")), str(settings.get("size"))
-    makers = {
+    makers: dict[str, Callable[[], RunConfig]] = {
         "dt": lambda: presets.dt(size),
         "bc": presets.bc,
         "odt": lambda: presets.odt(size, str(settings.get("data.dataset", ""))),

@@ -1,6 +1,5 @@
 """The runs of a folder at a glance: state, progress, scores, size. Reads small files only and loads no engine."""
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -11,10 +10,11 @@ from typing import Any, Literal
 
 from gq.engine.run_state import FAILURE_FILE, State, read_settings, state_of
 from gq.errors import GqError
+from gq.parsing import parse_json
 from gq.paths import all_runs, checkpoint_folders, read_json
 
 Order = Literal["newest", "name", "size", "score"]
-TARGET = re.compile(r"eval/target_(.+)/return_mean")
+TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ def read_run(run: Path) -> RunRecord:
     settings = read_settings(run)
     folders = checkpoint_folders(run)
     state = readable(folders[-1] / "state.json") if folders else {}
-    progress = state.get("progress", {})
+    progress = state.get("progress")
+    progress = progress if isinstance(progress, dict) else {}
     num_bytes, changed = measure(run)
     failure = readable(run / FAILURE_FILE).get("message", "")
     status = state_of(run, settings)
@@ -64,17 +65,23 @@ def read_run(run: Path) -> RunRecord:
         size=str(settings.get("size", "")),
         state=status,
         imported=bool(readable(run / "environment.json").get("imported")),
-        failure=failure if status == "failed" else "",
-        step=int(state.get("step", 0)),
-        decisions=progress.get("decisions"),
+        failure=str(failure) if status == "failed" else "",
+        step=int(number_in(state, "step") or 0),
+        decisions=int(found) if (found := number_in(progress, "decisions")) is not None else None,
         num_checkpoints=len(folders),
         last_return=last_return(run / "metrics.jsonl"),
-        best_return=progress.get("best_return"),
-        best_step=progress.get("best_step"),
+        best_return=number_in(progress, "best_return"),
+        best_step=int(found) if (found := number_in(progress, "best_step")) is not None else None,
         num_bytes=num_bytes,
         created=iso_time((run / "config.toml").stat().st_mtime),
         changed=iso_time(changed),
     )
+
+
+def number_in(document: dict[str, Any], key: str) -> int | float | None:
+    """Return a finite number of a JSON object, None where there is something else."""
+    value = document.get(key)
+    return value if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 def list_runs(*, task: str = "", algo: str = "", state: str = "", order: Order = "newest") -> list[RunRecord]:
@@ -114,18 +121,16 @@ def last_return(metrics: Path) -> float | None:
         if b'"eval/' not in line:
             continue
         try:
-            record = json.loads(line)
-        except ValueError:  # the last one may be half written
+            return score_of(parse_json(line))
+        except (ValueError, TypeError, AttributeError):  # the last one may be half written
             continue
-        return score_of(record)
     return None
 
 
 def score_of(record: dict[str, Any]) -> float | None:
     """Return the return of an evaluation that a checkpoint is judged by."""
-    by_target = {float(match[1]): record[key] for key in record if (match := TARGET.fullmatch(key))}
-    value = by_target[max(by_target)] if by_target else record.get("eval/return_mean")
-    return value if isinstance(value, int | float) else None
+    by_target = {float(match[1]): key for key in record if (match := TARGET.fullmatch(key))}
+    return number_in(record, by_target[max(by_target)] if by_target else "eval/return_mean")
 
 
 def measure(folder: Path) -> tuple[int, float]:

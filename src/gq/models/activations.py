@@ -20,7 +20,8 @@ def normed_mish(inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tens
         shift: its bias, likewise.
     """
     if inputs.device.type == "cpu" and not torch.compiler.is_compiling():
-        return NormedMish.apply(inputs, -gain, -shift, eps)
+        outputs: Tensor = NormedMish.apply(inputs, -gain, -shift, eps)  # type: ignore[no-untyped-call]
+        return outputs
     normed = F.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
     return F.mish(torch.addcmul(shift.unsqueeze(-2), normed, gain.unsqueeze(-2))).to(inputs.dtype)
 
@@ -68,4 +69,5 @@ def simplicial(values: Tensor, group: int) -> Tensor:
     """Return softmaxes [..., L] over groups of so many neighbours (SimNorm), in float32."""
     grouped = values.float().unflatten(-1, (-1, group))
     weights = (grouped - grouped.detach().amax(dim=-1, keepdim=True)).exp()
-    return (weights / weights.sum(dim=-1, keepdim=True)).flatten(-2)
+    simplices: Tensor = (weights / weights.sum(dim=-1, keepdim=True)).flatten(-2)
+    return simplices

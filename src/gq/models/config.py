@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
+Layers = Annotated[int, Ge(1), Le(1024)]  # no more are built, only to find that a file has fewer
 Rate = Annotated[float, Ge(0), Lt(1)]
 Context = Literal["sliding", "blocks"]  # how a policy moves on when its context is full, see gq.algos.dt.DTPolicy
 
@@ -21,7 +22,7 @@ class ModelConfig:
 
     backbone: Literal["qwen3", "gpt2"] = "qwen3"
     embed_dim: Count = 128
-    num_layers: Count = 3
+    num_layers: Layers = 3
     num_heads: Count = 4
     num_kv_heads: Count = 2  # gpt2 has no grouped queries: equal to num_heads there
     head_dim: Annotated[int, Ge(0)] = 0  # 0: embed_dim / num_heads
@@ -94,7 +95,7 @@ class MLPConfig:
     """Describe the behaviour cloning network: an MLP over the last `context_length` observations."""
 
     embed_dim: Count = 256
-    num_layers: Count = 3  # hidden layers
+    num_layers: Layers = 3  # hidden layers
     activation: Literal["silu", "gelu", "relu"] = "relu"
     dropout: Rate = 0.1
     context_length: Count = 1

@@ -14,6 +14,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from gq.models.dropout import Dropout
+from gq.models.config import Layers
 from gq.models.world_config import Count
 
 TOKEN_WIDTH = 128
@@ -53,7 +54,7 @@ class CorrectorConfig:
     action_dim: Count
     arch: Architecture = "two-tower"
     hidden_dim: Count = 256
-    num_layers: Count = 2  # of each tower and of the fusion
+    num_layers: Layers = 2  # of each tower and of the fusion
     history_length: Count = 4  # tokens that `temporal` sees
     max_age: Count = 6  # older plans count as so old
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # of the attention layers; the published one has 0.1
@@ -91,7 +92,8 @@ class AttentionLayer(nn.Module):
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None])
         tokens = self.norms[0](tokens + self.dropout(self.outputs(attended.transpose(1, 2).flatten(2))))
-        return self.norms[1](tokens + self.dropout(self.feedforward(tokens)))
+        mixed: Tensor = self.norms[1](tokens + self.dropout(self.feedforward(tokens)))
+        return mixed
 
 
 class HistoryEncoder(nn.Module):
@@ -106,7 +108,7 @@ class HistoryEncoder(nn.Module):
 
     def forward(self, history: Tensor, mask: Tensor) -> Tensor:
         """Return [N, 128] for tokens [N, T, 3 L + A] and their mask [N, T]."""
-        tokens = self.embedding(history) + self.positions
+        tokens: Tensor = self.embedding(history) + self.positions
         for layer in self.layers:
             tokens = layer(tokens, mask)
         return tokens[:, -1]

@@ -65,7 +65,8 @@ class TrajectoryTransformer(nn.Module):
         elif self.config.positions == "window":
             tokens = tokens + self.embed_position.weight[first : first + num_steps, None]
         tokens = tokens.flatten(1, 2)  # [B, 3T, H]: R_1, s_1, a_1, R_2, ...
-        return self.embed_norm(tokens[:, :-1] if is_open else tokens)
+        normed: Tensor = self.embed_norm(tokens[:, :-1] if is_open else tokens)
+        return normed
 
     def encode(
         self,
@@ -91,7 +92,8 @@ class TrajectoryTransformer(nn.Module):
             observations[:, first:], actions[:, first:], returns_to_go[:, first:], timesteps[:, first:], first
         )[:, num_known - 3 * first :]
         mask = None if valid is None else attention_mask(valid, tokens.shape[1])
-        return self.backbone(tokens, mask, queries, cache)
+        hidden: Tensor = self.backbone(tokens, mask, queries, cache)
+        return hidden
 
     def make_cache(self, num_steps: int) -> ContextCache:
         """Return an empty cache for contexts of up to so many steps."""

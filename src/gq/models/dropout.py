@@ -21,7 +21,8 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     if rate <= FEW:
         scaled = x.flatten() * (1 / (1 - rate))
         return scaled.index_fill_(0, dropped_places(x.numel(), rate), 0).view(x.shape)
-    return MaskedDropout.apply(x, rate)
+    dropped: Tensor = MaskedDropout.apply(x, rate)  # type: ignore[no-untyped-call]
+    return dropped
 
 
 class MaskedDropout(torch.autograd.Function):

@@ -41,7 +41,9 @@ class RMSNorm(nn.RMSNorm):
         """Return [..., H] for [..., H]."""
         if not is_fused(x):
             return super().forward(x)
-        return NormedRows.apply(x, self.weight, self.eps, x.dtype if self.keeps_type else autocast_dtype(x))
+        dtype = x.dtype if self.keeps_type else autocast_dtype(x)
+        normed: Tensor = NormedRows.apply(x, self.weight, self.eps, dtype)  # type: ignore[no-untyped-call]
+        return normed
 
 
 class NormedRows(torch.autograd.Function):
@@ -69,7 +71,8 @@ class NormedRows(torch.autograd.Function):
 
 def inverse_size(x: Tensor, eps: float) -> Tensor:
     """Return 1 / sqrt(mean(x^2) + eps), [..., 1] for float32 [..., H]."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    sizes: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return sizes.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class RotatedHeads(torch.autograd.Function):

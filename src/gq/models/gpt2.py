@@ -36,7 +36,8 @@ class Block(nn.Module):
             key, value = cache.append(key, value)
         attended = attend(query, key, value, mask, self.dropout_rate if self.training else 0.0)
         x = x[:, queries] + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.down(self.activation(self.up(self.mlp_norm(x)))))
+        outputs: Tensor = x + self.dropout(self.down(self.activation(self.up(self.mlp_norm(x)))))
+        return outputs
 
     def heads(self, x: Tensor, queries: slice) -> list[Tensor]:
         """Return query [B, N, Q, D] of the chosen tokens of x [B, T, H], and key and value [B, N, T, D] of all."""
@@ -82,4 +83,5 @@ class GPT2Backbone(nn.Module):
         x = self.embed_dropout(tokens)
         for block, layer in zip(self.blocks[:-1], layers[:-1], strict=True):
             x = block(x, mask, EVERY_TOKEN, layer)
-        return self.norm(self.blocks[-1](x, mask_rows(mask, queries, tokens), queries, layers[-1]))
+        hidden: Tensor = self.norm(self.blocks[-1](x, mask_rows(mask, queries, tokens), queries, layers[-1]))
+        return hidden

@@ -29,4 +29,5 @@ class ObservationMLP(nn.Module):
     def forward(self, observations: Tensor, valid: Tensor) -> Tensor:
         """Return actions [B, A] scaled to (-1, 1) from observations [B, K, S], oldest first, where valid [B, K]."""
         scaled = self.scaling.scale_observations(observations) * valid[..., None]  # 0 is the average observation
-        return self.layers(scaled.flatten(1)).float()
+        actions: Tensor = self.layers(scaled.flatten(1))
+        return actions.float()

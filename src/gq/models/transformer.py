@@ -50,11 +50,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, queries: slice, cache: LayerCache | None = None
     ) -> Tensor:
+        """Attend from the chosen tokens of x [B, T, H] to all of them, and to those in the cache; return [B, Q, H]."""
         query, key, value = self.heads(x, cos, sin, queries)
         if cache is not None:
             key, value = cache.append(key, value)
         attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # [B, N, Q, D]
-        return self.output(attended.transpose(1, 2).flatten(2))
+        outputs: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return outputs
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor, queries: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return query [B, N, Q, D] of the chosen tokens of x [B, T, H], and key and value [B, G, T, D] of all."""
@@ -79,7 +81,10 @@ class Attention(nn.Module):
         """Return heads [B, T, R + R', D] as [B, R, T, D], normalised and rotated, and [B, R', T, D]."""
         num_normed = num_normed or heads.shape[2]
         if is_fused(heads) and self.rotary:
-            return RotatedHeads.apply(heads, gain, cos, sin, num_normed, RMS_EPS)
+            placed: tuple[Tensor, Tensor] = RotatedHeads.apply(  # type: ignore[no-untyped-call]
+                heads, gain, cos, sin, num_normed, RMS_EPS
+            )
+            return placed
         chosen, others = heads.split([num_normed, heads.shape[2] - num_normed], dim=2)
         normed = F.rms_norm(chosen.float(), (self.head_dim,), eps=RMS_EPS) * gain
         rotated = (rotate(normed, cos, sin) if self.rotary else normed).to(heads.dtype)
@@ -104,14 +109,17 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream [B, Q, H] of the chosen tokens of x [B, T, H]."""
         x = x[:, queries] + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask, queries, cache))
-        return x + self.dropout(self.down(self.gated(self.mlp_norm(x))))
+        outputs: Tensor = x + self.dropout(self.down(self.gated(self.mlp_norm(x))))
+        return outputs
 
     def gated(self, x: Tensor) -> Tensor:
         """Return the MLP's hidden layer [B, Q, F] for [B, Q, H]."""
         if is_fused(x) and self.activation is F.silu and not keeps_casts(x, self.gate_up.weight):
-            return GatedLinear.apply(x, self.gate_up.weight)
+            gated: Tensor = GatedLinear.apply(x, self.gate_up.weight)  # type: ignore[no-untyped-call]
+            return gated
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.activation(gate) * up
+        hidden: Tensor = self.activation(gate) * up
+        return hidden
 
 
 class Qwen3Backbone(nn.Module):
@@ -153,4 +161,5 @@ class Qwen3Backbone(nn.Module):
         x = tokens
         for block, layer in zip(self.blocks[:-1], layers[:-1], strict=True):
             x = block(x, cos, sin, mask, EVERY_TOKEN, layer)
-        return self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries, layers[-1]))
+        hidden: Tensor = self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries, layers[-1]))
+        return hidden

@@ -20,10 +20,10 @@ class WorldModelConfig:
     """Describe the networks of a TD-MPC2 agent: encoder, dynamics, reward, termination, policy and an ensemble of Q."""
 
     encoder_dim: Count = 256
-    num_encoder_layers: Annotated[int, Ge(2)] = 2
+    num_encoder_layers: Annotated[int, Ge(2), Le(1024)] = 2
     mlp_dim: Count = 512  # both hidden layers of all other networks
     latent_dim: Count = 512
-    num_q: Annotated[int, Ge(2)] = 5
+    num_q: Annotated[int, Ge(2), Le(1024)] = 5
     num_bins: Annotated[int, Ge(2)] = 101  # of the two-hot rewards and values
     bin_limit: Positive = 10.0  # the bins go from minus this to this, in symlog space
     simplex_dim: Count = 8  # entries of a latent that add up to 1

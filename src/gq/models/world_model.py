@@ -95,7 +95,8 @@ class QEnsemble(nn.Module):
         hidden = inputs.reshape(-1, inputs.shape[-1])
         for layer in self.layers:
             hidden = layer(hidden, heads)
-        return hidden.unflatten(1, inputs.shape[:-1])
+        outputs: Tensor = hidden.unflatten(1, inputs.shape[:-1])
+        return outputs
 
 
 class PolicySample(NamedTuple):
@@ -195,15 +196,18 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: Tensor) -> Tensor:
         """Return latents [..., L] of observations [..., S]."""
-        return self.encoder(self._join(observations))
+        latents: Tensor = self.encoder(self._join(observations))
+        return latents
 
     def next(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return the latents [..., L] one decision after latents [..., L] and actions [..., A]."""
-        return self.dynamics(self._join(latents, actions))
+        following: Tensor = self.dynamics(self._join(latents, actions))
+        return following
 
     def reward_logits(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return logits [..., K] of the reward for actions [..., A] in latents [..., L]."""
-        return self.reward_head(self._join(latents, actions))
+        logits: Tensor = self.reward_head(self._join(latents, actions))
+        return logits
 
     def reward(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return the predicted reward [...]."""
@@ -212,7 +216,8 @@ class WorldModel(nn.Module):
     def termination_logits(self, latents: Tensor) -> Tensor:
         """Return the logit [...] that the episode ended on arriving in latents [..., L]."""
         assert self.termination_head is not None, "only an episodic model predicts terminations"
-        return self.termination_head(self._join(latents)).squeeze(-1).float()
+        logits: Tensor = self.termination_head(self._join(latents))
+        return logits.squeeze(-1).float()
 
     def policy(self, latents: Tensor, draws: Tensor) -> PolicySample:
         """Return the actions that standard normal draws [..., A] give in latents [..., L]."""
@@ -228,7 +233,8 @@ class WorldModel(nn.Module):
             target: evaluate the target's.
         """
         network = self.target_q_heads if target else self.q_heads
-        return network(self._join(latents, actions), heads)
+        logits: Tensor = network(self._join(latents, actions), heads)
+        return logits
 
     def q_values(self, latents: Tensor, actions: Tensor, heads: Tensor | None = None, target: bool = False) -> Tensor:
         """Return values [Q', ...]; the arguments are those of `q_logits`."""

@@ -1,0 +1,1 @@
+"""Plans in a world model: making them, and executing them."""

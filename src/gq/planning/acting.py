@@ -39,7 +39,7 @@ class PlanningPolicy:
         UsageError: no such mode, or one that needs a corrector.
     """
 
-    autocast: Callable[[], AbstractContextManager] = nullcontext  # the planner has its own number format
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext  # the planner has its own number format
     is_rowwise = True
 
     def __init__(
@@ -99,7 +99,8 @@ class PlanningPolicy:
         planned = self.events[-1].planned
         self.planned_values[rows[planned]] = self.events[-1].value[planned]
         self.given[rows] = actions * self.action_bound
-        return self.given[rows]
+        given: np.ndarray = self.given[rows]
+        return given
 
     def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
         """Take in the actions [E', A] that were executed: the model expects other things of others than were given."""

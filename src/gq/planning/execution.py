@@ -226,7 +226,7 @@ class Execution:
         """Return how many times networks are applied to a latent in the present decision, int [E]."""
         costs, mode = self.skills.costs, self.mode
         table = {Source.PLAN: costs.plan, Source.CORRECT: 2, Source.REFINE: costs.refine, Source.POLICY: 1}
-        numbers = np.array([table.get(source, 0) for source in Source])[sources]
+        numbers: np.ndarray = np.array([table.get(source, 0) for source in Source])[sources]
         if mode.trigger == "value":
             numbers += 3 * VALUE_COST
         if mode.trigger == "rescore":

@@ -71,11 +71,13 @@ class PackedModel:
 
     def sort(self, latents: Tensor) -> Tensor:
         """Return latents [..., L] of the model sorted by place."""
-        return latents.unflatten(-1, (-1, self.config.simplex_dim)).transpose(-1, -2).flatten(-2)
+        groups: Tensor = latents.unflatten(-1, (-1, self.config.simplex_dim))
+        return groups.transpose(-1, -2).flatten(-2)
 
     def restore(self, latents: Tensor) -> Tensor:
         """Return sorted latents [..., L] as the model has them."""
-        return latents.unflatten(-1, (self.config.simplex_dim, -1)).transpose(-1, -2).flatten(-2)
+        groups: Tensor = latents.unflatten(-1, (self.config.simplex_dim, -1))
+        return groups.transpose(-1, -2).flatten(-2)
 
     def roll(self, start: Tensor, act: Callable[[int, Tensor], Tensor], horizon: int) -> Roll:
         """Follow sequences from latents [E, L].
@@ -154,7 +156,8 @@ class PackedModel:
     def _simplicial(self, hidden: Tensor) -> Tensor:
         """Return float32 sorted latents [..., L] from the last hidden values of the dynamics."""
         normed = norm(linear(hidden.to(self.dtype), self.dynamics[-1]), self.dynamics[-1])
-        return normed.unflatten(-1, (self.config.simplex_dim, -1)).softmax(dim=-2).flatten(-2)
+        groups: Tensor = normed.unflatten(-1, (self.config.simplex_dim, -1))
+        return groups.softmax(dim=-2).flatten(-2)
 
     def _join(self, latents: Tensor, actions: Tensor) -> Tensor:
         return torch.cat([latents.to(self.dtype), actions.to(self.dtype)], dim=-1)
@@ -175,7 +178,8 @@ class PackedModel:
 
     def _sort_rows(self, part: Tensor) -> Tensor:
         """Return a tensor [L, ...] with its first dimension sorted by place."""
-        return part.unflatten(0, (-1, self.config.simplex_dim)).transpose(0, 1).flatten(0, 1)
+        groups: Tensor = part.unflatten(0, (-1, self.config.simplex_dim))
+        return groups.transpose(0, 1).flatten(0, 1)
 
 
 def unpack(layer: nn.Module) -> Layer:
@@ -226,4 +230,5 @@ def grouped_linear(inputs: Tensor, layer: Layer) -> Tensor:
         outputs = torch.stack([F.linear(*each) for each in zip(rows, weights, biases, strict=True)])
     else:
         outputs = torch.baddbmm(biases[:, None], rows, weights.mT)
-    return outputs.unflatten(0, inputs.shape[:2])
+    grouped: Tensor = outputs.unflatten(0, inputs.shape[:2])
+    return grouped

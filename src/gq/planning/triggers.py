@@ -112,4 +112,5 @@ class Signal:
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
     """Return the Euclidean distances [E] of latents [E, L]."""
-    return torch.linalg.vector_norm(first - second, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(first - second, dim=-1)
+    return norm

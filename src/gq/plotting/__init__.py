@@ -1,0 +1,1 @@
+"""What runs and datasets look like: pictures, tables and terminal drawings."""

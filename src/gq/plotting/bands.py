@@ -20,7 +20,8 @@ def aggregate(values: np.ndarray, how: Aggregate, axis: int = 0) -> np.ndarray:
         axis: the one of runs.
     """
     if how == "mean":
-        return values.mean(axis=axis)
+        mean: np.ndarray = values.mean(axis=axis)
+        return mean
     return np.tensordot(interquartile_weights(values.shape[axis]), np.sort(values, axis=axis), axes=(0, axis))
 
 

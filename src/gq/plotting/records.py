@@ -1,8 +1,6 @@
 """What a run logged of its returns, or of anything else, from config.toml, metrics.jsonl and times.jsonl."""
 
-import json
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 
 from gq.config import flatten
 from gq.errors import GqError, UsageError, suggest
+from gq.parsing import parse_json, parse_toml
 
 SECONDS = "seconds"  # not in metrics.jsonl, which is the same on any machine, but in times.jsonl
 # The ways to count progress, and their keys in metrics.jsonl. The first that all runs have is the default.
@@ -28,7 +27,7 @@ RETURN = "return"  # the metric of series that are returns, whatever their keys
 MAIN = 0  # the rank of what a run is judged by; higher ranks are left out where several kinds of runs are compared
 EVALUATIONS = {"eval/return_mean": ("planning", MAIN), "eval/policy_return_mean": ("policy alone", 1)}
 EPISODES = {"episode/return_mean", "rollout/return_mean"}
-TARGET = re.compile(r"eval/target_(.+)/return_mean")
+TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def known_metrics(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def is_number(value: Any) -> bool:
     """Tell whether a logged value can be drawn; one that is not finite was logged as null."""
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
@@ -98,7 +97,9 @@ def with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any
     Times are of updates: what came before the first one has second 0.
     """
     times = [
-        (one["step"], one["seconds"]) for one in read_records(run / "times.jsonl") if {"step", "seconds"} <= one.keys()
+        (one["step"], one["seconds"])
+        for one in read_records(run / "times.jsonl")
+        if is_number(one.get("step")) and is_number(one.get("seconds"))
     ]
     steps = [record.get("step") for record in records]
     if not times or not all(is_number(step) for step in steps):
@@ -156,7 +157,8 @@ def points_of(
         keeps_all: else of several at one place, as when an evaluation is repeated, the last counts.
     """
     if not keeps_all:
-        records = list({tuple(map(record.get, POSITIONS)): record for record in records}.values())
+        places_of = [tuple(record[key] if is_number(record.get(key)) else None for key in POSITIONS) for record in records]
+        records = list(dict(zip(places_of, records, strict=True)).values())
     positions = {}
     for name, keys in X_NAMES.items():
         places = [next((record[key] for key in keys if is_number(record.get(key))), None) for record in records]
@@ -182,7 +184,7 @@ def read_settings(run: Path) -> dict[str, Any]:
     """
     path = run / "config.toml"
     try:
-        settings = flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        settings = flatten(parse_toml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise GqError(f"cannot use {path}: {error}", hint="name another run") from None
     if not {"algo", "task"} <= settings.keys():
@@ -205,7 +207,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if isinstance(record, dict):

@@ -1,6 +1,5 @@
 """What modes of a planner return for what they cost, as pictures: the newest sweep of each run."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from gq.engine.sweep import Point, best, strategy_of
 from gq.errors import GqError, UsageError
+from gq.parsing import parse_json
 from gq.plotting.drawing import Drawing, Table
 from gq.plotting.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, line_style, picture
 from gq.plotting.terminal import Row, draw_lines, numbered
@@ -64,7 +64,7 @@ def read_sweep(run: Path) -> Sweep:
     """
     for file in sorted((run / "evals").glob("*.json"), reverse=True):
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            document = parse_json(file.read_text(encoding="utf-8"))
             rows = [row for row in document["results"] if row.get("planner_calls_per_step") is not None]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None

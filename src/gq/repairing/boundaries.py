@@ -122,7 +122,7 @@ def worth_a_look(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray, r
     """
     known = np.nan_to_num(scores, nan=-np.inf)
     enters = initial[1:] & (~initial[:-1] | (known > 0))
-    chosen = enters | near(flagged)[:-1] | flagged[1:] | (known >= SUSPICIOUS_SCORE)
+    chosen: np.ndarray = enters | near(flagged)[:-1] | flagged[1:] | (known >= SUSPICIOUS_SCORE)
     others = np.flatnonzero(~chosen)
     num_looks = min(len(others), max(int(robot.unlikely_share * len(others)), LEAST_LOOKS))
     blocks = np.array_split(known, max(1, len(known) // NEIGHBOURHOOD))

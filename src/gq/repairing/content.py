@@ -15,7 +15,7 @@ SATURATED_SHARE = 0.01  # of the action components, from which on it is worth a 
 
 def finite_rows(raw: RawData) -> np.ndarray:
     """Return which rows hold only finite values, bool [N]."""
-    finite = np.isfinite(raw.rewards)
+    finite: np.ndarray = np.isfinite(raw.rewards)
     for start in range(0, raw.num_rows, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         finite[rows] &= np.isfinite(raw.observations[rows].sum(axis=1, dtype=np.float64))

@@ -68,7 +68,8 @@ class Judge:
         columns = slice(self.robot.num_columns)
         after = self.observations[np.minimum(rows + 1, len(self.observations) - 1), columns]
         steps = (after - self.observations[rows, columns]) / self.scales
-        return np.sqrt(np.mean(steps * steps, axis=1))
+        sizes: np.ndarray = np.sqrt(np.mean(steps * steps, axis=1))
+        return sizes
 
     def predicted(self, rows: np.ndarray) -> np.ndarray:
         """Return the states that follow rows, float32 [n, W]; NaN where the simulator cannot tell."""
@@ -80,4 +81,5 @@ def typical_steps(states: np.ndarray) -> np.ndarray:
     rows = np.unique(np.linspace(0, len(states) - 2, 20_000).astype(np.int64))
     steps = np.abs(states[rows + 1].astype(np.float64) - states[rows])
     steps = steps[np.isfinite(steps).all(axis=1)]
-    return np.maximum(np.median(steps, axis=0), 0.1 * steps.mean(axis=0)) + 1e-6
+    typical: np.ndarray = np.maximum(np.median(steps, axis=0), 0.1 * steps.mean(axis=0)) + 1e-6
+    return typical

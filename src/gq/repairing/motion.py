@@ -70,7 +70,8 @@ def looks_initial(robot: Robot, observations: np.ndarray) -> np.ndarray:
     pose = observations[:, : robot.num_positions] - np.array(robot.pose, np.float32)
     velocities = observations[:, robot.num_positions : robot.num_columns]
     near = (np.abs(pose) <= slack * robot.position_noise).all(axis=1)
-    return near & (np.abs(velocities) <= slack * robot.velocity_noise).all(axis=1)
+    initial: np.ndarray = near & (np.abs(velocities) <= slack * robot.velocity_noise).all(axis=1)
+    return initial
 
 
 def terminates(robot: Robot, observations: np.ndarray) -> np.ndarray:
@@ -169,4 +170,5 @@ def standardised(squares: np.ndarray) -> np.ndarray:
         return logarithms
     median = np.median(finite)
     deviation = 1.4826 * np.median(np.abs(finite - median))
-    return (logarithms - median) / max(float(deviation), 1e-6)
+    scores: np.ndarray = (logarithms - median) / max(float(deviation), 1e-6)
+    return scores

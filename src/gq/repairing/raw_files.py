@@ -1,5 +1,6 @@
 """Read data files of every layout as far as they can be read, and say what is wrong with them."""
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from gq.data.formats import AGAIN, choose_task, minari_metadata, plain_attributes, starts_as_hdf5
+from gq.data.own_content import ForeignError, check_size, own_item
 from gq.data.pickle_reader import load_pickle
+from gq.data.rehearsal import rehearse
 from gq.errors import DataError
 from gq.repairing.findings import Finding, at_rows
 from gq.repairing.raw_columns import FLAGS, REQUIRED, RawData, UnreadableError, compare_next, read_column
@@ -33,6 +36,15 @@ def read_raw(path: Path, task: str | None = None) -> RawData:
     if not is_hdf5:
         return read_pickle(path, task)
     try:
+        rehearse(path, lambda: read_hdf5(path, task))
+    except DataError as error:
+        raise UnreadableError(Finding("truncated-file", 1, str(error))) from error
+    return read_hdf5(path, task)
+
+
+def read_hdf5(path: Path, task: str | None) -> RawData:
+    """Read an HDF5 file; see `read_raw`."""
+    try:
         with open_leniently(path) as (root, size):
             findings = [broken_off(path, size)] if size else []
             names = sorted((int(name[8:]), name) for name in root if re.fullmatch(r"episode_\d+", name))
@@ -42,6 +54,8 @@ def read_raw(path: Path, task: str | None = None) -> RawData:
                 return read_flat(path, root, task, size, findings)
             except UnreadableError as error:
                 raise UnreadableError(*findings, *error.findings) from error
+    except ForeignError:
+        raise
     except DataError as error:
         message = f"{error}; nothing can be saved: the file's own index is damaged or gone, {AGAIN}"
         raise UnreadableError(Finding("truncated-file", 1, message)) from error
@@ -59,7 +73,7 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
     columns, lengths = {}, {}
     for name in (*REQUIRED, "timeouts", "next_observations"):
         try:
-            column = root.get(name)
+            column = own_item(str(path), root, name)
             length = readable_length(column, num_bytes)
         except READ_ERRORS:
             continue
@@ -75,6 +89,7 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
         listed = ", ".join(f"{name} {length:,}" for name, length in counted.items())
         message = f"the columns differ in length ({listed}); the first {num_rows:,} rows are whole"
         findings.append(Finding("length-mismatch", max(counted.values()) - num_rows, message))
+    check_size(path, [(lengths[name], *column.shape[1:]) for name, column in columns.items()])
     arrays, lost = {}, np.zeros(num_rows, bool)
     for name, column in columns.items():
         length = min(num_rows, lengths[name])
@@ -154,10 +169,14 @@ def read_minari(
         attributes = {}
     renamed = {"terminations": "terminals", "truncations": "timeouts"}
     parts: list[Part | None] = []
+    num_values = 0
     for name in names:
         try:
-            group = root[name]
-            columns = {renamed.get(key, key): group[key] for key in ("observations", "actions", "rewards", *renamed)}
+            group = own_item(str(path), root, name)
+            keys = ("observations", "actions", "rewards", *renamed)
+            columns = {renamed.get(key, key): own_item(f"{path}: {name}", group, key) for key in keys}
+            num_values += sum(math.prod((readable_length(c, num_bytes), *c.shape[1:])) for c in columns.values())
+            check_size(path, [(num_values,)])
             parts.append(read_part(columns, num_bytes, num_final=1))
         except (UnreadableError, *READ_ERRORS, AttributeError):
             parts.append(None)
@@ -182,11 +201,15 @@ def read_pickle(path: Path, asked: str | None) -> RawData:
     if not isinstance(stored, list) or not stored or not all(isinstance(episode, dict) for episode in stored):
         raise UnreadableError(*findings, Finding("bad-shape", 1, "the pickle holds no list of episodes"))
     parts: list[Part | None] = []
+    num_values = 0
     for episode in stored:
         columns = {"terminals": episode.get("dones"), **episode}
         wanted = [name for name in (*REQUIRED, "next_observations") if columns.get(name) is not None]
         try:
-            parts.append(read_part({name: np.asarray(columns[name]) for name in wanted}, None, num_final=0))
+            arrays = {name: np.asarray(columns[name]) for name in wanted}
+            num_values += sum(array.size for array in arrays.values())
+            check_size(path, [(num_values,)])
+            parts.append(read_part(arrays, None, num_final=0))
         except (UnreadableError, ValueError, TypeError):
             parts.append(None)
     num_lost = parts.count(None)

@@ -144,10 +144,10 @@ def read_rows(dataset: Any, out: np.ndarray) -> np.ndarray:
     return lost
 
 
-def pickled_dicts(path: Path) -> list[dict]:
+def pickled_dicts(path: Path) -> list[dict[Any, Any]]:
     """Return the complete dicts of a pickle that breaks off, in order; empty if there is none."""
     machine = Machine(path)
-    found: list[dict] = []
+    found: list[dict[Any, Any]] = []
     try:
         for opcode, argument, offset in pickletools.genops(path.read_bytes()):
             machine.offset = offset or 0

@@ -29,7 +29,8 @@ class Segments:
     @property
     def whole(self) -> np.ndarray:
         """Which pieces are whole episodes, bool [K]; the others are fragments."""
-        return self.complete & ~self.inside
+        whole: np.ndarray = self.complete & ~self.inside
+        return whole
 
     @property
     def ends(self) -> np.ndarray:
@@ -146,7 +147,8 @@ def begins_inside(initial: np.ndarray | None, offsets: np.ndarray, *, is_standar
     starts = offsets[:-1]
     if initial is None or (not is_standard and len(starts) > 2 and not initial[starts].any()):
         return np.zeros(len(starts), bool)
-    return ~initial[starts]
+    inside: np.ndarray = ~initial[starts]
+    return inside
 
 
 def wrong_timeouts(marked: np.ndarray, ends: np.ndarray, *, right: np.ndarray) -> np.ndarray:

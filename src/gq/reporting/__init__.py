@@ -1,0 +1,1 @@
+"""Report cards of runs: facts gathered, and written as HTML, Markdown or JSON."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gq import __version__
 from gq.engine.checkpoint import choose_checkpoint, pointed
@@ -252,7 +253,9 @@ def describe_selection(run: Path, settings: dict[str, object]) -> str:
     )
 
 
-def find_baselines(run: Path, runs: Sequence[Path], environment: dict, data: DataFacts | None) -> list[Baseline]:
+def find_baselines(
+    run: Path, runs: Sequence[Path], environment: dict[str, Any], data: DataFacts | None
+) -> list[Baseline]:
     """Return what cloning the same data gives: a measured run of it, and the best tenth of the data."""
     from gq.paths import algo_of, all_runs
 

@@ -1,0 +1,1 @@
+"""Runs and datasets on the Hugging Face Hub."""

@@ -1,0 +1,46 @@
+"""JSON and TOML that others wrote: nesting that would exhaust the stack is an error like any other."""
+
+import json
+import tomllib
+from typing import Any
+
+MAX_DEPTH = 64  # levels; no document of ours has ten
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON document holds.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    check_depth(document)
+    return document
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML document holds.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    check_depth(document)
+    return document
+
+
+def check_depth(document: Any) -> None:
+    """Raise ValueError if lists and dictionaries are nested more than MAX_DEPTH levels deep."""
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        insides = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [item for inside in insides for item in inside if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
