@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 MODEL = as_flags({"model.embed_dim": 16, "model.num_heads": 2, "model.num_kv_heads": 2, "model.num_layers": 1})
-TRAINING = [*as_flags({"eval.every": 6, "eval.num_episodes": 1, "eval.targets": [300]}), "--steps", "12"]
+EVALUATION = {"eval.every": 6, "eval.num_episodes": 1, "eval.targets": [300]}
+TRAINING = [*as_flags({**EVALUATION, "train.log_every": 2}), "--steps", "12"]
 # What the test adds to commands, so that they take seconds; the last of two equal options counts.
 SMALLER = {
     "download builtin/": ["--transitions", "2500"],
