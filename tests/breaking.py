@@ -52,7 +52,7 @@ KEEPING = {
     "renaming": Point(Path, "replace", lambda path, *_: path.name.startswith(".step-")),  # all are, under another name
     "last.json": Point(checkpoints, "point", lambda run, which, folder: which == "last"),
     "best.json": Point(checkpoints, "point", lambda run, which, folder: which == "best"),
-    "removal": Point(shutil, "rmtree", lambda path, *_: Path(path).name.startswith("step-")),  # of an old checkpoint
+    "removal": Point(shutil, "rmtree", lambda path, *_: ".removed" in Path(path).name),  # of an old checkpoint
 }
 
 

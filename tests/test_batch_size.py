@@ -136,7 +136,7 @@ def test_a_dry_run_says_which_size_it_would_be(data: Path, monkeypatch: pytest.M
     ("arguments", "message"),
     [
         (["--batch-size", "many"], "--batch-size many is not a number"),
-        (["--batch-size", "-4"], "--batch-size -4 is not a number"),
+        (["--batch-size", "-4"], "train.batch_size = -4"),
         (["--batch-size", "0"], "train.batch_size = 0"),
         (["--batch-size", "auto", "--resume"], "a run that goes on keeps its batch size"),
     ],

@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_run_at_the_next_step(
     monkeypatch.setattr(loops.Loop, "update", update)
     with pytest.raises(GqError, match="No space left"):
         train(config.replace({"eval.every": 0}), tmp_path / "run")
-    assert steps == [1, 2, 3, 4, 5]
+    assert steps in ([1, 2, 3, 4], [1, 2, 3, 4, 5])  # the thread may fail before the next step begins
 
 
 def be_killed_while_saving(config: DTConfig, run: Path, wanted: int) -> None:
