@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -286,7 +287,7 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     for key in flatten(tree):
         check_key(flatten(dataclasses.asdict(kind())), key, "")  # type: ignore[call-arg]
     try:
-        config = pydantic.TypeAdapter(kind).validate_python(dict(tree))
+        config: AnyConfig = adapter_of(kind).validate_python(dict(tree))  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
@@ -297,6 +298,14 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     if problem := next(filter(None, problems), None):
         raise UsageError(problem, hint="change one of the two with --set")
     return config
+
+
+@cache
+def adapter_of(kind: Any) -> Any:
+    """Return what validates a kind of configuration; making it takes longer than using it."""
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
 
 
 def example(kind: type[RunConfig], key: str) -> str:

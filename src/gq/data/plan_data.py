@@ -129,7 +129,9 @@ def read_episode(path: Path, group: Any) -> PlanEpisode:
     check_size(path, [column.shape for column in columns.values()])
     for name, column in columns.items():
         if column.dtype.kind not in "if" or not column.shape:
-            raise DataError(f"{path}: {group.name[1:]} holds {column.dtype} for {name}, not rows of numbers", hint=AGAIN)
+            raise DataError(
+                f"{path}: {group.name[1:]} holds {column.dtype} for {name}, not rows of numbers", hint=AGAIN
+            )
     arrays = {name: column[()] for name, column in columns.items()}
     for name, array in arrays.items():
         if len(array) != len(arrays["rewards"]) or not len(array):

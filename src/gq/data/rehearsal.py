@@ -1,5 +1,6 @@
 """Read a file in a child process first, because the HDF5 library can crash or loop for ever on a hostile one."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def rehearse_here(path: Path, read: Callable[[], object]) -> None:
     """Read a file and end this process, whatever happens, without a word."""
     import resource
 
+    faulthandler.disable()
     try:
         limit = CPU_LIMIT_S + path.stat().st_size // BYTES_PER_S
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))

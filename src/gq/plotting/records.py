@@ -157,7 +157,9 @@ def points_of(
         keeps_all: else of several at one place, as when an evaluation is repeated, the last counts.
     """
     if not keeps_all:
-        places_of = [tuple(record[key] if is_number(record.get(key)) else None for key in POSITIONS) for record in records]
+        places_of = [
+            tuple(record[key] if is_number(record.get(key)) else None for key in POSITIONS) for record in records
+        ]
         records = list(dict(zip(places_of, records, strict=True)).values())
     positions = {}
     for name, keys in X_NAMES.items():
