@@ -34,6 +34,7 @@ from gq.managing.records import read_run
 from gq.parsing import MAX_DEPTH, parse_json, parse_toml
 from gq.paths import checkpoint_folders, existing, find_run, read_json
 from gq.plotting.records import read_history
+from gq.repairing.raw_columns import UnreadableError
 from gq.repairing.raw_files import read_raw
 from tiny import write_hopper_file
 
@@ -248,6 +249,29 @@ def test_a_minari_file_whose_metadata_hold_no_text_is_refused(tmp_path: Path) ->
     (tmp_path / "metadata.json").write_text('{"env_spec": [1]}')
     with pytest.raises(DataError, match=r"metadata\.json is damaged"):
         read_trajectories(tmp_path / "main_data.hdf5")
+
+
+@pytest.mark.parametrize("read", [read_trajectories, read_raw])
+def test_a_name_that_is_no_text_is_no_episode(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = hostile(tmp_path / "a.hdf5", lambda root: root.create_group(b"episode_\xff"))
+    assert len(read(path).rewards) == 195
+    for name in ("observations", "actions"):
+        with h5py.File(path, "r+") as root:
+            del root[name]
+    with pytest.raises((DataError, UnreadableError)):
+        read(path)
+
+
+def test_attributes_that_cannot_be_read_cost_no_rows(tmp_path: Path) -> None:
+    path = hostile(tmp_path / "hopper.hdf5", lambda root: root.attrs.update({"note": "x" * 100}))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"GCOL", b"XCOL"))  # where texts of any length lie
+    assert path.read_bytes() != data
+    raw = read_raw(path)
+    assert (raw.num_rows, raw.attributes) == (195, {})
+    assert "the file's attributes cannot be read" in [finding.message for finding in raw.findings]
+    with pytest.raises(DataError, match="is damaged"):
+        read_trajectories(path)
 
 
 # --- the rehearsal in a child process ---------------------------------------------------------------------------------

@@ -107,12 +107,18 @@ def read_hdf5(path: Path, asked: str | None, source: str) -> Trajectories:
             names = ["observations", "actions", "rewards", "terminals"] + ["timeouts"] * ("timeouts" in root)
             trajectories = from_flat(str(path), pick_columns(str(path), root, names), source=source, task=task)
             return replace(trajectories, attributes=attributes)
-        groups = sorted((int(name[8:]), name) for name in root if re.fullmatch(r"episode_\d+", name))
-        if groups:
-            return read_minari(path, root, [name for _, name in groups], asked, source)
-        found = ", ".join(list(root)[:5]) or "nothing"
+        if groups := episode_names(root):
+            return read_minari(path, root, groups, asked, source)
+        found = ", ".join(map(str, list(root)[:5])) or "nothing"
     message = f"{path} has neither observations (D4RL) nor episode_0 (Minari) at its root, but {found}"
     raise DataError(message, hint="gq reads D4RL and Minari HDF5 files and pickled lists of episodes")
+
+
+def episode_names(root: Any) -> list[str]:
+    """Return the names of Minari's groups in the order of their numbers."""
+    texts = [name for name in root if isinstance(name, str)]  # h5py gives bytes for what is no UTF-8
+    names = [name for name in texts if re.fullmatch(r"episode_\d{1,18}", name)]
+    return sorted(names, key=lambda name: (int(name[8:]), name))
 
 
 @contextmanager

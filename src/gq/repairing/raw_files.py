@@ -1,14 +1,13 @@
 """Read data files of every layout as far as they can be read, and say what is wrong with them."""
 
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gq.data.formats import AGAIN, choose_task, minari_metadata, plain_attributes, starts_as_hdf5
+from gq.data.formats import AGAIN, choose_task, episode_names, minari_metadata, plain_attributes, starts_as_hdf5
 from gq.data.own_content import ForeignError, check_size, own_item
 from gq.data.pickle_reader import load_pickle
 from gq.data.rehearsal import rehearse
@@ -47,10 +46,10 @@ def read_hdf5(path: Path, task: str | None) -> RawData:
     try:
         with open_leniently(path) as (root, size):
             findings = [broken_off(path, size)] if size else []
-            names = sorted((int(name[8:]), name) for name in root if re.fullmatch(r"episode_\d+", name))
+            names = episode_names(root)
             try:
                 if names and "observations" not in root:
-                    return read_minari(path, root, [name for _, name in names], task, size, findings)
+                    return read_minari(path, root, names, task, size, findings)
                 return read_flat(path, root, task, size, findings)
             except UnreadableError as error:
                 raise UnreadableError(*findings, *error.findings) from error
@@ -95,7 +94,12 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
         length = min(num_rows, lengths[name])
         values = read_column(name, column, length, lost[:length], findings)
         arrays[name] = values if length == num_rows else np.pad(values, (0, num_rows - length))
-    raw = assemble(path, "d4rl", arrays, lost, asked, plain_attributes(root.attrs), findings)
+    try:
+        attributes = plain_attributes(root.attrs)
+    except READ_ERRORS:
+        attributes = {}
+        findings.append(Finding("truncated-file", 1, "the file's attributes cannot be read"))
+    raw = assemble(path, "d4rl", arrays, lost, asked, attributes, findings)
     if num_following >= num_rows and following.shape[1:] == raw.observations.shape[1:]:
         try:
             compare_next(raw, following)
