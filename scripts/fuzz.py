@@ -132,6 +132,8 @@ def work_through(
     os.environ |= {"GQ_HOME": str(work / "home"), "HF_HUB_OFFLINE": ""}
     warnings.simplefilter("ignore")
     faulthandler.disable()  # the parent says how this process died
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the threads of the parent are not here, and would be waited for
     os.fsync = lambda _: None  # nothing here is about power failures
     status = 1
     try:

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def test_whatever_is_read_ends_in_a_result_or_a_short_refusal(target: Target, tm
     assert result.num_inputs == SLOW.get(target.name, 200)
     assert result.num_refused > 0
     assert result.num_read > 0
+
+
+@only_linux
+@pytest.mark.timeout(60)
+def test_a_process_with_threads_can_feed_a_model() -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (torch.ones(1_000, 1_000) @ torch.ones(1_000, 1_000)).exp()  # its threads are started, and not forked with it
+        (target,) = (target for target in targets() if target.name == "correctors")
+        assert fuzz.fuzz(target, 5, seed=20).num_inputs == 5
+    finally:
+        torch.set_num_threads(threads)
 
 
 def bad(what: str) -> Callable[[Path], Callable[..., Callable[[], Any]]]:
@@ -293,6 +309,14 @@ def test_a_file_on_which_the_library_loops_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(rehearsal, "CPU_LIMIT_S", 1)
     with pytest.raises(DataError, match=r"the HDF5 library loops on it \(SIGXCPU\)"):
         rehearse(write_hopper_file(tmp_path / "a.hdf5"), loop)
+
+
+@only_linux
+def test_a_file_on_which_the_library_waits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "CPU_LIMIT_S", 1)
+    monkeypatch.setattr(rehearsal, "WALL_LIMIT", 0.1)
+    with pytest.raises(DataError, match=r"the HDF5 library loops on it \(SIGKILL\)"):
+        rehearse(write_hopper_file(tmp_path / "a.hdf5"), lambda: time.sleep(60))
 
 
 @only_linux

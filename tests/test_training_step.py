@@ -151,18 +151,34 @@ def test_a_dropped_element_is_zero_forward_and_backward_and_its_scale_exact() ->
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
 
 
-def curve(learner: SupervisedLearner) -> np.ndarray:
+def curve(learner: SupervisedLearner, *, after: Callable[[], None] = lambda: None) -> np.ndarray:
     """Return the mean loss of each fifty updates."""
-    losses = [float(learner.update(step)["loss"]) for step in range(NUM_CURVE_STEPS)]
+    losses = []
+    for step in range(NUM_CURVE_STEPS):
+        losses.append(float(learner.update(step)["loss"]))
+        after()
     return np.asarray(losses).reshape(-1, 50).mean(axis=1)
 
 
 @pytest.mark.parametrize("model", [QWEN3, GPT2])
 def test_losses_in_bfloat16_follow_those_in_float32(model: ModelConfig) -> None:
-    """Within 5 % at every fiftieth of the way, while the loss falls by more than a half."""
+    """Within 15 % at every tenth of the way, while the loss falls by more than nine tenths.
+
+    Curves of four seeds in float32 differ by 13 to 60 %; another number of threads alone moves one by 8 %. Weights that
+    are themselves rounded to bfloat16 lose 50 to 70 % at the end.
+    """
     exact, rounded = curve(make_learner(model)), curve(make_learner(model, BFLOAT16))
-    assert exact[-1] < 0.5 * exact[0]
-    np.testing.assert_allclose(rounded, exact, rtol=0.05)
+    assert exact[-1] < 0.1 * exact[0]
+    np.testing.assert_allclose(rounded, exact, rtol=0.15)
+
+    faulty = make_learner(model, BFLOAT16)
+
+    def round_weights() -> None:
+        with torch.no_grad():
+            for weight in faulty.model.parameters():
+                weight.copy_(weight.bfloat16())
+
+    assert curve(faulty, after=round_weights)[-1] > 1.3 * exact[-1]
 
 
 # --- compiled and captured updates ------------------------------------------------------------------------------------

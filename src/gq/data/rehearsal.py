@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import select
 import signal
 import sys
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from gq.errors import DataError
 
 CPU_LIMIT_S = 20  # and more for large files
+WALL_LIMIT = 10  # times as much: a fork can wait for ever for a lock that some thread held
 BYTES_PER_S = 20 << 20  # that even a slow machine reads
 
 
@@ -32,16 +34,31 @@ def rehearse(path: Path, read: Callable[[], object]) -> None:
     if not child:
         rehearse_here(path, read)
     try:
+        wait(child, WALL_LIMIT * cpu_limit(path))
+    finally:
+        os.kill(child, signal.SIGKILL)  # it has ended, or has to
         status = os.waitpid(child, 0)[1]
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         what = "loops" if name in ("SIGXCPU", "SIGKILL") else "crashes"
         message = f"{path} is damaged, or made to do harm: the HDF5 library {what} on it ({name})"
         raise DataError(message, hint="it was read in a process of its own; do not trust this file, fetch it again")
+
+
+def cpu_limit(path: Path) -> int:
+    """Return the seconds of computing that reading a file may take."""
+    return CPU_LIMIT_S + path.stat().st_size // BYTES_PER_S
+
+
+def wait(child: int, seconds: float) -> None:
+    """Wait until a child process ends, and no longer than that."""
+    descriptor = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(seconds * 1_000)
+    finally:
+        os.close(descriptor)
 
 
 def rehearse_here(path: Path, read: Callable[[], object]) -> None:
@@ -50,7 +67,7 @@ def rehearse_here(path: Path, read: Callable[[], object]) -> None:
 
     faulthandler.disable()
     try:
-        limit = CPU_LIMIT_S + path.stat().st_size // BYTES_PER_S
+        limit = cpu_limit(path)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in (signal.SIGINT, signal.SIGTERM):
