@@ -32,8 +32,9 @@ from gq.errors import DataError, GqError, UsageError
 from gq.evaluation.stored import read_evaluation
 from gq.files import sha256
 from gq.managing.records import read_run
-from gq.parsing import MAX_DEPTH, parse_json, parse_toml
+from gq.parsing import MAX_DEPTH, parse_json, parse_toml, parse_whole_number
 from gq.paths import checkpoint_folders, existing, find_run, read_json
+from gq.planning.modes import resolve_mode
 from gq.plotting.records import read_history
 from gq.repairing.raw_columns import UnreadableError
 from gq.repairing.raw_files import read_raw
@@ -534,6 +535,19 @@ def test_a_place_in_the_log_that_cannot_be_is_refused(position: dict[str, Any], 
 
 
 # --- what people type and read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [f"naive{'1' * 5_000}", f"naive3h{'1' * 5_000}", f"{'1' * 5_000}step_naive"])
+def test_a_mode_with_thousands_of_digits_is_none(name: str) -> None:
+    with pytest.raises(UsageError, match="there is no mode"):
+        resolve_mode(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [(" 12 ", 12), ("0", 0), ("", None), ("-1", None), ("²", None), ("1" * 5_000, None)]
+)
+def test_a_number_of_a_header_is_read_or_none(text: str, number: int | None) -> None:
+    assert parse_whole_number(text) == number
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "a\0b", "~nobody-of-this-name/x", "/proc/self/mem/x"])

@@ -1,10 +1,11 @@
-"""JSON and TOML that others wrote: nesting that would exhaust the stack is an error like any other."""
+"""JSON, TOML and numbers that others wrote: what would exhaust the stack is an error like any other."""
 
 import json
 import tomllib
 from typing import Any
 
 MAX_DEPTH = 64  # levels; no document of ours has ten
+MAX_DIGITS = 18  # Python refuses to convert some thousands
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -33,6 +34,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     check_depth(document)
     return document
+
+
+def parse_whole_number(text: str) -> int | None:
+    """Return a number that is written in at most MAX_DIGITS digits, or None if the text is none."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def check_depth(document: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gq.errors import UsageError
+from gq.parsing import parse_whole_number
 
 
 def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str]]:
@@ -89,10 +90,11 @@ def parse_numbers(text: str | None, option: str) -> list[float]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Parse `640x480`. Raises UsageError."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
+    width, _, height = text.lower().partition("x")
+    columns, rows = parse_whole_number(width), parse_whole_number(height)
+    if columns is None or rows is None:
         raise UsageError(f"--size {text} is not a size in pixels", hint="for example --size 640x480")
-    return int(width), int(height)
+    return columns, rows
 
 
 def max_steps(run: Path) -> int:

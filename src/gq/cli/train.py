@@ -10,6 +10,7 @@ from gq.cli import options
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
+from gq.parsing import parse_whole_number
 
 if TYPE_CHECKING:
     from gq.config import DataRunConfig
@@ -166,7 +167,7 @@ def flag_values(
     """
     if dataset == "":
         raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
-    if batch_size not in (None, AUTO) and not str(batch_size).removeprefix("-").isdecimal():
+    if batch_size not in (None, AUTO) and parse_whole_number(str(batch_size).removeprefix("-")) is None:
         raise UsageError(f"--batch-size {batch_size} is not a number", hint="for example --batch-size 64, or auto")
     flags = {
         "data.dataset": dataset,

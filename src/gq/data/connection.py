@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from gq import __version__
 from gq.errors import GqError
+from gq.parsing import parse_whole_number
 
 TIMEOUT_S = 30.0
 PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
@@ -93,8 +94,8 @@ def open_url(
 def asked_wait_s(headers: Any) -> float:
     """Return the seconds that Retry-After, a number or a date, asks to wait; 0 without one."""
     value = headers["Retry-After"] or "0"
-    if value.strip().isdecimal():
-        return float(value)
+    if (seconds := parse_whole_number(value)) is not None:
+        return float(seconds)
     try:
         return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):

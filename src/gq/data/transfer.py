@@ -15,7 +15,7 @@ from pathlib import Path
 from gq.data.connection import BrokenTransferError, PastEndError, open_url
 from gq.errors import GqError
 from gq.files import sha256, sync, write_error, write_json
-from gq.parsing import parse_json
+from gq.parsing import parse_json, parse_whole_number
 
 NUM_ATTEMPTS = 4  # in a row that bring nothing new
 BACK_OFF_S = 1.0  # before the second attempt; doubles with each further one
@@ -240,8 +240,8 @@ def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> 
     headers = response.headers
     etag = headers["ETag"]
     total = re.search(r"/(\d+)$", headers["Content-Range"] or "") if response.status == 206 else None
-    num_sent = whole_number(total[1] if total else headers["Content-Length"])
-    num_bytes = whole_number(headers["X-Linked-Size"] or linked.get("X-Linked-Size"))
+    num_sent = parse_whole_number(total[1] if total else headers["Content-Length"] or "")
+    num_bytes = parse_whole_number(headers["X-Linked-Size"] or linked.get("X-Linked-Size") or "")
     if None not in (num_sent, num_bytes) and num_sent != num_bytes:
         raise BrokenTransferError(f"the server sends {num_sent:,} bytes of a file that has {num_bytes:,}")
     digest = (headers["X-Linked-Etag"] or linked.get("X-Linked-Etag") or etag or "").strip('"')
@@ -252,11 +252,6 @@ def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> 
         num_bytes=num_sent if num_bytes is None else num_bytes,
         sha256=digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None,
     )
-
-
-def whole_number(text: str | None) -> int | None:
-    """Return a header's number, or None if it is none."""
-    return int(text) if text and text.strip().isdecimal() else None
 
 
 def read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:

@@ -102,10 +102,10 @@ MODES = (
 FAMILY_NAMES = ", ".join(f"{name}K" for name in FAMILIES)
 SOME_MODES = f"modes are baseline, policy, small, beam, sweep, and {FAMILY_NAMES}, as in naive3"
 PATTERN = re.compile(
-    r"(?P<base>[a-z]+?)(?P<k>\d+)?(?:h(?P<h>\d+))?(?P<elite>_elite)?"
+    r"(?P<base>[a-z]+?)(?P<k>\d{1,9})?(?:h(?P<h>\d{1,9}))?(?P<elite>_elite)?"
     r"(?:\+(?P<trigger>[a-z]+))?(?:@(?P<threshold>\d*\.?\d+))?"
 )
-OLD_PATTERN = re.compile(r"(?P<k>\d+)_?step_(?P<kind>naive|corrector)")
+OLD_PATTERN = re.compile(r"(?P<k>\d{1,9})_?step_(?P<kind>naive|corrector)")
 
 
 def resolve_mode(text: str, **changes: Any) -> Mode:
