@@ -13,6 +13,7 @@ Written are FOLDER/speculation.json, FOLDER/speculation.md and, between its mark
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from gq.engine.sweep import Point, best  # noqa: E402
 from gq.evaluation.statistics import retention  # noqa: E402
 from gq.files import sha256, write_json, write_text  # noqa: E402
 from gq.paths import read_json  # noqa: E402
+from gq.planning import acting  # noqa: E402
 from gq.planning.modes import resolve_mode  # noqa: E402
 from gq.versions import versions  # noqa: E402
 
@@ -138,7 +140,8 @@ class Measurement:
     def latencies(self, rows: list[Row]) -> dict[str, dict[str, list[float]]]:
         """Return milliseconds of each row's decisions with and without a plan, taken by turns unless they are there."""
         file = self.folder / "latency.json"
-        request = {"rows": [self.request_of(row) for row in rows], "threads": torch.get_num_threads()}
+        clock = acting.perf_counter.__name__
+        request = {"rows": [self.request_of(row) for row in rows], "threads": torch.get_num_threads(), "clock": clock}
         if file.is_file() and (known := json.loads(file.read_text()))["request"] == request:
             return known["milliseconds"]
         ways = {row.name: self.act(row, block_size=1) for row in rows}
@@ -280,13 +283,15 @@ def summary_of(runs: list[dict[str, Any]]) -> str:
 def legend(runs: list[dict[str, Any]]) -> str:
     """Return what the columns mean."""
     engines = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
+    clock = "CPU time" if runs[0]["clock"] == "process_time" else "time"
     return (
         "Bold: no row with as few planner calls or fewer returned more. kept: share of the baseline's mean return, with"
         " the 95 % interval of a bootstrap paired by seeds. calls: planner calls per decision. nets: latents that a"
-        " network is applied to, per decision. ms: milliseconds per decision without the simulator; its mean and"
-        " percentiles are of decisions taken by turns with all other rows. time/calls: the share of time saved (by the"
-        " median times of decisions with and without a plan), over the share of planner calls saved. drift: distance of"
-        f" the latent from the plan's, by the plan's age. {engines}; {runs[0]['threads']} threads, {runs[0]['device']}."
+        f" network is applied to, per decision. ms: milliseconds of {clock} per decision without the"
+        " simulator; its mean and percentiles are of decisions taken by turns with all other rows. time/calls: the"
+        " share of time saved (by the median times of decisions with and without a plan), over the share of planner"
+        " calls saved. drift: distance of the latent from the plan's, by the plan's age."
+        f" {engines}; {runs[0]['threads']} threads, {runs[0]['device']}."
     )
 
 
@@ -300,7 +305,12 @@ def measure_run(run: Path, arguments: argparse.Namespace, say: Callable[[str], N
         seed=arguments.seed,
         device=arguments.device,
     )
-    rows = [row for row in rows_of(run) if not arguments.only or row.mode == "baseline" or row.mode in arguments.only]
+    rows = [
+        row
+        for row in rows_of(run)
+        if (not arguments.only or row.mode in ("baseline", *arguments.only))
+        and (not arguments.measured or (one.folder / f"{row.name}.json").is_file())
+    ]
     documents = {}
     for index, row in enumerate(rows):
         documents[row.name] = one.measure(row)
@@ -317,6 +327,7 @@ def measure_run(run: Path, arguments: argparse.Namespace, say: Callable[[str], N
         "seed": arguments.seed,
         "device": one.request["device"],
         "threads": torch.get_num_threads(),
+        "clock": acting.perf_counter.__name__,
         "versions": one.request["versions"],
         "rows": [figures(documents[row.name], baseline, times[row.name]) for row in rows],
     }
@@ -342,12 +353,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="best")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", nargs="+", metavar="MODE", help="these modes, and the baseline")
+    parser.add_argument("--measured", action="store_true", help="no row that has not been measured yet")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time decisions by the process's own clock, on a shared machine"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure all runs, one after the other, and write what there is."""
     arguments = parse_arguments()
+    if arguments.cpu_time:
+        acting.perf_counter = time.process_time
     runs = [measure_run(run, arguments, lambda text: print(text, flush=True)) for run in arguments.runs]
     write_json(arguments.out / "speculation.json", runs)
     tables = "\n\n".join([summary_of(runs), *(table_of(run) for run in runs), legend(runs)])
