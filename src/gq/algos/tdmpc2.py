@@ -197,9 +197,11 @@ class TDMPC2Learner:
 
     def update_policy(self, latents: Tensor, draws: UpdateDraws, skipped: Tensor) -> dict[str, Tensor]:
         """Take a step of the policy on latents [H + 1, B, L], with the Q just updated; return metrics."""
+        self.model.q_heads.requires_grad_(False)  # so that no time goes into their gradients
         with self.autocast():
             sample = self.model.policy(latents, draws.policy_noise)
             values = self.model.q_values(latents, sample.action, draws.policy_heads).mean(dim=0)  # [H + 1, B]
+        self.model.q_heads.requires_grad_(True)
         spread = value_spread(values[0].detach())
         self.average([spread])
         self.scale.update(spread)

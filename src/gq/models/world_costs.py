@@ -43,22 +43,17 @@ def row_costs(config: WorldModelConfig, *, observation_dim: int, action_dim: int
 def plan_cost(config: WorldModelConfig, planner: PlannerConfig, rows: RowCosts, action_dim: int) -> int:
     """Return the multiply-adds of one plan of `gq.planning.mppi`, for one environment, without the encoder.
 
-    The policy's P sequences are followed once; each of J iterations follows N - P others and values N; at the end two
-    sequences are followed and valued. For the first decision of each, what the present latent gives is computed once.
+    Each of J iterations follows N - P sequences and values N, the first follows the policy's P too; at the end two are
+    followed and valued. For the first decision of each, what the present latent gives is computed once.
     """
     horizon, num_samples, num_policy = planner.horizon, planner.num_samples, planner.num_policy_samples
-
-    def follow(num_sequences: int) -> int:
-        shared = 2 * config.latent_dim * config.mlp_dim  # of dynamics and reward
-        every = horizon * (rows.dynamics + rows.reward + rows.termination) - shared
-        return shared + num_sequences * every
-
-    def value(num_sequences: int) -> int:
-        return num_sequences * (rows.policy + NUM_VALUE_HEADS * rows.q)
-
-    from_policy = follow(num_policy) + (1 + (horizon - 1) * num_policy) * rows.policy
-    iteration = follow(num_samples - num_policy) + value(num_samples)
-    return from_policy + planner.num_iterations(action_dim) * iteration + follow(2) + value(2)
+    iterations = planner.num_iterations(action_dim)
+    shared = 2 * config.latent_dim * config.mlp_dim  # of dynamics and reward
+    follow = horizon * (rows.dynamics + rows.reward + rows.termination) - shared
+    value = rows.policy + NUM_VALUE_HEADS * rows.q
+    from_policy = num_policy * follow + (1 + (horizon - 1) * num_policy) * rows.policy
+    iteration = shared + (num_samples - num_policy) * follow + num_samples * value
+    return from_policy + iterations * iteration + shared + 2 * (follow + value)
 
 
 def original_plan_cost(config: WorldModelConfig, planner: PlannerConfig, rows: RowCosts, action_dim: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gq.models.memory import keep_freed_memory
 from gq.models.world_config import PlannerConfig
 from gq.models.world_model import WorldModel
-from gq.planning.packed import Layer, PackedModel, Roll
+from gq.planning.packed import Heads, PackedModel, Roll
 
 NUM_VALUE_HEADS = 2
 
@@ -164,13 +164,16 @@ class Planner:
             self.model, self.dtype, discount=self.discount, soft_termination=config.termination == "soft"
         )
         start = model.sort(latents.float())
-        from_policy = model.roll(start, lambda step, z: model.policy_actions(z, draws.policy[:, step]), config.horizon)
         mean = torch.cat([warm_start[:, 1:], torch.zeros_like(warm_start[:, :1])], dim=1)
         largest = torch.full_like(mean, config.std_max)
         std = largest if std is None else torch.cat([std[:, 1:], largest[:, :1]], dim=1)
         for iteration in range(self.num_iterations):
             sampled = torch.addcmul(mean[:, :, None], std[:, :, None], draws.samples[:, iteration]).clamp(-1, 1)
-            roll = join(from_policy, follow(model, start, sampled))
+            if iteration == 0:
+                roll = follow_both(model, start, draws.policy, sampled)
+                from_policy = roll.first(config.num_policy_samples)
+            else:
+                roll = join(from_policy, follow(model, start, sampled))
             heads = model.choose_heads(draws.heads[:, iteration])
             values = evaluate(model, roll, draws.terminal[:, iteration], heads).nan_to_num(0)
             elite_values, index = values.topk(config.num_elites)
@@ -203,6 +206,17 @@ def follow(model: PackedModel, start: Tensor, actions: Tensor) -> Roll:
     return model.roll(start, lambda step, _: actions[:, step], actions.shape[1])
 
 
+def follow_both(model: PackedModel, start: Tensor, draws: Tensor, actions: Tensor) -> Roll:
+    """Return what comes of the policy's actions for draws [E, H, P, A], and behind them of sequences [E, H, N, A]."""
+    num_policy, horizon = draws.shape[2], draws.shape[1]
+
+    def act(step: int, latents: Tensor) -> Tensor:
+        from_policy = model.policy_actions(latents[:, :num_policy], draws[:, step])
+        return torch.cat([from_policy, actions[:, step]], dim=1)
+
+    return model.roll(start, act, horizon)
+
+
 def join(first: Roll, second: Roll) -> Roll:
     """Return the sequences of both."""
     return Roll(
@@ -213,7 +227,7 @@ def join(first: Roll, second: Roll) -> Roll:
     )
 
 
-def evaluate(model: PackedModel, roll: Roll, draws: Tensor, heads: list[Layer]) -> Tensor:
+def evaluate(model: PackedModel, roll: Roll, draws: Tensor, heads: Heads) -> Tensor:
     """Return what sequences are worth [E, N], with the policy's action for draws [E, N, A] behind them."""
     actions = model.policy_actions(roll.latents[-1], draws)
     return torch.addcmul(roll.returns, roll.weight, model.values(roll.latents[-1], actions, heads))
