@@ -16,7 +16,7 @@ from gq.data.sampler import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
 from gq.models.memory import keep_freed_memory
 
-PART_NUMBERS = 2**20  # of the residual stream: at width 512 and 60 tokens, 34 windows; no slower, and less memory
+PART_NUMBERS = 2**21  # of the residual stream: at width 512 and 60 tokens, 68 windows; no slower, and less memory
 
 
 def num_valid_steps(batch: Batch) -> Tensor:

@@ -53,20 +53,22 @@ class NormedRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Return [..., H] of a type for [..., H]."""
         inverse = inverse_size(x, eps)
-        normed = (x * inverse).to(dtype)
-        ctx.save_for_backward(normed, inverse, gain)
-        ctx.dtype = x.dtype
-        return normed * gain.to(dtype)
+        ctx.save_for_backward(x, inverse, gain)
+        return (x * inverse).mul_(gain).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients for x and gain."""
-        normed, inverse, gain = ctx.saved_tensors
-        products = (gradient * normed).flatten(0, -2).float()
-        for_gain = products.sum(dim=0)
-        shares = (products @ (gain / gain.numel())).view(inverse.shape)
-        for_x = (gradient * gain.to(gradient.dtype)).to(ctx.dtype).addcmul_(normed, shares, value=-1).mul_(inverse)
-        return for_x, for_gain, None, None
+        return *normed_slopes(gradient.float(), *ctx.saved_tensors), None, None
+
+
+def normed_slopes(slopes: Tensor, x: Tensor, inverse: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients for x [..., H] and gain [H] from that for x * inverse * gain, all float32."""
+    for_x, for_gain, _ = torch.ops.aten.native_layer_norm_backward(
+        slopes, x, gain.shape, torch.zeros_like(inverse), inverse, gain, None, (True, True, False)
+    )
+    shifts = (slopes.flatten(0, -2) @ (gain / gain.numel())).view(inverse.shape)  # of which a LayerNorm rids x
+    return for_x.add_(shifts.mul_(inverse)), for_gain
 
 
 def inverse_size(x: Tensor, eps: float) -> Tensor:
@@ -100,15 +102,12 @@ class RotatedHeads(torch.autograd.Function):
         """Return the gradients for heads and gain."""
         heads, inverse, gain, cos, sin = ctx.saved_tensors
         num_normed, half = gradient.shape[1], heads.shape[-1] // 2
-        gradient = gradient.float()
+        gradient = torch.empty(gradient.shape).copy_(gradient)
         slopes = gradient * cos
         slopes[..., :half].addcmul_(gradient[..., half:], sin[:, half:])
         slopes[..., half:].addcmul_(gradient[..., :half], sin[:, :half], value=-1)
-        normed = torch.empty_like(slopes).copy_(heads[:, :, :num_normed].transpose(1, 2)).mul_(inverse)
-        products = slopes * normed
-        for_gain = products.flatten(0, 2).sum(dim=0)
-        shares = (products.flatten(0, 2) @ (gain / gain.numel())).view(inverse.shape)
-        slopes.mul_(gain).addcmul_(normed, shares, value=-1).mul_(inverse)
+        values = torch.empty_like(slopes).copy_(heads[:, :, :num_normed].transpose(1, 2))
+        slopes, for_gain = normed_slopes(slopes, values, inverse, gain)
         for_heads = torch.empty_like(heads)
         for_heads[:, :, :num_normed] = slopes.transpose(1, 2)
         for_heads[:, :, num_normed:] = others.transpose(1, 2)
@@ -123,15 +122,16 @@ class GatedLinear(torch.autograd.Function):
         """Return [..., F] for x [..., H] and weight [2F, H], in x's type."""
         rows, weights = x.flatten(0, -2), weight.to(x.dtype).chunk(2)
         gate, up = (rows @ part.T for part in weights)
-        ctx.save_for_backward(rows, gate, up, *weights)
-        return (F.silu(gate).mul_(up)).view(*x.shape[:-1], -1)
+        activated = F.silu(gate)
+        ctx.save_for_backward(rows, gate, activated, up, *weights)
+        return (activated * up).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients for x and weight."""
-        rows, gate, up, gate_weight, up_weight = ctx.saved_tensors
+        rows, gate, activated, up, gate_weight, up_weight = ctx.saved_tensors
         slopes = gradient.reshape(gate.shape)
-        for_up = F.silu(gate).mul_(slopes)
+        for_up = activated * slopes
         for_gate = torch.ops.aten.silu_backward(slopes * up, gate)
         for_x = (for_gate @ gate_weight).addmm_(for_up, up_weight)
         for_weight = torch.cat([for_gate.T @ rows, for_up.T @ rows])

@@ -107,11 +107,8 @@ def block_parameters(config: ModelConfig) -> int:
 
 def norm_bytes(config: ModelConfig, arithmetic: Arithmetic) -> int:
     """Return what a norm over H keeps per token: its input, its statistics, and its output as the next one's input."""
-    element, width = arithmetic.element_bytes, config.embed_dim
-    if config.backbone == "gpt2":
-        return FLOAT32_BYTES * (width + 2) + element * width
-    kept = element if arithmetic.on_cpu else FLOAT32_BYTES  # the normalised input, or the input
-    return kept * width + FLOAT32_BYTES + element * width
+    num_statistics = 2 if config.backbone == "gpt2" else 1
+    return FLOAT32_BYTES * (config.embed_dim + num_statistics) + arithmetic.element_bytes * config.embed_dim
 
 
 def mask_bytes(config: ModelConfig, arithmetic: Arithmetic) -> float:
@@ -166,10 +163,8 @@ def block_bytes(config: ModelConfig, arithmetic: Arithmetic, *, is_last: bool) -
     element, width, mlp_dim = arithmetic.element_bytes, config.embed_dim, config.mlp_dim
     num_tokens = TOKENS_PER_STEP * config.context_length
     num_queries = config.context_length if is_last else num_tokens
-    if config.backbone == "gpt2":
-        mlp = mlp_dim * (1 if config.activation == "relu" else 2)  # relu's output is its own record
-    else:
-        mlp = mlp_dim * (3 if arithmetic.on_cpu and config.activation == "silu" else 4)
+    of_gpt2 = 1 if config.activation == "relu" else 2  # relu's output is its own record
+    mlp = mlp_dim * (of_gpt2 if config.backbone == "gpt2" else 4)
     norm = norm_bytes(config, arithmetic)
     after = norm + element * mlp + 2 * width * mask_bytes(config, arithmetic)
     heads = heads_bytes(config, arithmetic, num_queries) + attention_bytes(config, arithmetic, num_queries)
@@ -194,7 +189,7 @@ def activation_bytes(
     num_tokens = TOKENS_PER_STEP * num_steps
     norm = norm_bytes(config, arithmetic)
     inputs = num_steps * (element * (1 + observation_dim + action_dim) + INT64_BYTES * bool(config.num_positions))
-    # The norm's float32 input, or in gq's own the result; the output is the first block's input.
+    # The norm's float32 input; its output is the first block's input.
     embedded = num_tokens * FLOAT32_BYTES * (width + 1 + (config.backbone == "gpt2"))
     if config.backbone == "gpt2":
         embedded += round(num_tokens * width * mask_bytes(config, arithmetic))
