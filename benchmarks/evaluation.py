@@ -1,6 +1,7 @@
 """Evaluation of a Decision Transformer: gq against a loop over one episode at a time, and its model with a cache.
 
     python benchmarks/evaluation.py [--tasks Hopper-v5 Humanoid-v5] [--peers-python PATH] [--episodes 100 --steps 1000]
+    python benchmarks/evaluation.py --tasks Hopper-v5 --sizes --episodes 500 --device cuda
     python benchmarks/evaluation.py --tasks --sizes 1m 0.1b
 
 Each contender is a process of its own and they take turns: the loop runs one episode of --steps steps, gq --episodes of
@@ -16,14 +17,13 @@ last 20 steps at each one, `blocks` grows from 10 to 20 with a cache, over whole
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from common import Contender, Report, Table, add_contender_options, pin_threads, ratios, serve, timed
 
 NUM_STEPS, WIDTH, NUM_LAYERS, NUM_HEADS, TARGET, SCALE = 20, 128, 3, 1, 3600.0, 1000.0
 LOOPS = ("transformers", "plain")
@@ -39,13 +39,14 @@ def environment_options(task: str) -> dict[str, bool]:
     return {"terminate_when_unhealthy": False} if task.startswith(("Hopper", "Walker2d", "Ant", "Humanoid-")) else {}
 
 
-def make_own(backbone: str, context: str, task: str) -> Evaluate:
+def make_own(backbone: str, context: str, task: str, device: str) -> Evaluate:
     """Return the evaluation of `gq eval`."""
     from gq.algos.dt import DTPolicy
     from gq.engine.precision import choose_compute
     from gq.evaluation.rollout import roll_out
 
-    policy = DTPolicy(make_model(backbone, task), autocast=choose_compute("cpu").autocast, context=context)  # type: ignore[arg-type]
+    compute = choose_compute(device)
+    policy = DTPolicy(make_model(backbone, task).to(compute.device), autocast=compute.autocast, context=context)  # type: ignore[arg-type]
 
     def run(seed: int, num_episodes: int, num_steps: int) -> int:
         seeds, targets = range(seed, seed + num_episodes), [TARGET] * num_episodes
@@ -71,7 +72,7 @@ def make_model(backbone: str, task: str) -> Any:
     return DecisionTransformer(config, observation_dim=found.observation_dim, action_dim=found.action_dim).eval()
 
 
-def make_loop(contender: str, task: str) -> Evaluate:
+def make_loop(contender: str, task: str, device: str) -> Evaluate:
     """Return the evaluation of one episode after another, each step a forward pass over its padded context."""
     import gymnasium
     import mujoco
@@ -80,7 +81,8 @@ def make_loop(contender: str, task: str) -> Evaluate:
     mujoco.set_mju_user_warning(lambda message: None)  # else it writes a log into the current folder
     environment = gymnasium.make(task, disable_env_checker=True, **environment_options(task))
     observation_dim, action_dim = environment.observation_space.shape[0], environment.action_space.shape[0]
-    predict = predict_plain(task) if contender == "plain" else predict_transformers(observation_dim, action_dim)
+    is_plain = contender == "plain"
+    predict = predict_plain(task, device) if is_plain else predict_transformers(observation_dim, action_dim, device)
 
     def run_episode(seed: int, num_steps: int) -> int:
         observation, _ = environment.reset(seed=seed)
@@ -94,7 +96,7 @@ def make_loop(contender: str, task: str) -> Evaluate:
             missing = NUM_STEPS - len(timesteps)
             padded = [torch.cat([array.new_zeros(missing, *array.shape[1:]), array])[None] for array in window]
             valid = (torch.arange(NUM_STEPS) >= missing).long()[None]
-            actions[-1] = predict(*padded, valid)
+            actions[-1] = predict(*(array.to(device) for array in (*padded, valid)))
             observation, reward, terminated, truncated, _ = environment.step(actions[-1].numpy())
             returns = torch.cat([returns, returns[-1:] - float(reward) / SCALE])
             if terminated or truncated:
@@ -108,7 +110,7 @@ def make_loop(contender: str, task: str) -> Evaluate:
     return run
 
 
-def predict_transformers(observation_dim: int, action_dim: int) -> Callable[..., Any]:
+def predict_transformers(observation_dim: int, action_dim: int, device: str) -> Callable[..., Any]:
     import torch
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
@@ -122,7 +124,7 @@ def predict_transformers(observation_dim: int, action_dim: int) -> Callable[...,
         n_head=NUM_HEADS,
         activation_function="relu",
     )
-    model = DecisionTransformerModel(config).eval()
+    model = DecisionTransformerModel(config).to(device).eval()
 
     def predict(states: Any, actions: Any, returns: Any, timesteps: Any, valid: Any) -> Any:
         found = model(
@@ -139,8 +141,8 @@ def predict_transformers(observation_dim: int, action_dim: int) -> Callable[...,
     return predict
 
 
-def predict_plain(task: str) -> Callable[..., Any]:
-    model = make_model("gpt2", task)
+def predict_plain(task: str, device: str) -> Callable[..., Any]:
+    model = make_model("gpt2", task).to(device)
 
     def predict(states: Any, actions: Any, returns: Any, timesteps: Any, valid: Any) -> Any:
         return model(states, actions, SCALE * returns, timesteps, valid)[0, -1]
@@ -151,96 +153,59 @@ def predict_plain(task: str) -> Callable[..., Any]:
 # --- the processes ----------------------------------------------------------------------------------------------------
 
 
-def work(contender: str, task: str, num_threads: int) -> None:
-    """Run what each line on stdin says: seed, episodes, steps; answer with steps and seconds by both clocks."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
-    try:
-        import torch
+def make(contender: str, task: str, device: str) -> Callable[[int, int, int], dict[str, Any]]:
+    """Return what runs episodes of a contender and tells the environment steps per second by both clocks."""
+    name, *how = contender.split()
+    run = make_own(*how, task, device) if name == "gq" else make_loop(contender, task, device)
 
-        torch.set_num_threads(num_threads)
-        name, *how = contender.split()
-        run = make_own(*how, task) if name == "gq" else make_loop(contender, task)
-    except ImportError as error:
-        print(json.dumps({"missing": str(error)}), file=answers, flush=True)
-        return
-    print(json.dumps({}), file=answers, flush=True)
-    for line in sys.stdin:
-        seed, num_episodes, num_steps = map(int, line.split())
-        began = time.perf_counter(), time.process_time()
-        steps = run(seed, num_episodes, num_steps)
-        seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-        print(json.dumps({"steps": steps, "seconds": seconds}), file=answers, flush=True)
+    def turn(seed: int, num_episodes: int, num_steps: int) -> dict[str, Any]:
+        steps: list[int] = []
+        took = timed(lambda: steps.append(run(seed, num_episodes, num_steps)))
+        return {clock: seconds / steps[0] for clock, seconds in took.items()}
+
+    return turn
 
 
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, contender: str, task: str, options: argparse.Namespace) -> None:
-        """Start it; a few steps are not measured."""
-        python = options.peers_python if contender == "transformers" else sys.executable
-        command = [python, __file__, "--worker", contender, "--tasks", task, "--threads", str(options.threads)]
-        errors = None if options.verbose else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        self.num_episodes = 1 if contender in LOOPS else options.episodes
-        self.rates: list[tuple[float, float]] = []  # steps per second of the wall and of the process, of each round
-        self.missing = self.read().get("missing")
-        if not self.missing:
-            self.turn(0, 3)
-            self.rates.clear()
-
-    def turn(self, number: int, num_steps: int) -> None:
-        """Run the episodes of a round."""
-        assert self.process.stdin
-        print(number * self.num_episodes, self.num_episodes, num_steps, file=self.process.stdin, flush=True)
-        answer = self.read()
-        self.rates.append((answer["steps"] / answer["seconds"][0], answer["steps"] / answer["seconds"][1]))
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"missing": "the process failed, see --verbose"}
-
-    def medians(self) -> tuple[float, float]:
-        """Return the median rates by both clocks."""
-        wall, process = zip(*self.rates, strict=True)
-        return statistics.median(wall), statistics.median(process)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+def start(contender: str, task: str, options: argparse.Namespace) -> Contender:
+    """Start a contender; a few steps are not measured."""
+    python = options.peers_python if contender == "transformers" else sys.executable
+    found = Contender(__file__, python, options, contender=contender, task=task, device=options.device)
+    if not found.missing:
+        found.turn(0, 1 if contender in LOOPS else options.episodes, 3, counts=False)
+    return found
 
 
-def measure(task: str, options: argparse.Namespace) -> None:
+def measure(task: str, options: argparse.Namespace, report: Report) -> None:
     """Print the table of a task."""
-    workers = {name: Worker(name, task, options) for name in options.contenders}
-    running = {name: worker for name, worker in workers.items() if not worker.missing}
+    contenders = {name: start(name, task, options) for name in options.contenders}
+    running = {name: contender for name, contender in contenders.items() if not contender.missing}
     for number in range(options.rounds):
-        for worker in running.values():
-            worker.turn(number, options.steps)
+        for name, contender in running.items():
+            num_episodes = 1 if name in LOOPS else options.episodes
+            contender.turn(number * num_episodes, num_episodes, options.steps)
+    clock = "cpu" if options.device == "cpu" else "wall"
     loops = [name for name in LOOPS if name in running] or [next(iter(running))]
-    fastest = max(loops, key=lambda name: running[name].medians()[1])
+    fastest = min(loops, key=lambda name: running[name].median(clock))
     threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
-    print(f"{task}: {options.episodes} episodes of {options.steps} steps at once, {threads}, {options.rounds} rounds")
-    print(f"  {'':18}{'steps/s':>9}{'steps/CPU s':>13}{'as fast':>9}{'range':>16}   to {fastest}")
-    for name, worker in workers.items():
-        worker.close()
-        if worker.missing:
-            print(f"  {name:18}not measured: {worker.missing}")
+    title = f"{task}: {options.episodes} episodes of {options.steps} steps at once, {threads}, {options.rounds} rounds"
+    columns = {"contender": (18, ""), "steps/s": (9, ".0f"), "steps/CPU s": (13, ".0f"), "as fast": (9, ".1f")}
+    table = report.table(title, {**columns, "range": (16, ""), "all, s": (9, ".1f")})
+    for name, contender in contenders.items():
+        contender.close()
+        if contender.missing:
+            table.note(f"{name} was not measured: {contender.missing}")
             continue
-        ratios = [ours[1] / theirs[1] for ours, theirs in zip(worker.rates, running[fastest].rates, strict=True)]
-        wall, process = worker.medians()
-        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-        print(f"  {name:18}{wall:9.0f}{process:13.0f}{statistics.median(ratios):9.1f}{spread:>16}", flush=True)
+        ratio, spread = ratios(running[fastest].each(clock), contender.each(clock))
+        wall, cpu = contender.median("wall"), contender.median("cpu")
+        table.add(name, 1 / wall, 1 / cpu, ratio, spread, wall * options.episodes * options.steps)
+    table.note(f"as fast: against {fastest}")
 
 
 # --- the model alone --------------------------------------------------------------------------------------------------
 
 
-def measure_cache(size: str, num_episodes: int, rounds: int) -> None:
-    """Print what a cache does to the model's time per environment step on Hopper."""
+def measure_cache(size: str, num_episodes: int, rounds: int, table: Table) -> None:
+    """Add what a cache does to the model's time per environment step on Hopper."""
     import numpy as np
     import torch
 
@@ -269,10 +234,9 @@ def measure_cache(size: str, num_episodes: int, rounds: int) -> None:
         for _ in range(rounds):
             times["sliding"].append(seconds(policies["sliding"], 2))
             times["blocks"].append(seconds(policies["blocks"], NUM_STEPS // 2 + 1))
-    ratios = [whole / cached for whole, cached in zip(times["sliding"], times["blocks"], strict=True)]
+    ratio, spread = ratios(times["sliding"], times["blocks"])
     sliding, blocks = (1e3 * statistics.median(times[name]) for name in ("sliding", "blocks"))
-    spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-    print(f"  {size:18}{sliding:12.3f}{blocks:12.3f}{statistics.median(ratios):9.1f}{spread:>16}", flush=True)
+    table.add(size, sliding, blocks, ratio, spread)
 
 
 def main() -> None:
@@ -281,32 +245,31 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=["Hopper-v5", "Humanoid-v5"])
     parser.add_argument("--sizes", nargs="*", default=["1m", "0.1b"])
     parser.add_argument("--contenders", nargs="+", default=[*LOOPS, *OWN], choices=[*LOOPS, *OWN])
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--cached-episodes", type=int, default=16, help="in the second table")
-    parser.add_argument("--verbose", action="store_true", help="show what the contenders print")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the first table")
+    add_contender_options(parser, rounds=5)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.tasks[0], options.threads)
+        serve(options.worker, make)
         return
-    from gq import threads
-
-    threads.prepare()  # for all contenders alike
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    pin_threads(options.threads)
+    report = Report(options)
     for task in options.tasks:
-        measure(task, options)
+        measure(task, options, report)
     if options.sizes:
         import torch
 
         torch.set_num_threads(options.threads)
-        print(f"the model's CPU ms per environment step, {options.cached_episodes} episodes at once, {NUM_STEPS} steps")
-        print(f"  {'':18}{'sliding':>12}{'blocks':>12}{'as fast':>9}{'range':>16}")
+        title = (
+            f"the model's CPU ms per environment step, {options.cached_episodes} episodes at once, {NUM_STEPS} steps"
+        )
+        columns = {"size": (18, ""), "sliding": (12, ".3f"), "blocks": (12, ".3f"), "as fast": (9, ".1f")}
+        table = report.table(title, {**columns, "range": (16, "")})
         for size in options.sizes:
-            measure_cache(size, options.cached_episodes, options.rounds)
+            measure_cache(size, options.cached_episodes, options.rounds, table)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from common import Report, add_options, ratios
+
 from gq import threads
 
 threads.prepare()
@@ -256,6 +258,7 @@ def profile(update: Callable[[], object]) -> None:
 
 def measure_update(options: argparse.Namespace) -> None:
     """Print the medians of both updates and their ratio."""
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     compute, episodes = choose_compute("cpu"), random_episodes()
     plain = PlainLearner(
@@ -271,10 +274,13 @@ def measure_update(options: argparse.Namespace) -> None:
     seconds_of(plain.update), seconds_of(lambda: learner.update(0))  # warm up
     pairs = [(seconds_of(plain.update), seconds_of(lambda: learner.update(1))) for _ in range(options.rounds)]
     plain_seconds, gq_seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = [theirs / ours for theirs, ours in pairs]
-    print(f"{'reference s':>12} {'gq s':>8} {'ratio':>6}  of the rounds")
-    ratio = plain_seconds / gq_seconds
-    print(f"{plain_seconds:12.3f} {gq_seconds:8.3f} {ratio:6.2f}  {min(ratios):.2f} to {max(ratios):.2f}")
+    report = Report(options)
+    columns = {"update": (12, ""), "s": (10, ".3f"), "as fast": (9, ".2f"), "range": (16, "")}
+    table = report.table(f"an update at embed_dim {options.embed_dim}, {options.layers} layers", columns)
+    reference, own = zip(*pairs, strict=True)
+    table.add("reference", plain_seconds, *ratios(reference, reference))
+    table.add("gq", gq_seconds, *ratios(reference, own))
+    report.save()
     if options.profile:
         profile(lambda: learner.update(1))
 
@@ -339,6 +345,7 @@ def main() -> None:
     update.add_argument("--layers", type=int, default=4)
     update.add_argument("--backbone", choices=("gpt2", "qwen3"), default="gpt2")
     update.add_argument("--profile", action="store_true", help="also show where gq's update spends its time")
+    add_options(update)
     update.set_defaults(measure=measure_update)
     rollouts = commands.add_parser("rollouts", help="the share of rollouts in an iteration")
     rollouts.add_argument("--run", type=Path, help="folder of a run of gq train odt; without it one is made")

@@ -15,6 +15,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from common import Report, add_options, ratios
+
 from gq import threads
 
 threads.prepare()
@@ -172,7 +174,7 @@ def profile(plan: Callable[[], object]) -> None:
         print(f"  {event.key[:40]:40} {milliseconds:8.2f} {share:6.1%} {event.count / NUM_PROFILED:6.0f}")
 
 
-def measure(size: str, task: str, options: argparse.Namespace) -> None:
+def measure(size: str, task: str, options: argparse.Namespace, report: Report) -> None:
     """Print the times of all planners for one size and task."""
     model, clock, config = make_model(size, task), CLOCKS[options.clock], PlannerConfig()
     plain, latents, generator = PlainPlanner(model, config), make_latents(model), torch.Generator().manual_seed(0)
@@ -192,12 +194,10 @@ def measure(size: str, task: str, options: argparse.Namespace) -> None:
             began = clock()
             plan()
             seconds[name].append(clock() - began)
-    reference = seconds["reference"]
+    columns = {"planner": (18, ""), "ms": (10, ".1f"), "as fast": (9, ".2f"), "range": (16, "")}
+    table = report.table(f"{task}, size {size}: a plan", columns)
     for name, times in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(reference, times, strict=True)]
-        ratio = statistics.median(reference) / statistics.median(times)
-        milliseconds = 1e3 * statistics.median(times)
-        print(f"  {name:18} {milliseconds:8.1f} ms {ratio:6.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
+        table.add(name, 1e3 * statistics.median(times), *ratios(seconds["reference"], times))
     if options.profile:
         profile(plans["gq bfloat16"])
 
@@ -207,16 +207,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["1", "5"])
     parser.add_argument("--tasks", nargs="+", default=["dog-run", "cheetah-run"], choices=DIMENSIONS)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--profile", action="store_true", help="also show where gq's bfloat16 plan spends its time")
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"one environment, {options.threads} threads, medians of {options.rounds}, {options.clock} time")
+    report = Report(options)
     for size in options.sizes:
         for task in options.tasks:
-            measure(size, task, options)
+            measure(size, task, options, report)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -7,29 +7,26 @@ interpreter --peers-python, in which `pip install transformers d3rlpy` was done.
 dropout on windows of 20 steps of Hopper, forward to optimiser; the peers get their batch ready-made, gq draws its own.
 `plain` is written from the formulas and runs eagerly in float32; the program first shows how far gq's loss, with the
 same weights and without dropout, is from its. Times are medians of an update, of the passing time and of the process's;
-ratios are of the latter to the fastest peer's that runs as it was published, their range that of the rounds. Memory is
-the process's largest resident set, torch included.
+ratios are to the fastest peer's that runs as it was published, of the process's time on a CPU and of the passing time
+on a GPU, their range that of the rounds. Memory is the process's largest resident set, torch included; on a GPU the
+most that lay there. There gq's updates are compiled and captured, before the first turn.
 """
 
 import argparse
-import json
 import math
-import os
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-OBSERVATION_DIM, ACTION_DIM, NUM_STEPS, MAX_TIMESTEP = 11, 3, 20, 1000
+from common import Contender, Report, Table, add_contender_options, memory_bytes, pin_threads, ratios, serve, timed
+
+OBSERVATION_DIM, ACTION_DIM, MAX_TIMESTEP = 11, 3, 1000
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-4, 0.25
 OWN = ("gq qwen3", "gq gpt2")
 PEERS = ("transformers", "d3rlpy")
 OTHERS = ("plain", "transformers bf16")  # shown, but not what the ratios are to
+WARM_UPS = {"cpu": 1, "cuda": 5}  # updates before the first turn: they allocate, compile and capture
 Update = Callable[[], Any]
 
 
@@ -37,33 +34,36 @@ Update = Callable[[], Any]
 class Shape:
     """A model and its batch."""
 
+    size: str  # gq's name of the Qwen3 of this width and depth
     width: int
     num_layers: int
     num_heads: int  # of GPT-2
     batch_size: int
+    num_steps: int = 20
 
 
-SHAPES = {"paper": Shape(128, 3, 1, 64), "13m": Shape(512, 4, 4, 256)}
+SHAPES = {"paper": Shape("1m", 128, 3, 1, 64), "13m": Shape("13m", 512, 4, 4, 256)}
 
 
 # --- the contenders; each returns a function that takes one update ----------------------------------------------------
 
 
-def make_own(backbone: str, shape: Shape, dropout: float) -> Update:
-    """Build gq's learner as `gq train dt` does, on made-up episodes."""
+def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: Any = None) -> Update:
+    """Build gq's learner as `gq train dt` does, on made-up episodes or what a sampler draws from."""
     from gq.algos.supervised import SupervisedLearner
     from gq.config import OptimConfig, TrainConfig
+    from gq.data.streaming import StreamingSampler
     from gq.engine.precision import choose_compute
 
-    compute = choose_compute("cpu")
-    optim = OptimConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, gradient_clip=CLIP)
+    compute = choose_compute(device)
     learner = SupervisedLearner(
-        make_model(backbone, shape, dropout),
+        make_model(backbone, shape, dropout).to(compute.device),
         own_loss,
-        make_sampler(),
-        optim,
+        sampler or make_sampler(shape, device),
+        OptimConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, gradient_clip=CLIP),
         TrainConfig(batch_size=shape.batch_size),
         autocast=compute.autocast,
+        compiled=compute.device.type == "cuda" and not isinstance(sampler, StreamingSampler),
     )
     steps = iter(range(10**9))
     return lambda: learner.update(next(steps))
@@ -83,7 +83,7 @@ def make_model(backbone: str, shape: Shape, dropout: float) -> Any:
     from gq.models.sizes import SIZES
 
     torch.manual_seed(0)
-    config = replace(SIZES["1m" if shape.width == SHAPES["paper"].width else "13m"], dropout=dropout)
+    config = replace(SIZES[shape.size], dropout=dropout, context_length=shape.num_steps)
     if backbone == "gpt2":
         heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_heads}
         config = replace(config, backbone="gpt2", mlp_ratio=4.0, activation="relu", **heads)
@@ -91,7 +91,7 @@ def make_model(backbone: str, shape: Shape, dropout: float) -> Any:
     return DecisionTransformer(config, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM)
 
 
-def make_sampler() -> Any:
+def make_sampler(shape: Shape, device: str) -> Any:
     import numpy as np
 
     from gq.data.sampler import WindowSampler
@@ -107,14 +107,14 @@ def make_sampler() -> Any:
         offsets=np.arange(num_episodes + 1) * MAX_TIMESTEP,
         source="made up",
     )
-    return WindowSampler(trajectories, NUM_STEPS)
+    return WindowSampler(trajectories, shape.num_steps, device=device)
 
 
-def make_plain(shape: Shape, dropout: float) -> Update:
+def make_plain(shape: Shape, dropout: float, device: str) -> Update:
     """Return an update of the paper's model, one formula after the other, with torch's own optimiser."""
     import torch
 
-    model, batch = make_model("gpt2", shape, dropout), make_sampler().sample(shape.batch_size)
+    model, batch = make_model("gpt2", shape, dropout).to(device), make_sampler(shape, device).sample(shape.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     return make_update(lambda: plain_loss(model, batch, dropout), model, optimizer)
 
@@ -145,12 +145,17 @@ def plain_loss(model: Any, batch: Any, dropout: float) -> Any:
     def norm(name: str, x: Any) -> Any:
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    num_tokens, num_heads = 3 * NUM_STEPS, model.config.num_heads
+    num_tokens, num_heads, scaling = 3 * batch.valid.shape[1], model.config.num_heads, model.scaling
     position = weights["embed_position.weight"][batch.timesteps]
-    inputs = {"return": batch.returns_to_go, "observation": batch.observations, "action": batch.actions}
+    actions = scaling.scale_actions(batch.actions)
+    inputs = {
+        "return": scaling.scale_returns(batch.returns_to_go),
+        "observation": scaling.scale_observations(batch.observations),
+        "action": actions,
+    }
     embedded = [linear(f"embed_{name}", values) + position for name, values in inputs.items()]
     x = F.dropout(norm("embed_norm", torch.stack(embedded, dim=2).flatten(1, 2)), dropout)
-    later = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1)
+    later = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=x.device).triu(1)
     for number in range(model.config.num_layers):
         block = f"backbone.blocks.{number}"
         heads = linear(f"{block}.query_key_value", norm(f"{block}.attention_norm", x)).chunk(3, dim=-1)
@@ -161,7 +166,7 @@ def plain_loss(model: Any, batch: Any, dropout: float) -> Any:
         hidden = F.relu(linear(f"{block}.up", norm(f"{block}.mlp_norm", x)))
         x = x + F.dropout(linear(f"{block}.down", hidden), dropout)
     predicted = torch.tanh(linear("predict_action", norm("backbone.norm", x)[:, 1::3]))
-    error = (predicted - batch.actions).square().mean(dim=-1)
+    error = (predicted - actions).square().mean(dim=-1)
     return (error * batch.valid).sum() / batch.valid.sum()
 
 
@@ -169,17 +174,17 @@ def make_arrays(shape: Shape) -> dict[str, Any]:
     """Return a batch without padding."""
     import numpy as np
 
-    generator, rows = np.random.default_rng(0), (shape.batch_size, NUM_STEPS)
+    generator, rows = np.random.default_rng(0), (shape.batch_size, shape.num_steps)
     return {
         "observations": generator.normal(size=(*rows, OBSERVATION_DIM)).astype(np.float32),
         "actions": generator.uniform(-1, 1, (*rows, ACTION_DIM)).astype(np.float32),
         "rewards": np.ones((*rows, 1), np.float32),
         "returns_to_go": generator.normal(size=(*rows, 1)).astype(np.float32),
-        "timesteps": np.tile(np.arange(1, NUM_STEPS + 1), (shape.batch_size, 1)),
+        "timesteps": np.tile(np.arange(1, shape.num_steps + 1), (shape.batch_size, 1)),
     }
 
 
-def make_transformers(shape: Shape, dropout: float, *, bfloat16: bool) -> Update:
+def make_transformers(shape: Shape, dropout: float, device: str, *, bfloat16: bool) -> Update:
     import torch
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
@@ -195,21 +200,21 @@ def make_transformers(shape: Shape, dropout: float, *, bfloat16: bool) -> Update
         embd_pdrop=dropout,
         attn_pdrop=dropout,
     )
-    model = DecisionTransformerModel(config).train()
-    arrays = {name: torch.as_tensor(value) for name, value in make_arrays(shape).items()}
+    model = DecisionTransformerModel(config).to(device).train()
+    arrays = {name: torch.as_tensor(value, device=device) for name, value in make_arrays(shape).items()}
     inputs = {("states" if name == "observations" else name): value for name, value in arrays.items()}
-    inputs["attention_mask"] = torch.ones(shape.batch_size, NUM_STEPS, dtype=torch.long)
+    inputs["attention_mask"] = torch.ones(shape.batch_size, shape.num_steps, dtype=torch.long, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             predicted = model(**inputs).action_preds
         return (predicted.float() - arrays["actions"]).square().mean()
 
     return make_update(loss, model, optimizer)
 
 
-def make_d3rlpy(shape: Shape, dropout: float) -> Update:
+def make_d3rlpy(shape: Shape, dropout: float, device: str) -> Update:
     import d3rlpy
     import numpy as np
 
@@ -219,136 +224,100 @@ def make_d3rlpy(shape: Shape, dropout: float) -> Update:
         learning_rate=LEARNING_RATE,
         encoder_factory=d3rlpy.models.VectorEncoderFactory([shape.width], exclude_last_activation=True),
         optim_factory=d3rlpy.optimizers.AdamWFactory(weight_decay=WEIGHT_DECAY, clip_grad_norm=CLIP),
-        context_size=NUM_STEPS,
+        context_size=shape.num_steps,
         max_timestep=MAX_TIMESTEP,
         num_heads=shape.num_heads,
         num_layers=shape.num_layers,
         **rates,
-    ).create("cpu")
+    ).create("cpu" if device == "cpu" else "cuda:0")
     algorithm.create_impl((OBSERVATION_DIM,), ACTION_DIM)
     arrays = make_arrays(shape)
     batch = d3rlpy.dataset.TrajectoryMiniBatch(
         **arrays | {"timesteps": arrays["timesteps"].astype(np.float32)},
         terminals=np.zeros_like(arrays["rewards"]),
         masks=np.ones(arrays["timesteps"].shape, np.float32),
-        length=NUM_STEPS,
+        length=shape.num_steps,
     )
     return lambda: algorithm.update(batch)
 
 
-def make(contender: str, shape: Shape, dropout: float) -> Update:
-    """Return the update of a contender."""
+def make(contender: str, shape: dict[str, Any], dropout: float, device: str) -> Callable[[int], dict[str, Any]]:
+    """Return what takes a number of updates of a contender and tells the seconds of one, and memory."""
+    import torch
+
+    builders = {"plain": make_plain, "d3rlpy": make_d3rlpy}
     if contender in OWN:
-        return make_own(contender.removeprefix("gq "), shape, dropout)
-    if contender == "plain":
-        return make_plain(shape, dropout)
-    if contender == "d3rlpy":
-        return make_d3rlpy(shape, dropout)
-    return make_transformers(shape, dropout, bfloat16=contender == "transformers bf16")
+        update = make_own(contender.removeprefix("gq "), Shape(**shape), dropout, device)
+    elif builder := builders.get(contender):
+        update = builder(Shape(**shape), dropout, device)
+    else:
+        update = make_transformers(Shape(**shape), dropout, device, bfloat16=contender == "transformers bf16")
 
-
-# --- the processes ----------------------------------------------------------------------------------------------------
-
-
-def work(contender: str, model: str, dropout: float, num_threads: int) -> None:
-    """Take as many updates as each line on stdin says; answer with times of each, and memory, one line each."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
-    try:
-        import torch
-
-        torch.set_num_threads(num_threads)
-        update = make(contender, SHAPES[model], dropout)
-    except ImportError as error:
-        print(json.dumps({"missing": str(error)}), file=answers, flush=True)
-        return
-    print(json.dumps({}), file=answers, flush=True)
-    for line in sys.stdin:
-        times = []
-        for _ in range(int(line)):
-            began = time.perf_counter(), time.process_time()
+    def take(num_updates: int) -> None:
+        for _ in range(num_updates):
             update()
-            times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
-        print(json.dumps({"times": times, "peak_bytes": peak_bytes()}), file=answers, flush=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def turn(num_updates: int) -> dict[str, Any]:
+        took = {name: seconds / num_updates for name, seconds in timed(lambda: take(num_updates)).items()}
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else memory_bytes("VmHWM")
+        return {**took, "peak_bytes": peak}
+
+    return turn
 
 
-def peak_bytes() -> int:
-    """Return the largest resident set of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss also remembers the process that this one was forked from
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def start(contender: str, shape: Shape, options: argparse.Namespace) -> Contender:
+    """Start a contender and let it warm up."""
+    python = options.peers_python if contender.split()[0] in PEERS else sys.executable
+    settings = {"contender": contender, "shape": asdict(shape), "dropout": options.dropout, "device": options.device}
+    found = Contender(__file__, python, options, **settings)
+    if not found.missing:
+        found.turn(WARM_UPS[options.device], counts=False)
+    return found
 
 
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, contender: str, model: str, options: argparse.Namespace) -> None:
-        """Start it; the first update, which allocates, is not measured."""
-        python = options.peers_python if contender.split()[0] in PEERS else sys.executable
-        settings = ["--worker", contender, "--models", model, "--threads", str(options.threads)]
-        command = [python, __file__, *settings, "--dropout", str(options.dropout)]
-        errors = None if options.verbose else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        self.times: list[list[tuple[float, float]]] = []
-        self.peak_bytes = 0
-        self.missing = self.read().get("missing")
-        if not self.missing:
-            self.turn(1)
-            self.times.clear()
-
-    def turn(self, num_updates: int) -> None:
-        """Take some updates."""
-        assert self.process.stdin
-        print(num_updates, file=self.process.stdin, flush=True)
-        answer = self.read()
-        self.times.append(answer["times"])
-        self.peak_bytes = answer["peak_bytes"]
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"missing": "the process failed, see --verbose"}
-
-    def medians(self, clock: int) -> list[float]:
-        """Return the median seconds of each round by the wall's (0) or the process's (1) clock."""
-        return [statistics.median(pair[clock] for pair in turn) for turn in self.times]
-
-    def close(self) -> None:
-        self.process.kill()  # nothing is lost, and libraries may take seconds to end by themselves
-        self.process.communicate()
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
-def measure(model: str, options: argparse.Namespace) -> None:
+def measure(model: str, options: argparse.Namespace, report: Report) -> None:
     """Print the table of one model."""
     shape = SHAPES[model]
-    print(
+    title = (
         f"{model}: width {shape.width}, {shape.num_layers} layers, {shape.num_heads} heads, batch {shape.batch_size}, "
         f"dropout {options.dropout}, {options.threads} threads; loss within {loss_gap(shape):.1e} of plain"
     )
-    workers = {name: Worker(name, model, options) for name in options.contenders}
-    running = {name: worker for name, worker in workers.items() if not worker.missing}
+    contenders = {name: start(name, shape, options) for name in options.contenders}
+    running = {name: contender for name, contender in contenders.items() if not contender.missing}
     for _ in range(options.rounds):
-        for worker in running.values():
-            worker.turn(options.turn)
+        for contender in running.values():
+            contender.turn(options.turn)
+    clock = "cpu" if options.device == "cpu" else "wall"
     peers = [name for name in PEERS if name in running] or [next(iter(running))]
-    fastest = min(peers, key=lambda name: statistics.median(running[name].medians(1)))
-    print(f"  {'':18}{'wall ms':>9}{'CPU ms':>9}{'as fast':>9}{'range':>15}{'MiB':>8}{'memory':>8}   to {fastest}")
-    for name, worker in workers.items():
-        worker.close()
-        if worker.missing:
-            print(f"  {name:18}not measured: {worker.missing}")
+    fastest = min(peers, key=lambda name: running[name].median(clock))
+    columns = {
+        "contender": (18, ""),
+        "wall ms": (9, ".1f"),
+        "CPU ms": (9, ".1f"),
+        "as fast": (9, ".2f"),
+        "range": (15, ""),
+    }
+    table = report.table(title, {**columns, "MiB": (8, ".0f"), "memory": (8, ".0%")})
+    for name, contender in contenders.items():
+        contender.close()
+        if contender.missing:
+            table.note(f"{name} was not measured: {contender.missing}")
             continue
-        theirs, ours = running[fastest].medians(1), worker.medians(1)
-        ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
-        wall = statistics.median(worker.medians(0))
-        print(
-            f"  {name:18}{1e3 * wall:9.1f}{1e3 * statistics.median(ours):9.1f}{statistics.median(ratios):9.2f}"
-            f"{f'{min(ratios):.2f} to {max(ratios):.2f}':>15}{worker.peak_bytes / 2**20:8.0f}"
-            f"{worker.peak_bytes / running[fastest].peak_bytes:8.0%}"
-        )
+        add_row(table, name, contender, running[fastest], clock)
+    table.note(f"as fast, memory: against {fastest}")
+
+
+def add_row(table: Table, name: str, contender: Contender, baseline: Contender, clock: str) -> None:
+    """Add a contender's row."""
+    ratio, spread = ratios(baseline.each(clock), contender.each(clock))
+    peak, theirs = (max(found.each("peak_bytes")) for found in (contender, baseline))
+    wall, cpu = 1e3 * contender.median("wall"), 1e3 * contender.median("cpu")
+    table.add(name, wall, cpu, ratio, spread, peak / 2**20, peak / theirs)
 
 
 def loss_gap(shape: Shape) -> float:
@@ -357,7 +326,7 @@ def loss_gap(shape: Shape) -> float:
 
     from gq.engine.precision import choose_compute
 
-    model, batch = make_model("gpt2", shape, 0.0), make_sampler().sample(64)
+    model, batch = make_model("gpt2", shape, 0.0), make_sampler(shape, "cpu").sample(64)
     with torch.no_grad(), choose_compute("cpu").autocast():
         found = float(own_loss(model, batch)["loss"])
     with torch.no_grad():
@@ -369,23 +338,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--contenders", nargs="+", default=[*OTHERS, *PEERS, *OWN], choices=[*OTHERS, *PEERS, *OWN])
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn", type=int, default=2, metavar="N", help="updates in a row")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--verbose", action="store_true", help="show what the contenders print")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=WARM_UPS, default="cpu")
+    add_contender_options(parser, rounds=7)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.models[0], options.dropout, options.threads)
+        serve(options.worker, make)
         return
-    from gq import threads
-
-    threads.prepare()  # for all contenders alike
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    pin_threads(options.threads)
+    report = Report(options)
     for model in options.models:
-        measure(model, options)
+        measure(model, options, report)
+    report.save()
 
 
 if __name__ == "__main__":

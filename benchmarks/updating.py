@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from common import Report, add_options, ratios
+
 from gq import threads
 
 threads.prepare()
@@ -173,9 +175,8 @@ def make_learners(size: str, task: str, dropout: float) -> dict[str, PlainLearne
     return learners
 
 
-def measure(size: str, task: str, rounds: int, clock: Callable[[], float]) -> None:
+def measure(size: str, task: str, rounds: int, clock: Callable[[], float], report: Report) -> None:
     """Print the times of all learners for one size and task."""
-    print(f"{task}, size {size}")
     batch, learners = make_batch(task), make_learners(size, task, 0.0)
     draws = draw(learners["gq float32"].model, batch)
     losses = {name: learner.update(batch, draws) for name, learner in learners.items()}
@@ -187,15 +188,18 @@ def measure(size: str, task: str, rounds: int, clock: Callable[[], float]) -> No
             learner.update(batch, draw(learner.model, batch))
             if number:  # the first one allocates
                 seconds[name].append(clock() - began)
-    reference = seconds["reference"]
+    columns = {
+        "learner": (12, ""),
+        "ms": (10, ".1f"),
+        "as fast": (9, ".2f"),
+        "range": (16, ""),
+        "losses within": (15, ".1e"),
+    }
+    table = report.table(f"{task}, size {size}, {rounds} rounds", columns)
     for name, times in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(reference, times, strict=True)]
-        ratio = statistics.median(reference) / statistics.median(times)
+        ratio, spread = ratios(seconds["reference"], times)
         gap = max(abs(float(losses[name][key] / losses["reference"][key]) - 1) for key in ("loss", "policy_loss"))
-        print(
-            f"  {name:12} {1e3 * statistics.median(times):8.1f} ms {ratio:6.2f} times as fast "
-            f"({min(ratios):.2f} to {max(ratios):.2f}); losses within {gap:.1e}"
-        )
+        table.add(name, 1e3 * statistics.median(times), ratio, spread, gap)
 
 
 def main() -> None:
@@ -203,14 +207,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["1", "5"])
     parser.add_argument("--tasks", nargs="+", default=["dog-run", "cheetah-run"], choices=DIMENSIONS)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    report = Report(options)
     for size in options.sizes:
         for task in options.tasks:
-            measure(size, task, options.rounds, CLOCKS[options.clock])
+            measure(size, task, options.rounds, CLOCKS[options.clock], report)
+    report.save()
 
 
 if __name__ == "__main__":
