@@ -3,36 +3,17 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
-from torch import Tensor
 
 from gq.engine import checkpoint as checkpoints
 from gq.engine import loop as loops
 from gq.engine.metrics import MetricsLog
 
 NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a run's progress
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the child processes do: another number of threads gives other last bits."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_disk() -> Iterator[None]:
-    """Wait for no disk: nothing here is about power failures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 class Point(NamedTuple):
@@ -103,12 +84,6 @@ def die() -> None:
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
 
 
 def repeated(state: dict[str, Any]) -> dict[str, Any]:

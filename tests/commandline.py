@@ -1,5 +1,6 @@
 """The command line, in this process and in a child, and a run to use it on."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,14 @@ def gq(*arguments: Any) -> Any:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def document(*arguments: Any) -> Any:
+    """Run a command with --json and return what it prints, which must be the whole of stdout."""
+    result = gq(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+    return json.loads(result.stdout)
 
 
 def gq_command(*arguments: Any) -> list[str]:

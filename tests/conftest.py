@@ -1,11 +1,18 @@
-"""Settings and files that the tests share."""
+"""Settings, files and runs that the tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gq import threads
+from tiny import write_hopper_file
+
+if TYPE_CHECKING:
+    from corruptions import Stream
+    from downloading import Site
 
 threads.prepare()
 
@@ -31,3 +38,81 @@ def fixtures() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded arrays in {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute as child processes do: another number of threads gives other last bits."""
+    import torch
+
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.fixture(scope="module")
+def fast_disk() -> Iterator[None]:
+    """Wait for no disk: nothing there is about power failures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip where nothing can draw; forget the chosen backend afterwards."""
+    from gq.envs import gl
+    from gq.errors import GqError
+
+    monkeypatch.setenv("MUJOCO_GL", "")
+    try:
+        gl.select_backend()
+    except GqError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Return a file of random Hopper data."""
+    return write_hopper_file(tmp_path / "data.hdf5")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a run that no test changes, with its dataset beside it, in a cache of its own."""
+    from commandline import train_tiny
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GQ_HOME", str(folder / "home"))
+        yield train_tiny(folder)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Site]":
+    """Return a stand-in for the servers that data come from, and leave no way to others."""
+    from downloading import Site, isolate
+
+    isolate(monkeypatch)
+    site = Site(tmp_path / "hub", monkeypatch)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def hopper() -> "Stream":
+    """Return about 25 short simulated episodes, all falls, and a piece of one."""
+    from corruptions import CUT, simulated
+
+    stream = simulated("Hopper-v5", 600)
+    assert stream.kinds[-1] == CUT
+    return stream
+
+
+@pytest.fixture
+def cheetah() -> "Stream":
+    """Return three simulated episodes of 1000 steps."""
+    from corruptions import simulated
+
+    return simulated("HalfCheetah-v5", 3_000)

@@ -1,6 +1,5 @@
 """Acting with a real, tiny world model: today's bits, all modes, times, what is executed instead, refining, scores."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +24,7 @@ SHAPE = WorldModelConfig(encoder_dim=16, mlp_dim=24, latent_dim=LATENT_DIM, num_
 SMALL = PlannerConfig(iterations=2, num_samples=16, num_policy_samples=4, num_elites=4)
 BOUND = 0.4
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_planner(*, episodic: bool = False, action_dim: int = ACTION_DIM, **changes: Any) -> Planner:

@@ -15,14 +15,9 @@ from gq.engine import batch_size
 from gq.engine.batch_size import Trial, choose_batch_size, is_saturated, smallest_fast, try_sizes
 from gq.engine.checkpoint import choose_checkpoint
 from gq.errors import GqError, UsageError
-from tiny import SETTINGS, as_flags, write_hopper_file
+from tiny import SETTINGS, as_flags
 
 SHAPES = {key: value for key, value in SETTINGS.items() if key != "train.batch_size"}
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_hopper_file(tmp_path / "data.hdf5")
 
 
 def trials_of(speeds: dict[int, float]) -> list[Trial]:

@@ -5,12 +5,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from downloading import D4RL_FILE, D4RL_HOPPER, HOPPER, MINARI_FILE, Site, assert_cached, isolate, write_minari
+from downloading import D4RL_FILE, D4RL_HOPPER, HOPPER, MINARI_FILE, Site, assert_cached, write_minari
 from gq import __version__
 from gq.data import cache, manifest
 from gq.data.cache import holding, in_cache, remove, verify
@@ -21,14 +20,6 @@ from gq.errors import DataError, GqError
 from gq.files import sha256
 
 BUILTIN = "builtin/hopper/medium"
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    isolate(monkeypatch)
-    site = Site(tmp_path / "hub", monkeypatch)
-    yield site
-    site.close()
 
 
 @pytest.fixture

@@ -60,6 +60,17 @@ def test_the_evaluation_of_more_episodes_counts_and_damaged_ones_do_not(run: Pat
     assert [row.endswith("| 3 | 0 to 2 |") for row in rows] == [True]
 
 
+def test_evaluations_with_another_context_stand_beside_each_other(run: Path) -> None:
+    for context, episodes in (("sliding", 2), ("blocks", 3), ("blocks", 1)):
+        gq("eval", run, "--episodes", episodes, "--target", "30", "--context", context)
+    older = json.loads((first := min((run / "evals").glob("*.json"))).read_text())
+    assert older.pop("context") == "sliding"
+    first.with_stem("00000000-older").write_text(json.dumps(older))  # of a gq that knew no other context
+    rows = [line for line in card_text(run).splitlines() if "| target 30" in line]
+    assert ["contexts in blocks" in row for row in rows] == [False, True]
+    assert [row.split(" | ")[-2] for row in rows] == ["2", "3"]
+
+
 def test_the_evaluation_while_training_is_not_mistaken_for_one(tmp_path: Path) -> None:
     data, run = write_hopper_file(tmp_path / "data.hdf5"), tmp_path / "run"
     settings = [*TINY, "--set", "eval.every=2", "--target", "20"]
@@ -113,7 +124,7 @@ def test_cards_of_the_other_kinds_of_runs(tmp_path: Path) -> None:
     assert "A behaviour cloning policy for Hopper-v5" in (tmp_path / "bc" / CARD).read_text()
     card = (tmp_path / "online" / CARD).read_text()
     assert "starting from `odt` step-000000002: " in card
-    assert "gq finetune odt --config config.toml" in card
+    assert "gq finetune odt --checkpoint 2 --config config.toml" in card
     stored = json.loads((tmp_path / "online" / "comparison.json").read_text())["targets"]
     assert stored[0]["num_episodes"] == 2
     assert f"| {stored[0]['start_mean']:.0f} | {stored[0]['end_mean']:.0f} |" in card

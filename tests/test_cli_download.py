@@ -1,25 +1,21 @@
 """`gq download` as a user meets it: several datasets, the list, plans, verification and removal."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commandline import gq, gq_child
-from downloading import D4RL_HOPPER, HOPPER, Site, isolate, write_d4rl, write_minari
+from downloading import D4RL_HOPPER, HOPPER, Site, write_d4rl, write_minari
 from gq.data.registry import ENTRIES, resolve
 
 BUILTIN = "builtin/hopper/medium"
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    isolate(monkeypatch)
-    site = Site(tmp_path / "hub", monkeypatch)
-    yield site.start()
-    site.close()
+def site(site: Site) -> Site:
+    return site.start()
 
 
 def succeed(*arguments: Any) -> Any:

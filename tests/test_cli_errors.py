@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,12 @@ import h5py
 import pytest
 import torch
 
-from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command, train_tiny
+from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command
 from gq.engine.runs import lock_run
 from gq.envs import gl
 from gq.errors import GqError
-from tiny import write_hopper_file
 
 FAILED, USAGE = 1, 2
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GQ_HOME", str(folder / "home"))
-        yield train_tiny(folder)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_hopper_file(tmp_path / "data.hdf5")
 
 
 def assert_refused(result: Any, exit_code: int, message: str, hint: str) -> None:

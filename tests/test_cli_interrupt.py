@@ -10,14 +10,8 @@ import pytest
 
 from commandline import TINY, child_environment, gq, gq_command
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from tiny import write_hopper_file
 
 DEADLINE_S = 120
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_hopper_file(tmp_path / "data.hdf5")
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -6,7 +6,6 @@ import pty
 import re
 import select
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command, train_tiny
+from commandline import TINY, child_environment, copy_run, document, gq, gq_child, gq_command
 from gq.config import read_config_file
 from gq.data.registry import ENTRIES
-from gq.envs import gl
 from gq.envs.tasks import resolve_task
-from gq.errors import GqError
 from gq.models.sizes import SIZES
-from tiny import write_hopper_file
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
 RESULT_KEYS = {
@@ -37,41 +33,10 @@ RESULT_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GQ_HOME", str(folder / "home"))
-        yield train_tiny(folder)
-
-
 @pytest.fixture
 def run(trained: Path, own_home: Path) -> Path:
     """A run of the cache, so that --latest finds it."""
     return copy_run(trained, own_home / "runs" / "hopper-v5-dt-1m-20260101-000000-abcd")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_hopper_file(tmp_path / "data.hdf5")
-
-
-@pytest.fixture
-def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip where nothing can draw; forget the chosen backend afterwards."""
-    monkeypatch.setenv("MUJOCO_GL", "")
-    try:
-        gl.select_backend()
-    except GqError as error:
-        pytest.skip(str(error))
-
-
-def document(*arguments: Any) -> Any:
-    """Run a command with --json and return what it prints, which must be the whole of stdout."""
-    result = gq(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    assert "\x1b" not in result.stdout + result.stderr
-    return json.loads(result.stdout)
 
 
 def quiet_line(*arguments: Any) -> str:
@@ -92,6 +57,19 @@ def human_lines(*arguments: Any) -> list[str]:
 
 
 # Each command in three modes
+
+
+def test_training_simulates_a_built_in_dataset_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gq.data.datasets.DEFAULT_NUM_TRANSITIONS", 200)
+    name = "builtin/hopper/medium"
+    assert gq("train", "dt", "--dataset", name, "--dry-run").exit_code == 2, "a rehearsal makes nothing"
+    command = ("train", "dt", "--dataset", name, "--steps", "1", *TINY, "--out", tmp_path / "run")
+    first = gq(*command)
+    assert first.exit_code == 0, first.stderr
+    assert "builtin/hopper/medium is not in the cache: simulating it first" in first.stderr
+    second = gq(*command[:-1], tmp_path / "again")
+    assert second.exit_code == 0, second.stderr
+    assert "simulating" not in second.stderr
 
 
 def test_download_in_three_modes(own_home: Path) -> None:

@@ -4,19 +4,12 @@ import json
 from pathlib import Path
 
 import h5py
-import pytest
 
 import corruptions
 from commandline import gq
-from corruptions import Stream, simulated
+from corruptions import Stream
 from gq.data.formats import read_trajectories
 from gq.repairing.repair import repair
-
-
-@pytest.fixture
-def hopper() -> Stream:
-    """Return about 25 short episodes, all falls, and a piece of one."""
-    return simulated("Hopper-v5", 600)
 
 
 def test_exit_codes_and_modes(hopper: Stream, tmp_path: Path) -> None:

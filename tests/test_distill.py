@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from breaking import one_thread  # noqa: F401
 from commandline import child_environment, copy_run, gq
 from gq.algos.distill import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
 from gq.data.plan_data import PlanEpisode, read_plan_data, write_plan_data
@@ -35,6 +34,8 @@ from gq.planning.acting import PlanningPolicy
 from test_corrector import LATENT, make_corrector, make_inputs
 from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = DistillSettings(
     archs=ARCHITECTURES,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from commandline import copy_run, gq, train_tiny
+from commandline import copy_run, gq
 from gq.doctoring import machine, network, selftest, storage
 from gq.doctoring.findings import Finding
 from gq.doctoring.sameness import differences
@@ -22,14 +22,6 @@ from gq.envs import gl
 from gq.files import write_json
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GQ_HOME", str(folder / "home"))
-        yield train_tiny(folder)
 
 
 @pytest.fixture

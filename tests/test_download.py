@@ -1,7 +1,7 @@
 """Downloads of Minari's and D4RL's datasets and of checkpoints, against servers with every fault."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,6 @@ from downloading import (
     MINARI_FILE,
     Site,
     assert_cached,
-    isolate,
     plain_server,
     write_d4rl,
     write_minari,
@@ -32,14 +31,6 @@ from gq.paths import last_dataset
 
 FILES = {HOPPER: MINARI_FILE, D4RL_HOPPER: D4RL_FILE}
 KINDS = pytest.mark.parametrize("name", FILES)
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    isolate(monkeypatch)
-    site = Site(tmp_path / "hub", monkeypatch)
-    yield site
-    site.close()
 
 
 def interrupted_after(limit_bytes: int) -> Callable[[int, int | None], None]:

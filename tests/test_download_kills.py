@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from downloading import (
     MINARI_FILE,
     Site,
     assert_cached,
-    isolate,
     write_d4rl,
     write_minari,
 )
@@ -93,13 +91,10 @@ class Child:
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    isolate(monkeypatch)
-    site = Site(tmp_path / "hub", monkeypatch)
+def site(site: Site) -> Site:
     write_minari((site.root / MINARI_FILE).parent, num_episodes=60)
     write_d4rl(site.root / D4RL_FILE, num_episodes=400)
-    yield site
-    site.close()
+    return site
 
 
 def check_after_kill(site: Site, name: str) -> None:

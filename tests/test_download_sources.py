@@ -3,7 +3,6 @@
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -17,7 +16,6 @@ from downloading import (
     SHARED,
     Site,
     assert_cached,
-    isolate,
     plain_server,
     write_d4rl,
     write_minari,
@@ -27,15 +25,6 @@ from gq.data.manifest import read_record
 from gq.data.registry import cached, resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    isolate(monkeypatch)
-    site = Site(tmp_path / "hub", monkeypatch)
-    yield site
-    site.close()
-
 
 # What D4RL's files are like
 

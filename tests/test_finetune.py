@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from commandline import copy_run, gq
+from commandline import copy_run, document, gq
+from comparing import assert_equal
 from gq.algos.odt import ODTLearner
 from gq.data.datasets import load_dataset
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
@@ -64,14 +65,7 @@ ONLINE = {
 }
 TARGET = 40.0
 NOMINAL_RATE, NUM_PARENT_STEPS, WARMUP_STEPS = 1e-3, 12, 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_disk() -> Iterator[None]:
-    """Wait for no disk: nothing here is about power failures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +111,6 @@ def weights_of(run: Path, which: str = "last") -> dict[str, Tensor]:
     return load_checkpoint(choose_checkpoint(run, which)).model
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-
-
 def summary(mean: float) -> Summary:
     return summarise([Episode(0, TARGET, mean, 10, True)], None)[0]
 
@@ -156,13 +144,6 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-def document(*arguments: Any) -> dict[str, Any]:
-    """Run a command with --json and return its document."""
-    result = gq(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 def test_pretrain_finetune_and_evaluate_by_the_command_line(tmp_path: Path) -> None:
@@ -815,3 +796,13 @@ def test_a_second_process_is_refused(parent: Path, tmp_path: Path) -> None:
     assert hint == "wait for it, or choose another --out"
     assert (run / "metrics.jsonl").read_bytes() == before
     assert gq("finetune", "--out", run, "--resume", "--iterations", "2", "-q").exit_code == 0
+
+
+@pytest.mark.parametrize("which", ["parent", "finished"])
+def test_online_runs_are_reported_with_a_film(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run = shutil.copytree(request.getfixturevalue(which), tmp_path / "run")
+    result = gq("report", run, "--video", "--episodes", "2", "--json")
+    assert result.exit_code == 0, result.stderr
+    (document,) = json.loads(result.stdout)["runs"]
+    assert Path(document["video"]).parent == run / "videos"
+    assert {len(measure["episodes"]) for measure in document["best"]["measures"]} == {2}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import breaking
-from breaking import Killed, Point, assert_equal, die, fast_disk, one_thread, repeated, terminate  # noqa: F401
+from breaking import Killed, Point, die, repeated, terminate
 from commandline import child_environment, copy_run, gq
+from comparing import assert_equal
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.episode_log import EpisodeLog
@@ -56,6 +57,7 @@ FINETUNING = {
     "train.log_every": 3,
 }
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------

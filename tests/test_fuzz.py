@@ -6,11 +6,13 @@
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -19,7 +21,7 @@ import pytest
 
 from gq.cli.errors import MAX_LETTERS, tidy
 from gq.data import rehearsal
-from gq.data.formats import read_trajectories
+from gq.data.formats import open_hdf5, plain_attributes, read_trajectories
 from gq.data.own_content import ForeignError, check_size
 from gq.data.pickle_reader import load_pickle
 from gq.data.plan_data import read_plan_data
@@ -291,6 +293,19 @@ def test_attributes_that_cannot_be_read_cost_no_rows(tmp_path: Path) -> None:
         read_trajectories(path)
 
 
+@pytest.mark.parametrize("damage", [KeyError("no object type"), TypeError("Unknown string encoding (value 7)")])
+def test_whatever_damaged_attributes_raise_is_told_as_damage(damage: Exception, tmp_path: Path) -> None:
+    class Attributes:
+        def items(self) -> list[Any]:
+            raise damage
+
+    with (
+        pytest.raises(DataError, match=r"a\.hdf5 is damaged: its attributes cannot be read"),
+        open_hdf5(write_hopper_file(tmp_path / "a.hdf5")),
+    ):
+        plain_attributes(SimpleNamespace(attrs=Attributes()))
+
+
 # --- the rehearsal in a child process ---------------------------------------------------------------------------------
 
 
@@ -431,6 +446,21 @@ def test_a_malicious_safetensors_header_is_refused(header: bytes, length: int | 
     with pytest.raises(GqError, match=r"model\.safetensors cannot be read") as caught:
         load_run(run, device="cpu")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("setting", ["mlp_ratio = 1e308", f"embed_dim = {10**400}", f"max_timestep = {2**63}"])
+def test_a_size_beyond_all_machines_is_refused(setting: str, run: Path) -> None:
+    (run / "config.toml").write_text(re.sub(rf"{setting.split()[0]} = \S+", setting, (run / "config.toml").read_text()))
+    with pytest.raises(GqError, match="less than"):
+        load_run(run, device="cpu")
+
+
+@pytest.mark.parametrize("algo", ["{}", "[1]", "{ a = { b = 1 } }", "1"])
+def test_an_algorithm_that_has_no_name_is_refused(algo: str, run: Path) -> None:
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace('algo = "dt"', f"algo = {algo}"))
+    with pytest.raises(GqError, match="cannot use"):
+        load_run(run, device="cpu")
 
 
 def test_a_configuration_that_the_weights_do_not_fit_takes_no_memory(run: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from commandline import gq
+from commandline import document, gq
 from downloading import isolate, plain_server
 from gq.config import to_toml
 from gq.data.registry import resolve
@@ -63,12 +63,6 @@ def reacher(tmp_path: Path) -> ImportedRun:
     return import_run(checkpoint(tmp_path / "mine.pt", **REACHER), "Reacher-v5")
 
 
-def document(*arguments: Any) -> Any:
-    result = gq("download", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def refused(*arguments: Any, exit_code: int = 2) -> str:
     result = gq(*arguments)
     assert result.exit_code == exit_code, result.stdout + result.stderr
@@ -87,7 +81,7 @@ def folder_content(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_checkpoint_is_fetched_and_becomes_a_run(hub: Any, own_home: Path, tmp_path: Path) -> None:
-    printed = document("tdmpc2/walker-walk-1")
+    printed = document("download", "tdmpc2/walker-walk-1")
     digest = sha256(tmp_path / "walker.pt")
     run = own_home / "runs" / f"walker-walk-tdmpc2-custom-official-1-{digest[:8]}"
     assert printed["run"] == str(run)
@@ -124,7 +118,7 @@ def test_what_is_said_while_a_run_is_made() -> None:
 
 
 def test_a_second_download_finds_the_run_and_needs_no_network(hub: Any) -> None:
-    run = Path(document("tdmpc2/walker-walk-1")["run"])
+    run = Path(document("download", "tdmpc2/walker-walk-1")["run"])
     before = folder_content(run)
     hub.log.clear()
     again = gq("download", "tdmpc2/walker-walk-1", "--offline")
@@ -132,7 +126,7 @@ def test_a_second_download_finds_the_run_and_needs_no_network(hub: Any) -> None:
     assert "; it was imported before" in again.stderr
     assert folder_content(run) == before
     assert hub.log == []
-    assert document("tdmpc2/walker-walk-1")["was_there"] is True
+    assert document("download", "tdmpc2/walker-walk-1")["was_there"] is True
     copied = import_run(resolve("tdmpc2/walker-walk-1").path)  # the same content by another way
     assert (copied.run, copied.was_there) == (run, True)
 
@@ -143,12 +137,12 @@ def test_one_task_of_many_is_chosen(hub: Any, tmp_path: Path) -> None:
     assert "hint: one of walker-stand, walker-walk, " in stderr
     assert "does not hold dog-run" in refused("download", "tdmpc2/mt30-1M", "--task", "dog-run")
     assert hub.log == [], "both are known before anything is fetched"
-    printed = document("tdmpc2/mt30-1M", "--task", "cup-catch")
+    printed = document("download", "tdmpc2/mt30-1M", "--task", "cup-catch")
     assert Path(printed["run"]).name.startswith("cup-catch-tdmpc2-custom-official-mt30-1m-")
     model = load_run(Path(printed["run"]), device="cpu").model
     expected = import_tdmpc2(tmp_path / "mt30.pt", "cup-catch").state
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    other = document("tdmpc2/mt30-1M", "--task", "walker-run")
+    other = document("download", "tdmpc2/mt30-1M", "--task", "walker-run")
     assert other["run"] != printed["run"], "another task of the same file is another run"
 
 
@@ -165,7 +159,7 @@ def test_a_checkpoint_of_a_task_that_gq_lacks_is_kept_as_it_is(own_home: Path) -
     result = gq("download", "tdmpc2/mw-assembly-1")
     assert result.stdout == f"{resolve('tdmpc2/mw-assembly-1').path}\n"
     assert "kept as it is: gq does not simulate mw-assembly" in result.stderr
-    assert document("tdmpc2/mw-assembly-1")["run"] is None
+    assert document("download", "tdmpc2/mw-assembly-1")["run"] is None
     assert not (own_home / "runs").exists()
 
 
@@ -185,15 +179,15 @@ def test_the_task_of_a_checkpoint_is_known_from_its_name() -> None:
 
 def test_a_file_becomes_a_run(tmp_path: Path, own_home: Path) -> None:
     path = checkpoint(tmp_path / "mine.pt", layout="C", **WALKER)
-    printed = document(path, "--task", "walker-run")
+    printed = document("download", path, "--task", "walker-run")
     run = Path(printed["run"])
     assert run.parent == own_home / "runs"
     assert run.name == f"walker-run-tdmpc2-custom-imported-{sha256(path)[:8]}"
     assert (printed["source"], printed["layout"], printed["licence"]) == (str(path), "C", "")
     assert is_imported(run)
     named = checkpoint(tmp_path / "walker-walk-2.pt", **WALKER)
-    assert document(named)["task"] == "walker-walk", "its name says it"
-    several = document(named, path, "--task", "walker-run")
+    assert document("download", named)["task"] == "walker-walk", "its name says it"
+    several = document("download", named, path, "--task", "walker-run")
     assert [one["task"] for one in several["datasets"]] == ["walker-run"] * 2
 
 
@@ -346,7 +340,7 @@ def test_an_imported_run_cannot_be_trained_on(reacher: ImportedRun) -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize(("file", "layout"), [("a", "A"), ("c", "C"), ("cprime", "C'")])
 def test_recorded_files_become_runs(fixtures: Path, file: str, layout: str) -> None:
-    printed = document(fixtures / f"tdmpc2_layout_{file}.pt", "--task", "reacher-easy")
+    printed = document("download", fixtures / f"tdmpc2_layout_{file}.pt", "--task", "reacher-easy")
     assert printed["layout"] == layout
     found = load_run(Path(printed["run"]), device="cpu").model.state_dict()
     expected = import_tdmpc2(fixtures / "tdmpc2_layout_a.pt").state

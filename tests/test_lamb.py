@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comparing import assert_equal
 from gq.algos.lamb import Lamb
 from gq.algos.supervised import build_optimizer, load_moments, moments
 from gq.config import OptimConfig
@@ -48,12 +49,6 @@ def one_step(values: Tensor, gradient: Tensor, **settings: Any) -> Tensor:
 def everything(parameters: nn.ParameterDict, optimizer: Lamb) -> dict[str, Tensor]:
     values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     return values | {name: tensor.clone() for name, tensor in moments(parameters, optimizer).items()}
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
 
 
 # --- recorded arrays --------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from breaking import fast_disk, one_thread  # noqa: F401  # fixtures
 from gq import presets
 from gq.config import BCConfig, DTConfig
 from gq.data.trajectories import Trajectories
@@ -28,6 +27,8 @@ from gq.errors import GqError, Interrupted, UsageError
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
+
+pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 # --- activation checkpointing -----------------------------------------------------------------------------------------
 

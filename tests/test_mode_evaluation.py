@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from breaking import one_thread  # noqa: F401
 from commandline import copy_run, gq
 from gq import rendering
 from gq.engine.building import load_run
 from gq.engine.correctors import correctors_folder, save_corrector
 from gq.engine.evaluate import evaluate
 from gq.engine.sweep import standard_modes
-from gq.envs import gl
-from gq.errors import GqError, UsageError
+from gq.errors import UsageError
 from gq.files import sha256
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.planning.acting import PlanningPolicy
@@ -24,6 +22,8 @@ from gq.planning.interfaces import Source
 from gq.rendering import SOURCE_COLOURS, render
 from gq.video import draw_overlay
 from test_world_runs import trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 USAGE = 2
 FIGURES = (
@@ -172,16 +172,6 @@ def test_the_corrector_of_another_teacher_is_refused(corrected: Path) -> None:
 
 
 # --- films ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip where nothing can draw; forget the chosen backend afterwards."""
-    monkeypatch.setenv("MUJOCO_GL", "")
-    try:
-        gl.select_backend()
-    except GqError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.usefixtures("drawing")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from comparing import assert_equal
 from gq.algos import odt
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy, policy_metrics
 from gq.config import EntropyConfig, ODTConfig, OptimConfig, TrainConfig, UpdateConfig, validate
@@ -87,12 +88,6 @@ def everything(learner: ODTLearner) -> dict[str, Tensor]:
     """Return weights, moments and temperature, but not the random states."""
     state = {name: tensor for name, tensor in learner.state_tensors().items() if not name.startswith("rng/")}
     return {name: tensor.clone() for name, tensor in (state | learner.model.state_dict()).items()}
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
 
 
 def measure(

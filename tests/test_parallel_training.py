@@ -12,8 +12,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from breaking import assert_equal, fast_disk, one_thread  # noqa: F401  # fixtures
 from commandline import gq
+from comparing import assert_equal
 from gq import presets
 from gq.algos.supervised import SupervisedLearner
 from gq.config import OfflineConfig
@@ -24,6 +24,8 @@ from gq.engine.offline import train
 from gq.errors import GqError, Interrupted
 from test_world_processes import torchrun
 from tiny import SETTINGS, as_flags, write_hopper_file
+
+pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 CURVE_TOLERANCE = 1e-5  # of losses and weights after 12 updates in float32: sums in another order
 PLAIN = {**SETTINGS, "model.num_layers": 2, "model.dropout": 0.0, "train.precision": "float32", "train.log_every": 1}

@@ -138,6 +138,7 @@ def test_the_newest_evaluated_checkpoint_counts_and_of_each_target_its_newest(tm
     evaluate_as_if(run, {1000.0: [700.0], 3000.0: [2000.0, 3000.0]}, name="2")
     evaluate_as_if(run, {1000.0: [800.0, 900.0]}, name="3")
     evaluate_as_if(run, {2000.0: [5.0]}, name="2b", stochastic=True)
+    evaluate_as_if(run, {2500.0: [5.0]}, name="2c", context="blocks")
     (line,) = read_asked([run]).lines
     assert line.targets.tolist() == [1000, 3000]
     assert line.mean.tolist() == [850, 2500]

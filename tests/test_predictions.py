@@ -1,6 +1,5 @@
 """What `gq params --device` predicts: memory is what an instantiated model takes, time follows from the device."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from commandline import child_environment, gq
+from commandline import child_environment, document, gq
 from gq import presets
 from gq.config import DTConfig
 from gq.data.datasets import load_dataset
@@ -169,14 +168,8 @@ def test_this_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prediction.step.total > prediction.step.products > 0
 
 
-def document(*arguments: Any) -> Any:
-    result = gq("params", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def test_the_command_predicts_one_size_in_all_ways() -> None:
-    printed = document("--device", "h100", "--world-size", "8", "--size", "1.9b", "--batch-size", "128")
+    printed = document("params", "--device", "h100", "--world-size", "8", "--size", "1.9b", "--batch-size", "128")
     assert (printed["task"], printed["world_size"], printed["device"]["name"]) == ("Humanoid-v5", 8, "h100")
     (model,) = printed["models"]
     ways = {(way["parallel"], way["checkpoint_activations"]) for way in model["ways"]}
@@ -200,13 +193,19 @@ def test_the_command_predicts_one_size_in_all_ways() -> None:
 def test_the_command_predicts_all_sizes_and_runs(tmp_path: Path) -> None:
     from gq.config import to_toml
 
-    assert [model["size"] for model in document("--device", "l4")["models"]] == ["1m", "13m", "0.1b", "0.6b", "1.9b"]
+    assert [model["size"] for model in document("params", "--device", "l4")["models"]] == [
+        "1m",
+        "13m",
+        "0.1b",
+        "0.6b",
+        "1.9b",
+    ]
     table = gq("params", "--device", "l4").stdout.splitlines()
     assert table[1].split()[:4] == ["size", "memory", "fits", "devices"]
     assert table[6].split()[:5:4] == ["1.9b", "4"]
     config = DTConfig(task="Hopper-v5").replace({"train.batch_size": 32, "train.steps": 10})
     (tmp_path / "config.toml").write_text(to_toml(config))
-    (model,) = document(tmp_path, "--device", "t4")["models"]
+    (model,) = document("params", tmp_path, "--device", "t4")["models"]
     assert (model["best"]["batch_size"], model["best"]["steps"]) == (32, 10)
     seconds = gq("params", "13m", "--device", "t4", "-q").stdout
     assert float(seconds) > 0

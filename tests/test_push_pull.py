@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commandline import copy_run, gq, train_tiny
+from commandline import copy_run, gq
 from downloading import isolate, write_d4rl, write_minari
 from gq.data.datasets import load_dataset
 from gq.data.formats import read_trajectories
@@ -21,13 +21,6 @@ from gq.sharing.pulling import pull_run
 from hubserver import serve_hub
 
 STEP = "checkpoints/step-000000004"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GQ_HOME", str(tmp_path_factory.mktemp("home")))
-        yield train_tiny(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparing import chi_square
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
 from gq.data.replay import Entry, ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.sampler import Batch
@@ -79,10 +80,6 @@ def labels_of(batch: Batch) -> set[tuple[int, int, float]]:
 
 def are_equal(first: Batch, second: Batch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
 
 
 # --- what a buffer starts with ----------------------------------------------------------------------------------------

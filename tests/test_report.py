@@ -8,6 +8,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -236,6 +237,20 @@ def test_what_is_lacking_is_evaluated(tmp_path: Path) -> None:
     result = gq("report", run, "-q")
     assert Path(result.stdout.strip()) == run / "report.html"
     assert len(list((run / "evals").iterdir())) == before, "on record by now"
+
+
+def test_a_small_film_is_made_and_embedded_when_asked(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path)
+    file = tmp_path / "page.html"
+    result = gq("report", run, "--video", "--no-rollouts", "-o", file)
+    assert result.exit_code == 0, result.stderr
+    (film,) = (run / "videos").iterdir()
+    address = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
+    assert ("src", address) in outline(file.read_text(encoding="utf-8")).attributes
+    with av.open(film) as video:
+        assert (video.streams.video[0].width, video.streams.video[0].height) == (200, 200)
+        assert sum(1 for _ in video.decode(video=0)) > 1
+    assert file.stat().st_size < 5_000_000
 
 
 def test_a_file_is_not_replaced_unasked(tmp_path: Path, data: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import SHARED
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
 from gq.envs.make import make
-from gq.envs.restore import can_restore, correct, position_velocity_columns, predict_next, restorable_rows, restore
+from gq.envs.restore import can_restore, correct, position_velocity_columns, predict_in, restorable_rows, restore
 from gq.envs.tasks import TASKS
 
 RESTORABLE = [task for task in TASKS if task.split("-")[0] in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")]
@@ -32,6 +32,12 @@ def random_rows(task: str, num_steps: int, seed: int = 0) -> tuple[np.ndarray, .
             rows.append((observation, action, following, reward))
             observation = env.reset()[0] if terminated or truncated else following
     return tuple(np.array(column) for column in zip(*rows, strict=True))
+
+
+def predict_next(task: str, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what one step in an environment of its own makes of each state."""
+    with closing(make(task)) as env:
+        return predict_in(env, observations, actions)
 
 
 @pytest.mark.parametrize("task", RESTORABLE)

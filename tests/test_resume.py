@@ -30,11 +30,6 @@ from tiny import SETTINGS, as_flags, write_hopper_file
 EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_hopper_file(tmp_path / "data.hdf5")
-
-
 def tiny_config(data: Path, **settings: Any) -> DTConfig:
     return presets.dt("1m").replace({"data.dataset": str(data), "size": "tiny", **SETTINGS, **settings})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from commandline import child_environment, copy_run, gq, train_tiny
+from commandline import child_environment, copy_run, gq
 from gq.config import FinetuneConfig, to_toml
 from gq.engine.cards import is_own, write_card
 from gq.engine.run_state import FAILURE_FILE, is_held, state_of
@@ -34,14 +34,6 @@ with lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)
 """
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GQ_HOME", str(folder / "home"))
-        yield train_tiny(folder)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import corruptions
 from corruptions import Stream, only, problems, simulated, whole_rows
 from gq.data.formats import read_trajectories
 from gq.errors import DataError
@@ -22,20 +21,6 @@ from gq.repairing.repair import repair
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")
-
-
-@pytest.fixture
-def hopper() -> Stream:
-    """Return about 25 short episodes, all falls, and a piece of one."""
-    stream = simulated("Hopper-v5", 600)
-    assert stream.kinds[-1] == corruptions.CUT
-    return stream
-
-
-@pytest.fixture
-def cheetah() -> Stream:
-    """Return three episodes of 1000 steps."""
-    return simulated("HalfCheetah-v5", 3_000)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparing import chi_square
 from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
 
@@ -26,10 +27,6 @@ def make_trajectories(lengths: list[int], rewards: list[float] | None = None) ->
 
 def rows_of(batch: Batch) -> torch.Tensor:
     return batch.observations[..., 0].long()
-
-
-def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breaking import fast_disk, one_thread  # noqa: F401  # fixtures
 from gq import presets
 from gq.data import layouts, streaming
 from gq.data.formats import read_trajectories
@@ -23,6 +22,8 @@ from gq.errors import DataError, Interrupted
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
+
+pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 
 def assert_same(first: Batch, second: Batch) -> None:

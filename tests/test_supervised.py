@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comparing import assert_equal
 from gq.algos import bc, dt
 from gq.algos.supervised import SupervisedLearner, learning_rate, num_windows
 from gq.config import OptimConfig, TrainConfig
@@ -80,12 +81,6 @@ def weights(learner: SupervisedLearner) -> dict[str, Tensor]:
 
 def moments(learner: SupervisedLearner) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in learner.state_tensors().items() if not name.startswith("rng/")}
-
-
-def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(actual[name], tensor), name
 
 
 def gradient_norm(model: nn.Module) -> float:

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from breaking import assert_equal, repeated
+from breaking import repeated
 from commandline import child_environment, gq
+from comparing import assert_equal
 from gq.algos.tdmpc2 import SequenceBatch, TDMPC2Learner, UpdateDraws, draw
 from gq.data.step_log import FIRST, StepLog
 from gq.engine.checkpoint import choose_checkpoint, load_checkpoint

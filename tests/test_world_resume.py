@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import breaking
-from breaking import Killed, Point, assert_equal, die, fast_disk, one_thread, repeated, terminate  # noqa: F401
+from breaking import Killed, Point, die, repeated, terminate
 from commandline import child_environment, copy_run, gq
+from comparing import assert_equal
 from gq import presets
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
 from gq.data.step_log import FIRST, TERMINATED, StepLog
@@ -53,6 +54,7 @@ TINY = {
     "checkpoint.every": 4,
 }
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------
 

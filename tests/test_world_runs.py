@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 
-from breaking import one_thread  # noqa: F401
 from commandline import TINY, child_environment, copy_run, gq, train_tiny
 from gq import presets
 from gq.collecting import collect
@@ -22,12 +21,13 @@ from gq.data.formats import read_trajectories
 from gq.engine.building import load_run
 from gq.engine.evaluate import evaluate
 from gq.engine.world_training import train_world_model
-from gq.envs import gl
 from gq.envs.make import make
-from gq.errors import GqError, Interrupted, UsageError
+from gq.errors import Interrupted, UsageError
 from gq.evaluation.recording import episode_start
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy
 from gq.rendering import render
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAILED, USAGE = 1, 2
 SETTINGS = {
@@ -71,16 +71,6 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny(tmp_path_factory.mktemp("transformer"))
-
-
-@pytest.fixture
-def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip where nothing can draw; forget the chosen backend afterwards."""
-    monkeypatch.setenv("MUJOCO_GL", "")
-    try:
-        gl.select_backend()
-    except GqError as error:
-        pytest.skip(str(error))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

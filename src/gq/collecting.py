@@ -266,7 +266,7 @@ def existing(output: Path, parts: Path, request: Request) -> Collected:
     hint = "replace it with --force, or choose another --output"
     try:
         with open_hdf5(output) as root:
-            attributes = plain_attributes(root.attrs)
+            attributes = plain_attributes(root)
     except DataError:
         attributes = {}
     if "request_sha256" not in attributes:

@@ -16,7 +16,7 @@ from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticM
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
 from gq.parsing import parse_toml
 
-Natural = Annotated[int, Ge(0)]
+Natural = Annotated[int, Ge(0), Lt(2**63)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]

@@ -47,12 +47,17 @@ def all_runs() -> list[Path]:
     return sorted(runs, key=lambda run: ((run / "config.toml").stat().st_mtime_ns, run.name), reverse=True)
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return config.toml, nested and not validated: runs of other versions of gq have other keys. Empty if damaged."""
+    try:
+        return parse_toml((run / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def algo_of(run: Path) -> str:
     """Return the algorithm that a run's configuration names, or "" where it cannot be read."""
-    try:
-        return str(parse_toml((run / "config.toml").read_text(encoding="utf-8"))["algo"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    return str(read_settings(run).get("algo", ""))
 
 
 def existing(name: str) -> Path | None:
@@ -157,3 +162,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise GqError(f"{path} holds no JSON object", hint="put the file back from a copy")
     return document
+
+
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where the file is missing or damaged."""
+    try:
+        return read_json(path)
+    except GqError:
+        return {}

@@ -22,6 +22,7 @@ def known_sources() -> list[str]:
     return options.known_runs() + [name for name in options.known_datasets() if name.startswith("builtin/")]
 
 
+@options.grouped
 def collect(
     output_file: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The HDF5 file to write.", show_default=False)
@@ -60,14 +61,10 @@ def collect(
     ] = 16,
     device: options.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE, and what was begun of it.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Roll a run or a built-in policy into a dataset, and print the file's path."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     source: str | Path

@@ -27,6 +27,7 @@ def one_of_two(name: str) -> Any:
     return typer.Argument(metavar=name, help="A run.", autocompletion=options.complete_from(options.known_runs))
 
 
+@options.grouped
 def compare(
     a: Annotated[str, one_of_two("A")],
     b: Annotated[str, one_of_two("B")],
@@ -37,16 +38,12 @@ def compare(
         int | None, typer.Option(metavar="N", help="Episodes per target; default: all on record, at least 20.")
     ] = None,
     checkpoint: options.CheckpointName = "best",
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
+    seed: options.EpisodeSeed = 0,
     device: options.Device = "auto",
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Say which of two runs is better, and how sure that is: paired by episode seed, with an interval."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     first, second = find_run(a), find_run(b)

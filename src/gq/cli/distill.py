@@ -52,6 +52,7 @@ Data = Annotated[Path | None, typer.Option(metavar="FILE", help="Learn from this
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")]
 
 
+@options.grouped
 def distill(
     run: options.RunName = None,
     latest: options.Latest = False,
@@ -76,14 +77,10 @@ def distill(
     device: options.Device = "auto",
     out: Out = None,
     force: Annotated[bool, typer.Option("--force", help="Replace other data there, and what was begun.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Teach a small network to correct plans, so that each can be executed for longer, and print its folder."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)

@@ -20,6 +20,7 @@ Exit code 0: nothing is wrong; 1: there are problems, each with the command
 that mends it. Warnings and notes do not count."""
 
 
+@options.grouped
 def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Ask no server.")] = False,
     verify: Annotated[
@@ -28,14 +29,10 @@ def doctor(
     selftest: Annotated[
         int, typer.Option(metavar="N", min=0, help="Kill a small training N times and resume it; seconds each.")
     ] = 0,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Examine versions, hardware, OpenGL, threads, disk, cache, runs and servers; with -q print what mends problems."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq import threads
     from gq.errors import GqError
 

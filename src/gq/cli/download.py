@@ -35,6 +35,7 @@ def known_names() -> list[str]:
     return list(ENTRIES)
 
 
+@options.grouped
 def download(
     names: Annotated[
         list[str] | None,
@@ -54,7 +55,7 @@ def download(
     remove: Annotated[bool, typer.Option("--remove", help="Remove an ID from the cache.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and do nothing.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: options.Offline = False,
     transitions: Annotated[
         int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
     ] = None,
@@ -67,17 +68,13 @@ def download(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset or run that is there already.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Fetch or simulate datasets, check them, and keep them in the cache; make runs of TD-MPC2 checkpoints.
 
     `gq train` takes the dataset downloaded last unless told otherwise.
     """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     modes = {"--list": list_all, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
     chosen = [name for name, is_on in modes.items() if is_on]
     if len(chosen) > 1:

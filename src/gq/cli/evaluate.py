@@ -20,6 +20,7 @@ Examples:
   gq eval cartpole-swingup-tdmpc2 --mode baseline,spec6 --spec-plan-horizon 6"""
 
 
+@options.grouped
 def evaluate(
     run: options.RunName = None,
     latest: options.Latest = False,
@@ -51,7 +52,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20,
     checkpoint: options.CheckpointName = "best",
     stochastic: options.Stochastic = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
+    seed: options.EpisodeSeed = 0,
     context: Annotated[
         Literal["sliding", "blocks"] | None,
         typer.Option(
@@ -60,14 +61,10 @@ def evaluate(
         ),
     ] = None,
     device: options.Device = "auto",
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Measure a run: all episodes and targets at once, fixed seeds, confidence intervals."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)

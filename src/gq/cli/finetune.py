@@ -1,14 +1,13 @@
 """`gq finetune`."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.cli import options
+from gq.cli.launching import Launch, show_plan, show_result
 from gq.cli.output import Output
-from gq.cli.train import DryRun, Out, Resume, given_settings
 from gq.cli.training_view import TrainingView, clock
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ Examples:
   gq finetune --out runs/b --resume      go on with a run"""
 
 
+@options.grouped
 def finetune(
     run: options.RunName = None,
     latest: options.Latest = False,
@@ -42,24 +42,15 @@ def finetune(
     ] = None,
     dataset: options.Dataset = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None,
-    device: options.Device = None,
-    out: Out = None,
-    resume: Resume = False,
-    config: options.ConfigFile = None,
-    settings: options.Settings = None,
-    dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Finetune an Online Decision Transformer on its own episodes, beside the best of its dataset.
 
     Each iteration samples episodes at a high target, labels them with what they earned, and updates. Ctrl-C saves;
     --resume goes on exactly.
     """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     flags = {
         "online.environment_steps": steps,
         "online.iterations": iterations,
@@ -70,41 +61,39 @@ def finetune(
         "eval.targets": options.parse_numbers(target, "--target") or None,
         "data.dataset": dataset,
         "train.seed": seed,
-        "train.device": device,
     }
-    given = given_settings(config, settings) | {key: value for key, value in flags.items() if value is not None}
-    from gq.paths import find_run, new_run_folder, runs_folder
+    given = launch.given(flags)
+    from gq.paths import find_run, new_run_folder
 
-    parent, checkpoint_folder = (None, None) if resume else find_run(run, latest=latest, algos=("odt", "finetune"))
-    from gq.config import FinetuneConfig, to_toml
+    parent, checkpoint_folder = (
+        (None, None) if launch.resume else find_run(run, latest=latest, algos=("odt", "finetune"))
+    )
+    from gq.config import FinetuneConfig
     from gq.engine.finetuning import complete, finetune, prepare_finetuning
     from gq.engine.runs import resume_config
 
+    out = launch.out
     if parent:
         resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
     else:
         out, stored = resume_config("finetune", None, given, out)
         assert isinstance(stored, FinetuneConfig)
         resolved, trajectories = complete(stored)
-    out = out or new_run_folder(resolved.task, resolved.algo, resolved.size)
-    if dry_run:
-        output.note(f"run: {out}")
-        document = {"run": str(out), "config": resolved.to_dict()}
-        output.result(document, quiet=out, human=to_toml(resolved).rstrip())
+    if launch.dry_run:
+        show_plan(output, resolved, out)
         return
+    out = out or new_run_folder(resolved.task, resolved.algo, resolved.size)
     from gq import threads
 
     threads.prepare()
     output.note(f"run: {out}, from {Path(resolved.online.parent).name} {resolved.online.checkpoint}")
     with TrainingView(output, resolved) as view:
-        result = finetune(resolved, out, resume=resume, listener=view, trajectories=trajectories)
+        result = finetune(resolved, out, resume=launch.resume, listener=view, trajectories=trajectories)
     output.note(
         f"{result.environment_steps} environment steps in {result.iterations} iterations, {result.steps} updates, "
         f"{clock(result.seconds)}"
     )
-    document = {**dataclasses.asdict(result), "run": str(result.run)}
-    output.result(document, quiet=result.run, human=table(output, result))
-    output.note(f"next: gq eval {'--latest' if result.run.parent == runs_folder() else result.run}")
+    show_result(output, result, table(output, result))
 
 
 def table(output: Output, result: "FinetuneResult") -> Any:

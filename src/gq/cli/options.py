@@ -1,13 +1,33 @@
 """Options that several commands share, and what their completion offers."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gq.errors import UsageError
 from gq.parsing import parse_whole_number
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let each parameter that a class annotates, such as `output: Output`, stand for the options of its constructor."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups = {one.name: one.annotation for one in parameters if inspect.isclass(one.annotation)}
+    options = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {name: group(**{key: values.pop(key) for key in options[name]}) for name, group in groups.items()}
+        command(**values, **made)
+
+    flat = [one for each in parameters for one in options.get(each.name, {each.name: each}).values()]
+    flat = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in flat]
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what Typer reads
+    run.__annotations__ = {one.name: one.annotation for one in flat}
+    return run
 
 
 def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str]]:
@@ -105,14 +125,6 @@ def max_steps(run: Path) -> int:
     return resolve_task(read_config(run).task).max_episode_steps
 
 
-JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what a script needs: a path, or numbers.")]
-Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; -vv shows tracebacks.")
-]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.")]
-NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
-
 RunName = Annotated[
     str | None,
     typer.Argument(
@@ -150,6 +162,8 @@ Device = Annotated[
         autocompletion=complete_from(lambda: ["auto", "cpu", "cuda"]),
     ),
 ]
+EpisodeSeed = Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 CheckpointName = Annotated[
     str,
     typer.Option(metavar="NAME", help="best, last or a step.", autocompletion=complete_from(lambda: ["best", "last"])),
@@ -169,8 +183,4 @@ ActingMode = Annotated[
 CorrectorName = Annotated[
     str | None,
     typer.Option(metavar="NAME|PATH", help="What corrects plans, by gq distill; default: the run's."),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")
 ]

@@ -5,25 +5,35 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from gq.engine.distributed import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what a script needs: a path, or numbers.")]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; -vv shows tracebacks.")
+]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+
 
 class Output:
-    """Three modes: tables for people, one JSON document, or only the path or id."""
+    """Three modes: tables for people, one JSON document, or only the path or id; its arguments are options."""
 
     def __init__(
         self,
         *,
-        json_mode: bool = False,
-        quiet: bool = False,
-        verbose: int = 0,
-        no_color: bool = False,
-        no_progress: bool = False,
+        json_mode: JsonMode = False,
+        quiet: Quiet = False,
+        verbose: Verbose = 0,
+        no_color: NoColor = False,
+        no_progress: NoProgress = False,
     ) -> None:
         self.is_heard = rank() == 0  # of several processes, one speaks
         quiet = quiet or not self.is_heard

@@ -23,6 +23,7 @@ Examples:
   gq params runs/a --json"""
 
 
+@options.grouped
 def params(
     model: Annotated[
         str | None,
@@ -75,14 +76,10 @@ def params(
     world_size: Annotated[
         int | None, typer.Option(metavar="N", help="So many of these devices in one machine; default: 1.")
     ] = None,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter, plans."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.models.sizes import SIZES
 
     if model is None and latest:
@@ -103,9 +100,11 @@ def params(
     elif device:
         from gq.cli.predicting import show_predictions
 
-        show_predictions(output, model, config, task, dataset, batch_size, device, world_size or 1)
+        task, num_transitions = data_facts(dataset, task)
+        show_predictions(output, model, config, task, num_transitions, batch_size, device, world_size or 1)
     else:
-        show_transformers(output, model, config, task, dataset, batch_size or 64)
+        task, num_transitions = data_facts(dataset, task)
+        show_transformers(output, model, config, task, num_transitions, batch_size or 64)
 
 
 def refuse_numbers(batch_size: int | None, device: str | None, world_size: int | None) -> None:
@@ -116,11 +115,21 @@ def refuse_numbers(batch_size: int | None, device: str | None, world_size: int |
         raise UsageError("--world-size says how many devices", hint="for example --device h100 --world-size 8")
 
 
+def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int | None]:
+    """Return the task, a dataset's where none is given, and how many transitions it has; None without one."""
+    if not dataset:
+        return task, None
+    from gq.data.datasets import load_dataset
+
+    trajectories = load_dataset(dataset, task=task)
+    return task or trajectories.task, trajectories.num_transitions
+
+
 def show_transformers(
-    output: Output, model: str | None, config: Any, task: str | None, dataset: str | None, batch_size: int
+    output: Output, model: str | None, config: Any, task: str | None, num_transitions: int | None, batch_size: int
 ) -> None:
     """Print what Decision Transformers cost."""
-    reports, on_task = collect(model, config, task, dataset, batch_size)
+    reports, on_task = collect(model, config, task, num_transitions, batch_size)
     document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
     too_large = [report for report in reports if report.warning]
     if len(too_large) == 1:
@@ -133,19 +142,13 @@ def show_transformers(
 
 
 def collect(
-    size: str | None, config: Any, task: str | None, dataset: str | None, batch_size: int
+    size: str | None, config: Any, task: str | None, num_transitions: int | None, batch_size: int
 ) -> tuple[list["ParamsReport"], str]:
     """Return the reports asked for, of a run's configuration or of one size or all, and the task that they are for."""
     from gq.envs.tasks import resolve_task
     from gq.models.sizes import SIZES
     from gq.parameters import report, report_config
 
-    num_transitions: int | None = None
-    if dataset:
-        from gq.data.datasets import load_dataset
-
-        trajectories = load_dataset(dataset, task=task)
-        task, num_transitions = task or trajectories.task, trajectories.num_transitions
     options: dict[str, Any] = {"num_transitions": num_transitions, "batch_size": batch_size}
     if config is None:
         task = resolve_task(task or "Humanoid-v5").id

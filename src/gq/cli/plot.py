@@ -40,6 +40,7 @@ def newest_metrics() -> list[str]:
     return known_metrics(read_records(runs[0] / "metrics.jsonl")) if runs else []
 
 
+@options.grouped
 def plot(
     names: Annotated[
         list[str] | None,
@@ -84,15 +85,11 @@ def plot(
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal, into no file.")] = False,
     csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Draw learning curves, achieved returns, sweeps of modes or datasets; print the picture's path, or the points."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    check_request(file, json_mode=json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
+    check_request(file, json_mode=output.json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
     runs, datasets = find_subjects(names, latest=latest)
     kind = kind_of(datasets, asked=asked, sweep=sweep)
     refuse_ignored(kind, x=x, smooth=smooth, metric=metric)

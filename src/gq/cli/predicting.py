@@ -36,7 +36,7 @@ def show_predictions(
     size: str | None,
     run_config: "TransformerConfig | None",
     task: str | None,
-    dataset: str | None,
+    num_transitions: int | None,
     batch_size: int | None,
     device_name: str,
     world_size: int,
@@ -48,12 +48,8 @@ def show_predictions(
     from gq.models.sizes import SIZES
     from gq.predictions import ASSUMED_TRANSITIONS, best_way, devices_needed, ways_to_train
 
-    num_transitions = ASSUMED_TRANSITIONS
-    if dataset:
-        from gq.data.datasets import load_dataset
-
-        trajectories = load_dataset(dataset, task=task)
-        task, num_transitions = task or trajectories.task, trajectories.num_transitions
+    assumed = "" if num_transitions else ", assumed"
+    num_transitions = num_transitions or ASSUMED_TRANSITIONS
     interface = resolve_task(task or (run_config.task if run_config else "Humanoid-v5"))
     configs = [run_config] if run_config else [presets.dt(name) for name in ([size] if size else SIZES)]
     if batch_size:
@@ -87,10 +83,10 @@ def show_predictions(
         body = one_model(output, ways[0], best[0], needed[0], device)
     else:
         body = all_models(output, best, needed, device)
-    assumed = f"{assumptions(device)}; {num_transitions:,} transitions of data" + ("" if dataset else ", assumed")
+    basis = f"{assumptions(device)}; {num_transitions:,} transitions of data{assumed}"
     from rich.console import Group
 
-    human = Group(f"Training Decision Transformers for {interface.id} on {head}", *body, assumed)
+    human = Group(f"Training Decision Transformers for {interface.id} on {head}", *body, basis)
     output.result(document, quiet="\n".join(f"{one.step.total:.6f}" for one in best), human=human)
 
 

@@ -18,6 +18,7 @@ Examples:
 HF_TOKEN opens private repositories. Nothing of what comes is executed."""
 
 
+@options.grouped
 def pull(
     repo: Annotated[
         str | None, typer.Argument(metavar="REPO", help="ORG/NAME, or ORG/NAME@REVISION.", show_default=False)
@@ -25,15 +26,11 @@ def pull(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder; default: NAME in the runs folder.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    offline: options.Offline = False,
+    *,
+    output: Output,
 ) -> None:
     """Get a run from the Hugging Face Hub, checked, to evaluate, film and report it; or a dataset."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.data.hub import PREFIX, parse_reference, refuse_offline
 
     if not repo:

@@ -22,6 +22,7 @@ Examples:
 Needs a token with write access: hf auth login, or HF_TOKEN."""
 
 
+@options.grouped
 def push(
     what: Annotated[
         str | None,
@@ -43,18 +44,14 @@ def push(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, and do nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    offline: options.Offline = False,
+    *,
+    output: Output,
 ) -> None:
     """Put a run or a dataset on the Hugging Face Hub: what another person needs, with a card of measured numbers.
 
     Of a run: weights of the last and the best checkpoint, configuration, metrics, evaluations, one video.
     """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     if latest and repo:
         raise UsageError(f"both {what} and --latest", hint="give one of them: gq push --latest ORG/NAME")
     if latest:

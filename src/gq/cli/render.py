@@ -17,6 +17,7 @@ Examples:
   gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
 
 
+@options.grouped
 def render(
     run: options.RunName = None,
     latest: options.Latest = False,
@@ -36,16 +37,12 @@ def render(
     camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
     overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0,
+    seed: options.EpisodeSeed = 0,
     device: options.Device = "auto",
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Film a run and print the video's path. Works without a display."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)

@@ -33,6 +33,7 @@ an estimate of the return that came after them, from similar states of whole
 episodes. Training uses neither by itself."""
 
 
+@options.grouped
 def repair(
     dataset: Annotated[
         str,
@@ -59,14 +60,10 @@ def repair(
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a .png, .svg or .pdf.")
     ] = None,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Say what is wrong with a dataset, and write a copy without it. The original is never changed."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.errors import UsageError
 
     if apply != (out is not None):
@@ -88,7 +85,7 @@ def repair(
             simulate=simulate,
             progress=lambda what, done, total: move(done, total),
         )
-    document, text = report.document(), describe(report, verbose=bool(verbose))
+    document, text = report.document(), describe(report, verbose=bool(output.verbose))
     if png is not None:
         draw(report, png)
         output.note(f"wrote {png}")

@@ -21,6 +21,7 @@ Evaluations on record are used; what is lacking is evaluated first. The
 page is one file without scripts, which needs no network."""
 
 
+@options.grouped
 def report(
     runs: Annotated[
         list[str] | None,
@@ -41,14 +42,10 @@ def report(
     rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
     video: Annotated[bool, typer.Option("--video", help="Film an episode of each run, small.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Write a report card of one or more runs, and print its path; with --json print the facts."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.errors import UsageError
     from gq.paths import find_run
 
@@ -65,7 +62,7 @@ def report(
     from gq.reporting.report import default_path
     from gq.reporting.report import report as write_report
 
-    path = file or (None if json_mode else default_path(folders))
+    path = file or (None if output.json_mode else default_path(folders))
     with output.progress("evaluating", unit="steps") as move:
         wishes = Wishes(
             num_episodes=episodes,

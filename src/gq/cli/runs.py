@@ -56,6 +56,7 @@ Algo = Annotated[
 
 
 @runs_app.command("list", epilog=LIST_EXAMPLES, short_help="List runs: state, scores, size.")
+@options.grouped
 def list_runs(
     task: Annotated[str, typer.Option(metavar="WORD", help="Only tasks with this in their name.")] = "",
     algo: Algo = "",
@@ -70,14 +71,10 @@ def list_runs(
     sort: Annotated[
         Literal["newest", "name", "size", "score"], typer.Option(help="The order; score is the best one.")
     ] = "newest",
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """List the runs of the runs folder; with -q only their ids."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.managing.records import list_runs as read_runs
     from gq.paths import runs_folder
 
@@ -112,17 +109,14 @@ def list_table(output: Output, records: "list[RunRecord]") -> Any:
 
 
 @runs_app.command("show", epilog=SHOW_EXAMPLES, short_help="Show everything about a run.")
+@options.grouped
 def show(
     run: options.RunName = None,
     latest: options.Latest = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Show a run: what is special about it, its scores, what it holds, where it came from, how to make it again."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_run
 
     folder, _ = find_run(run, latest=latest)

@@ -39,6 +39,7 @@ Names = typer.Argument(
 
 
 @runs_app.command("rename", epilog=RENAME_EXAMPLES, short_help="Give a run another name.")
+@options.grouped
 def rename(
     run: Annotated[
         str,
@@ -49,14 +50,10 @@ def rename(
         ),
     ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new id.")],
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Give a run another name in the same folder, and print its path."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_whole_run
 
     folder = find_whole_run(run)
@@ -67,18 +64,15 @@ def rename(
 
 
 @runs_app.command("remove", epilog=REMOVE_EXAMPLES, short_help="Remove runs.")
+@options.grouped
 def remove(
     runs: Annotated[list[str], Names],
     yes: Yes = False,
     dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Remove runs with all that is in their folders, after asking. A run that is running stays."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.paths import find_whole_run
 
     folders = list(dict.fromkeys(find_whole_run(name) for name in runs))
@@ -90,6 +84,7 @@ def remove(
 
 
 @runs_app.command("prune", epilog=PRUNE_EXAMPLES, short_help="Remove what is not needed.")
+@options.grouped
 def prune(
     runs: Annotated[list[str] | None, Names] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Runs that ended with an error.")] = False,
@@ -103,14 +98,10 @@ def prune(
     ] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    output: Output,
 ) -> None:
     """Remove failed, empty or old runs, or checkpoints, after asking; of all runs or of those that are named."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
     from gq.errors import UsageError
 
     if not (failed or empty or checkpoints or older_than is not None):

@@ -1,12 +1,11 @@
-"""`gq train dt`, `gq train bc` and `gq train odt`; what all of `gq train` share."""
+"""`gq train dt`, `gq train bc` and `gq train odt`."""
 
-import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.cli import options
+from gq.cli.launching import Launch, result_table, show_plan, show_result
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
@@ -59,14 +58,10 @@ OnlineSize = Annotated[
     ),
 ]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 
 
 @train_app.command("dt", epilog=EXAMPLES, short_help="Train a Decision Transformer.")
+@options.grouped
 def train_dt(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
@@ -75,53 +70,37 @@ def train_dt(
     batch_size: BatchSize = None,
     target: Target = None,
     seed: Seed = None,
-    device: options.Device = None,
-    out: Out = None,
-    resume: Resume = False,
-    config: options.ConfigFile = None,
-    settings: options.Settings = None,
-    dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Train a Decision Transformer on a dataset.
 
     The run keeps its configuration, metrics, the last and the best checkpoint. Ctrl-C saves; --resume goes on exactly.
     """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    flags = flag_values(dataset, task, steps, batch_size, target, seed, device)
-    run_training(output, "dt", size, flags, config, settings, out, resume=resume, dry_run=dry_run)
+    flags = flag_values(dataset, task, steps, batch_size, target, seed)
+    run_training(output, "dt", size, flags, launch)
 
 
 @train_app.command("bc", epilog=BC_EXAMPLES, short_help="Clone the best trajectories, as a baseline.")
+@options.grouped
 def train_bc(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
-    device: options.Device = None,
-    out: Out = None,
-    resume: Resume = False,
-    config: options.ConfigFile = None,
-    settings: options.Settings = None,
-    dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Clone the behaviour of the best trajectories: the baseline that a Decision Transformer should beat."""
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    flags = flag_values(dataset, task, steps, batch_size, None, seed, device)
-    run_training(output, "bc", None, flags, config, settings, out, resume=resume, dry_run=dry_run)
+    flags = flag_values(dataset, task, steps, batch_size, None, seed)
+    run_training(output, "bc", None, flags, launch)
 
 
 @train_app.command("odt", epilog=ODT_EXAMPLES, short_help="Pretrain an Online Decision Transformer.")
+@options.grouped
 def train_odt(
     dataset: options.Dataset = None,
     task: options.TaskName = None,
@@ -130,25 +109,16 @@ def train_odt(
     batch_size: BatchSize = None,
     target: Target = None,
     seed: Seed = None,
-    device: options.Device = None,
-    out: Out = None,
-    resume: Resume = False,
-    config: options.ConfigFile = None,
-    settings: options.Settings = None,
-    dry_run: DryRun = False,
-    json_mode: options.JsonMode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    no_color: options.NoColor = False,
-    no_progress: options.NoProgress = False,
+    *,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Pretrain an Online Decision Transformer on a dataset; `gq finetune` then goes online with it.
 
     It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
     """
-    output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose, no_color=no_color, no_progress=no_progress)
-    flags = flag_values(dataset, task, steps, batch_size, target, seed, device)
-    run_training(output, "odt", size, flags, config, settings, out, resume=resume, dry_run=dry_run)
+    flags = flag_values(dataset, task, steps, batch_size, target, seed)
+    run_training(output, "odt", size, flags, launch)
 
 
 def flag_values(
@@ -158,9 +128,8 @@ def flag_values(
     batch_size: str | None,
     target: str | None,
     seed: int | None,
-    device: str | None,
 ) -> dict[str, Any]:
-    """Return the flags that were given, by configuration key.
+    """Return flags by configuration key, None where one was not given.
 
     Raises:
         UsageError: a dataset without a name, as from an empty shell variable, or a batch size that is none.
@@ -169,57 +138,36 @@ def flag_values(
         raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
     if batch_size not in (None, AUTO) and parse_whole_number(str(batch_size).removeprefix("-")) is None:
         raise UsageError(f"--batch-size {batch_size} is not a number", hint="for example --batch-size 64, or auto")
-    flags = {
+    return {
         "data.dataset": dataset,
         "task": task,
         "train.steps": steps,
         "train.batch_size": int(batch_size) if batch_size and batch_size != AUTO else batch_size,
         "eval.targets": options.parse_numbers(target, "--target") or None,
         "train.seed": seed,
-        "train.device": device,
     }
-    return {key: value for key, value in flags.items() if value is not None}
 
 
-def run_training(
-    output: Output,
-    algo: str,
-    size: str | None,
-    flags: dict[str, Any],
-    config_file: Path | None,
-    settings: list[str] | None,
-    out: Path | None,
-    *,
-    resume: bool,
-    dry_run: bool,
-) -> None:
+def run_training(output: Output, algo: str, size: str | None, flags: dict[str, Any], launch: Launch) -> None:
     """Resolve the configuration, train, print the result."""
-    is_measured = flags.get("train.batch_size") == AUTO
+    is_measured = flags["train.batch_size"] == AUTO
     if is_measured:
-        flags = {key: value for key, value in flags.items() if key != "train.batch_size"}
-        if resume:
+        flags = {**flags, "train.batch_size": None}
+        if launch.resume:
             raise UsageError("a run that goes on keeps its batch size", hint="leave --batch-size auto away")
-    given = given_settings(config_file, settings) | flags
+    given = launch.given(flags)
     from gq.config import DataRunConfig
 
-    if resume:
-        from gq.engine.runs import resume_config, was_killed_at_birth
-
-        if out and was_killed_at_birth(out):
-            output.note(f"{out} has nothing saved yet: starting again")
-            resume = False
-    if resume:
-        out, wanted = resume_config(algo, size, given, out)
-        assert isinstance(wanted, DataRunConfig)
-    else:
-        wanted = preset(algo, size, given).replace(given)
+    stored = launch.stored(output, algo, size, given)
+    out, wanted = stored or (launch.out, preset(algo, size, given).replace(given))
+    assert isinstance(wanted, DataRunConfig)
     from gq.engine.offline import prepare, train
     from gq.engine.runs import refuse_filled
-    from gq.paths import new_run_folder, runs_folder
 
-    prepared = prepare(wanted)
-    config = prepared[0]
-    if "data.dataset" not in given and not resume:
+    if wanted.data.dataset and not launch.dry_run:
+        simulate_missing(output, wanted.data.dataset)
+    config, trajectories = prepare(wanted)
+    if "data.dataset" not in given and not stored:
         output.note(f"dataset: {config.data.dataset}, the one downloaded last")
     from gq import threads
 
@@ -227,19 +175,30 @@ def run_training(
     if is_measured:
         if out:
             refuse_filled(out, algo)  # before it takes time
-        config = choose_batch_size(output, config, prepared[1])
-        prepared = (config, prepared[1])
-    if dry_run:
-        show_plan(output, config, out or new_run_folder(config.task, config.algo, config.size))
+        config = choose_batch_size(output, config, trajectories)
+    if launch.dry_run:
+        facts = transformer_facts(output, config)
+        show_plan(output, config, out, **facts)
         return
     with TrainingView(output, config) as view:
-        result = train(config, out, resume=resume, listener=view, prepared=prepared)
+        result = train(config, out, resume=stored is not None, listener=view, prepared=(config, trajectories))
     best = "" if result.best_step is None else f", the best at step {result.best_step}"
     output.note(f"{result.steps} steps in {clock(result.seconds)}{best}")
-    document = {**dataclasses.asdict(result), "run": str(result.run)}
-    output.result(document, quiet=result.run, human=view.results(result))
-    name = "--latest" if result.run.parent == runs_folder() else result.run
-    output.note(f"next: gq eval {name}" + (f", or gq finetune {name}" if algo == "odt" else ""))
+    targets = [f"{summary.target_return:g}" for summary in result.evaluation]
+    human = result_table(output, result, targets, headings=("target", "length"))
+    show_result(output, result, human, more="gq finetune" if algo == "odt" else "")
+
+
+def simulate_missing(output: Output, name: str) -> None:
+    """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
+    from gq.cli.download import fetch_all
+    from gq.data import registry
+    from gq.data.datasets import canonical_name
+
+    entry = registry.ENTRIES.get(canonical_name(name))
+    if entry and entry.kind == "builtin" and not registry.cached(entry):
+        output.note(f"{entry.id} is not in the cache: simulating it first")
+        fetch_all(output, [entry], {"num_transitions": None, "force": False, "offline": False}, {})
 
 
 def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Trajectories") -> "DataRunConfig":
@@ -258,30 +217,20 @@ def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Tr
     return config.replace({"train.batch_size": choice.batch_size})
 
 
-def given_settings(config_file: Path | None, settings: list[str] | None) -> dict[str, Any]:
-    """Return what --config and --set give, by dotted key."""
-    from gq.config import flatten, parse_settings, read_config_file
-
-    given = flatten(read_config_file(config_file)) if config_file else {}
-    return {key: value for key, value in given.items() if key != "algo"} | parse_settings(settings or [])
-
-
-def show_plan(output: Output, config: "DataRunConfig", out: Path) -> None:
-    """Print what a run would be: the whole configuration, and what follows from it without loading torch."""
-    from gq.config import DTConfig, ODTConfig, to_toml
+def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
+    """Return what follows from a configuration without loading torch, and say so."""
+    from gq.config import DTConfig, ODTConfig
     from gq.envs.tasks import resolve_task
     from gq.parameters import parameter_formula, training_memory_bytes
 
-    document: dict[str, Any] = {"run": str(out), "config": config.to_dict()}
-    if isinstance(config, DTConfig | ODTConfig):
-        task = resolve_task(config.task)
-        parameters = parameter_formula(config.model, task.observation_dim, task.action_dim)
-        num_windows = -(-config.train.batch_size // config.train.num_micro_batches)
-        memory_bytes = training_memory_bytes(config.model, parameters, num_windows)
-        document |= {"parameters": parameters, "training_memory_bytes": memory_bytes}
-        output.note(f"{parameters:,} parameters, about {memory_bytes / 2**30:.2f} GiB in training")
-    output.note(f"run: {out}")
-    output.result(document, quiet=out, human=to_toml(config).rstrip())
+    if not isinstance(config, DTConfig | ODTConfig):
+        return {}
+    task = resolve_task(config.task)
+    parameters = parameter_formula(config.model, task.observation_dim, task.action_dim)
+    num_windows = -(-config.train.batch_size // config.train.num_micro_batches)
+    memory_bytes = training_memory_bytes(config.model, parameters, num_windows)
+    output.note(f"{parameters:,} parameters, about {memory_bytes / 2**30:.2f} GiB in training")
+    return {"parameters": parameters, "training_memory_bytes": memory_bytes}
 
 
 def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from gq.config import RunConfig
-    from gq.engine.offline import TrainResult
 
 PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
 BAR_WIDTHS = (6, 30)
@@ -101,11 +100,9 @@ class TrainingView:
             self._evaluation = f"  return {planned:.0f}"
             self.note(f"decision {step}: mean return {planned:.0f}, {policy:.0f} by the policy alone")
             return
-        returns = {
-            float(name.removeprefix("eval/target_").removesuffix("/return_mean")): value
-            for name, value in metrics.items()
-            if name.startswith("eval/target_") and name.endswith("/return_mean")
-        }
+        from gq.engine.metrics import keys_by_target
+
+        returns = {target: metrics[key] for target, key in keys_by_target(metrics).items()}
         if not returns:
             return
         self._evaluation = f"  return {returns[max(returns)]:.0f}"
@@ -113,23 +110,6 @@ class TrainingView:
             self._bars.update(self._bar, completed=step, text=self._text + self._evaluation)
         listed = ", ".join(f"{value:.0f} at {target:g}" for target, value in returns.items())
         self.note(f"step {step}: mean return by target: {listed}")
-
-    def results(self, result: "TrainResult") -> Any:
-        """Return the closing table with the run's path under it."""
-        from rich.console import Group
-
-        if not result.evaluation:
-            return str(result.run)
-        rows = [
-            (
-                f"{s.target_return:g}",
-                f"{s.return_mean:.0f} ± {s.return_std:.0f}",
-                f"{s.length_mean:.0f}",
-                str(s.num_episodes),
-            )
-            for s in result.evaluation
-        ]
-        return Group(self.output.table(["target", "return", "length", "episodes"], rows), str(result.run))
 
 
 def clock(seconds: float) -> str:

@@ -78,26 +78,21 @@ def download_builtin(
 ) -> Path:
     """Simulate a built-in dataset, write it to `path` as a canonical file, and return the path.
 
-    A lock beside the file makes a second process wait for the first.
+    Whoever calls it holds the dataset's lock (`gq.data.cache.holding`).
 
     Raises:
         UsageError: there is no such dataset, or a number is out of range.
         GqError: the file cannot be written, or a worker process failed.
     """
-    from filelock import FileLock
-
     from gq.data.formats import time_limits, write_canonical
 
     check(name, num_transitions, seed)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path.with_name(f".{path.name}.lock")).acquire()
     except OSError as error:
         raise write_error(path, error) from error
-    with held:
-        trajectories = simulate(name, num_transitions, seed=seed, progress=progress)
-        timeouts = time_limits(trajectories)
-        write_canonical(path, trajectories, timeouts=timeouts, attributes=trajectories.attributes)
+    trajectories = simulate(name, num_transitions, seed=seed, progress=progress)
+    write_canonical(path, trajectories, timeouts=time_limits(trajectories), attributes=trajectories.attributes)
     return path
 
 

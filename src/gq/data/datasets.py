@@ -100,7 +100,7 @@ def download(
 def recorded_task(file: Path) -> str:
     """Return the task that a file of the cache says it is of, or nothing."""
     with open_hdf5(file) as root:
-        return str(plain_attributes(root.attrs).get("env_id", ""))
+        return str(plain_attributes(root).get("env_id", ""))
 
 
 def check_size(entry: DatasetEntry, stored: Stored, num_transitions: int | None) -> None:

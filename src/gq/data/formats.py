@@ -6,7 +6,7 @@ Layouts are told apart by content. gq's canonical file is a D4RL file: flat arra
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,7 @@ def read_hdf5(path: Path, asked: str | None, source: str) -> Trajectories:
     """Read a D4RL or Minari HDF5 file; see `read_trajectories`."""
     with open_hdf5(path) as root:
         if "observations" in root:
-            attributes = plain_attributes(root.attrs)
+            attributes = plain_attributes(root)
             task = choose_task(path, asked, attributes.get("env_id"))
             names = ["observations", "actions", "rewards", "terminals"] + ["timeouts"] * ("timeouts" in root)
             trajectories = from_flat(str(path), pick_columns(str(path), root, names), source=source, task=task)
@@ -195,8 +195,16 @@ def choose_task(path: Path, asked: str | None, recorded: Any) -> str | None:
     return named.id if named else None
 
 
-def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an HDF5 object's attributes as Python values; arrays become lists, bytes become text."""
+def plain_attributes(holder: Any) -> dict[str, Any]:
+    """Return an HDF5 object's attributes as Python values; arrays become lists, bytes become text.
+
+    Raises:
+        OSError: they are damaged, whatever h5py makes of that.
+    """
+    try:
+        attributes = dict(holder.attrs.items())
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise OSError(f"its attributes cannot be read: {error}") from error
     plain = {}
     for name, value in attributes.items():
         value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -113,7 +113,7 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
 def read_all(path: Path, teacher_sha256: str | None) -> PlanData:
     """Read a file; see `read_plan_data`."""
     with open_hdf5(path) as root:
-        attributes = plain_attributes(root.attrs)
+        attributes = plain_attributes(root)
         if attributes.get("format") != FORMAT:
             raise DataError(f"{path} does not hold a planner's decisions", hint=AGAIN)
         found = str(attributes.get("teacher_sha256"))
@@ -138,7 +138,7 @@ def read_episode(path: Path, group: Any) -> PlanEpisode:
             raise DataError(f"{path}: {group.name[1:]} has {len(array)} rows of {name}", hint=AGAIN)
         if not np.isfinite(array).all():
             raise DataError(f"{path}: {name} in {group.name[1:]} holds numbers that are not finite", hint=AGAIN)
-    attributes = plain_attributes(group.attrs)
+    attributes = plain_attributes(group)
     try:
         scalars = {name: kind(attributes[name]) for name, kind in SCALARS.items()}
     except (KeyError, TypeError, ValueError, OverflowError) as error:

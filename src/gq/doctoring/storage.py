@@ -7,11 +7,10 @@ from pathlib import Path
 
 from gq.doctoring.findings import Finding
 from gq.engine.checkpoint import pointed, verify_checkpoint
-from gq.engine.run_state import is_in_use, read_settings
+from gq.engine.run_state import is_in_use
 from gq.errors import GqError
 from gq.files import sha256
-from gq.managing.records import readable
-from gq.paths import all_runs, checkpoint_folders, datasets_folder, runs_folder
+from gq.paths import all_runs, checkpoint_folders, datasets_folder, json_or_empty, read_settings, runs_folder
 
 LITTLE_BYTES = 5_000_000_000  # a dataset and a few checkpoints
 NOTHING_BYTES = 200_000_000  # one checkpoint of a small model
@@ -86,7 +85,7 @@ def examine_run(run: Path, *, deep: bool) -> list[Finding]:
         except GqError as error:
             found.append(Finding(subject, "problem", str(error), shlex.join(["rm", str(pointer)])))
     for file in sorted((run / "correctors").glob("*/corrector.json")):
-        weights, document = file.with_name("model.safetensors"), readable(file)
+        weights, document = file.with_name("model.safetensors"), json_or_empty(file)
         is_whole = weights.is_file() and "sha256" in document
         if not is_whole or (deep and sha256(weights) != document["sha256"]):
             mend = shlex.join(["gq", "distill", run.name, "--force"])

@@ -6,9 +6,9 @@ from typing import Any
 
 from gq.config import RunConfig, TDMPC2Config
 from gq.engine.checkpoint import pointed
+from gq.engine.metrics import last_evaluation
 from gq.engine.runs import SELECTION_SEED
 from gq.errors import GqError
-from gq.parsing import parse_json
 from gq.paths import read_json
 
 COMPARISON_FILE = "comparison.json"
@@ -16,14 +16,15 @@ Row = tuple[Mapping[str, Any], Mapping[str, Any]]  # an evaluation, and one of i
 
 
 def stored_rows(run: Path) -> list[Row]:
-    """Return a result per checkpoint, seed and way to act: the one of most episodes, the newest of those."""
+    """Return a result per checkpoint, seed, context and way to act: the one of most episodes, the newest of those."""
     chosen: dict[tuple[Any, ...], Row] = {}
     for file in sorted((run / "evals").glob("*.json")):
         try:
             document = read_json(file)
             for result in document["results"]:
                 way = (result.get("mode"), result.get("target_return"), document.get("corrector"))
-                key = (document["checkpoint"], document.get("stochastic", False), document["seed"], *way)
+                how = (document.get("stochastic", False), document.get("context") or "sliding")
+                key = (document["checkpoint"], document["seed"], *how, *way)
                 if key not in chosen or result["num_episodes"] >= chosen[key][1]["num_episodes"]:
                     chosen[key] = (document, result)
         except (GqError, KeyError, TypeError, AttributeError):
@@ -32,12 +33,13 @@ def stored_rows(run: Path) -> list[Row]:
 
 
 def way_text(config: RunConfig, evaluation: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Return how the policy acted: its target return or its mode."""
+    """Return how the policy acted: its target return or its mode, and what is not as usual."""
     if result.get("mode"):
         text = f"mode {result['mode']}"
     else:
         text = "" if config.algo == "bc" else f"target {result['target_return']:g}"
-    return f"{text}, sampled".removeprefix(", ") if evaluation.get("stochastic") else text
+    parts = [text, "sampled" * bool(evaluation.get("stochastic"))]
+    return ", ".join(filter(None, [*parts, "contexts in blocks" * (evaluation.get("context") == "blocks")]))
 
 
 def checkpoint_text(run: Path, name: str) -> str:
@@ -112,7 +114,7 @@ def index_entries(run: Path, config: RunConfig) -> list[dict[str, Any]]:
 
 def training_lines(run: Path, config: RunConfig) -> list[str]:
     """Return the last evaluation while training, which chose the best checkpoint and so flatters it."""
-    record = last_evaluation(run)
+    record = last_evaluation(run / "metrics.jsonl")
     if not record:
         return []
     found: dict[str, dict[str, float | None]] = {}
@@ -137,15 +139,6 @@ def training_lines(run: Path, config: RunConfig) -> list[str]:
         "|---|---|",
         *rows,
     ]
-
-
-def last_evaluation(run: Path) -> dict[str, Any]:
-    """Return the last record of an evaluation in a run's metrics; empty without one."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return next((parse_json(line) for line in reversed(lines) if '"eval/' in line), {})
-    except (OSError, ValueError):
-        return {}
 
 
 def comparison_lines(run: Path) -> list[str]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gq.config import RunConfig
+from gq.config import RunConfig, flatten
 from gq.engine.card_results import comparison_lines, corrector_lines, evaluation_lines, index_entries, training_lines
-from gq.engine.runs import read_config
-from gq.errors import DataError, GqError
+from gq.engine.runs import read_config, repeat_command
+from gq.errors import DataError
 from gq.files import write_text
-from gq.paths import checkpoint_folders, read_json
+from gq.paths import checkpoint_folders, json_or_empty
 
 CARD, CARD_BESIDE = "README.md", "README.gq.md"
 MARK = re.compile(r"\n<!-- written by gq, sha256 ([0-9a-f]{64}) -->\n?$")
@@ -93,7 +93,7 @@ def card_text(run: Path, config: RunConfig | None = None, *, name: str = "") -> 
 
 def compose(run: Path, config: RunConfig, name: str) -> str:
     """Return the card; see `card_text`."""
-    environment = read_or_empty(run / "environment.json")
+    environment = json_or_empty(run / "environment.json")
     results = evaluation_lines(run, config)
     lines = [
         *front_matter(head(run, config, name, environment)),
@@ -142,16 +142,7 @@ PROGRESS = {"decisions": "decisions", "environment_steps": "environment steps of
 def last_state(run: Path) -> dict[str, Any]:
     """Return the state.json of the newest checkpoint; empty without one."""
     folders = checkpoint_folders(run)
-    return read_or_empty(folders[-1] / "state.json") if folders else {}
-
-
-def read_or_empty(path: Path) -> dict[str, Any]:
-    """Return a JSON object; empty where there is none, or a damaged one."""
-    try:
-        document = read_json(path)
-    except GqError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    return json_or_empty(folders[-1] / "state.json") if folders else {}
 
 
 def without_folder(name: str) -> str:
@@ -216,12 +207,14 @@ def reproduce_lines(config: RunConfig, name: str, environment: Mapping[str, Any]
     commands, facts = [], []
     if config.dataset and not Path(config.dataset).is_absolute():
         commands.append(f"gq download {config.dataset}")
-    if config.algo == "finetune":
-        parent = without_folder(str(environment.get("parent", {}).get("run", "PARENT")))
-        commands.append(f"gq finetune {parent} --config config.toml")
-    elif not environment.get("imported"):
-        data = f" --dataset {without_folder(config.dataset)}" if Path(config.dataset).is_absolute() else ""
-        commands.append(f"gq train {config.algo} --config config.toml{data}")
+    if not environment.get("imported"):
+        settings = flatten(config.to_dict())
+        options = ["--config", "config.toml"]
+        if config.algo == "finetune":
+            settings["online.parent"] = without_folder(str(environment.get("parent", {}).get("run", "PARENT")))
+        elif Path(config.dataset).is_absolute():
+            options += ["--dataset", without_folder(config.dataset)]
+        commands.append(repeat_command(settings, environment, options))
     commands += [f"gq eval {name}", f"gq render {name}"]
     if "dataset_sha256" in environment:
         facts.append(f"The arrays that it learnt from have the sha256 {environment['dataset_sha256']}.")

@@ -116,6 +116,11 @@ def choose_checkpoint(run: Path, which: str) -> Path:
     raise UsageError(f"{run.name} has no checkpoint {which}", hint=f"choose last, best or one of the steps {steps}")
 
 
+def last_checkpoint(run: Path) -> Checkpoint | None:
+    """Return the checkpoint to go on from, None where there is none yet. Raises GqError for a damaged one."""
+    return load_checkpoint(choose_checkpoint(run, "last")) if checkpoint_folders(run) else None
+
+
 def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint:
     """Read a checkpoint after comparing every file with the manifest.
 

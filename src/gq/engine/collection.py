@@ -56,6 +56,12 @@ class Plan:
         return self.log.num_rows / len(self.log.lengths) if self.log.lengths else self.task.max_episode_steps
 
 
+def logged(episode: RecordedEpisode) -> LoggedEpisode:
+    """Return an episode as logs hold it."""
+    arrays = (np.stack(episode.observations), np.stack(episode.actions), np.array(episode.rewards, np.float32))
+    return LoggedEpisode(*arrays, terminated=episode.terminated)
+
+
 def run_plan(
     plan: Plan,
     policy: Policy,
@@ -78,8 +84,7 @@ def run_plan(
     log, environments, num_rows = plan.log, list[Any](), plan.log.num_rows
 
     def finished(episode: RecordedEpisode) -> None:
-        arrays = (np.stack(episode.observations), np.stack(episode.actions), np.array(episode.rewards, np.float32))
-        log.append(episode.number, LoggedEpisode(*arrays, terminated=episode.terminated))
+        log.append(episode.number, logged(episode))
 
     def stepped(num_steps: int) -> bool:
         nonlocal num_rows

@@ -15,21 +15,21 @@ from gq.data.trajectories import Trajectories
 from gq.engine.card_results import COMPARISON_FILE
 from gq.engine.cards import write_card
 from gq.engine.metrics import Listener, Silence
-from gq.engine.offline import fingerprint, last_checkpoint
+from gq.engine.offline import facts_of, fingerprint, refuse_changed_data
 from gq.engine.runs import SELECTION_SEED, lock_run, read_config, refuse_filled
 from gq.engine.tracking import Trackers
-from gq.envs.engines import recorded_engines
 from gq.envs.scores import Reference, origin_of, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.evaluation.statistics import Comparison, Summary, compare
+from gq.evaluation.comparison import Change, measure_change
+from gq.evaluation.statistics import Summary
 from gq.files import sha256, write_json, write_text
 from gq.paths import new_run_folder, read_json
-from gq.versions import versions
 
 if TYPE_CHECKING:
+    from gq.algos.odt import ODTLearner
     from gq.engine.checkpoint import Checkpoint
-    from gq.engine.online import OnlineLoop
+    from gq.engine.online import OnlineLoop, ReplayStore
     from gq.engine.precision import Compute
 
 SMALL_EMBED_DIM = 256
@@ -53,7 +53,7 @@ class FinetuneResult:
     evaluation_seconds: float
     best_step: int | None
     collapsed: bool
-    comparison: list[Comparison]  # offline to online, per target, on fresh seeds; empty if not asked for
+    comparison: list[Change]  # offline to online, per target, on fresh seeds; empty if not asked for
     evaluation: list[Summary]  # of the last evaluation, on the selection seeds
 
 
@@ -200,11 +200,13 @@ def run_finetuning(
 
     from gq.algos.odt import ODTPolicy
     from gq.engine.building import build_model, build_odt_learner
+    from gq.engine.checkpoint import last_checkpoint
     from gq.engine.online import OnlineLoop, ReplayStore
     from gq.models.stochastic_transformer import StochasticTransformer
 
     digest = fingerprint(trajectories)
-    checkpoint = last_checkpoint(run, digest, config.data.dataset)
+    checkpoint = last_checkpoint(run)
+    refuse_changed_data(checkpoint, digest, config.data.dataset)
     torch.manual_seed(config.train.seed)
     task = resolve_task(config.task)
     model = build_model(config, task.observation_dim, task.action_dim)
@@ -212,28 +214,14 @@ def run_finetuning(
     model.to(compute.device)
     store = ReplayStore(config, run, trajectories, compute.device)
     learner = build_odt_learner(config, model, store.buffer, compute)
-    parent: dict[str, Any] = {}
     if checkpoint:
         store.restore(checkpoint.state["buffer"], checkpoint.state["progress"]["num_episodes"])
         parent = checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed
     else:
-        source = parent_checkpoint(config, digest)
-        model.load_state_dict(source.model)
-        if config.online.optimizer_state == "carry":
-            learner.carry(source.optimizer, source.state["step"])
-        store.restore([], 0)
-        store.fill()
-        parent = {
-            "run": config.online.parent,
-            "checkpoint": config.online.checkpoint,
-            "model_sha256": sha256(source.path / "model.safetensors"),
-        }
+        parent = begin_from_parent(config, learner, store, digest)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     listener.note(f"{parameters:,} parameters on {compute}; asked online for {config.online.targets}")
-    origin = origin_of(config.data.dataset, trajectories.attributes)
-    facts: dict[str, Any] = {"dataset_sha256": digest, "parameters": parameters, "versions": versions()}
-    facts["dataset"] = {"origin": origin, **recorded_engines(trajectories.attributes)}
-    facts["parent"] = parent
+    facts = facts_of(config.data.dataset, trajectories, digest, parameters) | {"parent": parent}
     write_json(run / "environment.json", {**facts, "compute": str(compute)})
     reference = own_reference(config, trajectories)
     policy = ODTPolicy(model, autocast=compute.autocast, delayed=config.data.mode == "delayed")
@@ -263,7 +251,24 @@ def run_finetuning(
     return finish(config, run, loop, comparison)
 
 
-def finish(config: FinetuneConfig, run: Path, loop: "OnlineLoop", comparison: list[Comparison]) -> FinetuneResult:
+def begin_from_parent(
+    config: FinetuneConfig, learner: "ODTLearner", store: "ReplayStore", dataset_sha256: str
+) -> dict[str, Any]:
+    """Take over the parent's weights and fill the buffer from its dataset; return what is to be on record of it."""
+    source = parent_checkpoint(config, dataset_sha256)
+    learner.model.load_state_dict(source.model)
+    if config.online.optimizer_state == "carry":
+        learner.carry(source.optimizer, source.state["step"])
+    store.restore([], 0)
+    store.fill()
+    return {
+        "run": config.online.parent,
+        "checkpoint": config.online.checkpoint,
+        "model_sha256": sha256(source.path / "model.safetensors"),
+    }
+
+
+def finish(config: FinetuneConfig, run: Path, loop: "OnlineLoop", comparison: list[Change]) -> FinetuneResult:
     """Write the run's card and return its result."""
     progress = loop.progress
     result = FinetuneResult(
@@ -324,7 +329,7 @@ class Evaluations:
         returns = [episode.episode_return for episode in self._run(0, num_episodes)]
         return [returns[i : i + num_episodes] for i in range(0, len(returns), num_episodes)]
 
-    def compare(self, run: Path, loop: "OnlineLoop", compute: "Compute") -> list[Comparison]:
+    def compare(self, run: Path, loop: "OnlineLoop", compute: "Compute") -> list[Change]:
         """Compare the best checkpoint with the start, episode by episode on the same seeds."""
         from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
 
@@ -336,7 +341,7 @@ class Evaluations:
         starts = loop.progress.start_returns
         targets = dict.fromkeys(self.config.eval.targets)
         return [
-            compare(target, np.array(start), np.array(end), self.reference)
+            measure_change(target, np.array(start), np.array(end), self.reference)
             for target, start, end in zip(targets, starts, ends, strict=True)
         ]
 

@@ -3,10 +3,17 @@
 import json
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from gq.files import write_error
+from gq.parsing import parse_json
+
+TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
+# What evaluations while training are counted in; else it is updates.
+UNITS = {"tdmpc2": "decisions", "finetune": "environment steps"}
 
 
 class Listener(Protocol):
@@ -77,6 +84,28 @@ class NoLog:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def keys_by_target(keys: Iterable[str]) -> dict[float, str]:
+    """Return the keys of the mean returns of evaluations, by target return."""
+    return {float(match[1]): key for key in keys if (match := TARGET.fullmatch(key))}
+
+
+def last_evaluation(metrics: Path) -> dict[str, Any]:
+    """Return the last evaluation in a metrics.jsonl, empty without one; damaged lines are left out."""
+    try:
+        lines = metrics.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        if b'"eval/' in line:
+            try:
+                record = parse_json(line)
+            except ValueError:  # the last one may be half written
+                continue
+            if isinstance(record, dict):
+                return record
+    return {}
 
 
 def finite(value: Any) -> Any:

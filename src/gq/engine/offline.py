@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gq.config import DataRunConfig, LogConfig, OfflineConfig, to_toml
+from gq.config import DataRunConfig, LogConfig, OfflineConfig
 from gq.data.datasets import canonical_name, load_dataset
 from gq.data.trajectories import Trajectories
 from gq.engine.cards import write_card
 from gq.engine.metrics import Listener, Silence
-from gq.engine.runs import SELECTION_SEED, lock_run, refuse_filled
+from gq.engine.runs import SELECTION_SEED, opened_run, refuse_filled
 from gq.engine.tracking import Trackers
 from gq.envs.engines import recorded_engines
 from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import Summary
-from gq.files import write_json, write_text
+from gq.files import write_json
 from gq.parameters import data_warning
-from gq.paths import checkpoint_folders, last_dataset, new_run_folder
+from gq.paths import last_dataset
 from gq.versions import versions
 
 if TYPE_CHECKING:
@@ -115,21 +115,10 @@ def train(
     is_streamed = is_to_be_streamed(config.data.placement, trajectories, compute.device)
     assert isinstance(config, OfflineConfig)
     compilation = choose_compilation(config, compute.device, num_processes=distributed.size(), is_streamed=is_streamed)
-    processes = distributed.Processes(compute.device.type)
-    try:
-        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
-        if processes.rank:
-            processes.from_first(None)  # until the first has written the configuration
-            return run_training(config, run, trajectories, compute, compilation, Silence(), processes)
-        with lock_run(run):
-            listener.note(f"run: {run}")
-            write_text(run / "config.toml", to_toml(config))
-            if trajectories.num_dropped_rows:
-                listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
-            processes.from_first(None)
-            return run_training(config, run, trajectories, compute, compilation, listener, processes)
-    finally:
-        processes.close()
+    with opened_run(config, out, compute.device.type, listener) as (run, processes, listener):
+        if trajectories.num_dropped_rows:
+            listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
+        return run_training(config, run, trajectories, compute, compilation, listener, processes)
 
 
 def run_training(
@@ -146,6 +135,7 @@ def run_training(
 
     from gq.data.streaming import StreamingSampler
     from gq.engine.building import build_learner
+    from gq.engine.checkpoint import last_checkpoint
     from gq.engine.distributed import separate
     from gq.engine.loop import Loop
     from gq.engine.parallel_loop import ParallelLoop
@@ -153,7 +143,8 @@ def run_training(
     assert isinstance(config, OfflineConfig)
     is_first = processes.rank == 0
     digest = processes.from_first(fingerprint(trajectories) if is_first else "")
-    checkpoint = last_checkpoint(run, digest, config.data.dataset)  # may refuse, so before anything is said
+    checkpoint = last_checkpoint(run)  # this and the next line may refuse, so they come before anything is said
+    refuse_changed_data(checkpoint, digest, config.data.dataset)
     torch.manual_seed(config.train.seed)
     learner = build_learner(config, trajectories, compute, processes, compiled=compilation.is_on)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
@@ -166,10 +157,7 @@ def run_training(
     dims = (task.observation_dim, task.action_dim)
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
         listener.note(f"warning: {warning}")
-    origin = origin_of(config.data.dataset, trajectories.attributes)
-
-    facts: dict[str, Any] = {"dataset_sha256": digest, "parameters": parameters, "versions": versions()}
-    facts["dataset"] = {"origin": origin, **recorded_engines(trajectories.attributes)}  # for what evaluates it later
+    facts = facts_of(config.data.dataset, trajectories, digest, parameters)
     if isinstance(learner.sampler, StreamingSampler):
         listener.note("the data stay where they are: windows are fetched while the model learns")
     if checkpoint:
@@ -180,7 +168,7 @@ def run_training(
         learner,
         config,
         run,
-        evaluate=build_evaluation(config, learner, compute, processes, origin),
+        evaluate=build_evaluation(config, learner, compute, processes, facts["dataset"]["origin"]),
         facts=facts,
         listener=listener,
         trackers=Trackers(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
@@ -205,6 +193,19 @@ def run_training(
         best_step=loop.progress.best_step,
         evaluation=loop.last_evaluation,
     )
+
+
+def facts_of(dataset: str, trajectories: Trajectories, dataset_sha256: str, parameters: int) -> dict[str, Any]:
+    """Return what environment.json and checkpoints say of a run, for what evaluates it later."""
+    return {
+        "dataset_sha256": dataset_sha256,
+        "parameters": parameters,
+        "versions": versions(),
+        "dataset": {
+            "origin": origin_of(dataset, trajectories.attributes),
+            **recorded_engines(trajectories.attributes),
+        },
+    }
 
 
 def build_evaluation(
@@ -238,18 +239,8 @@ def build_evaluation(
     return evaluate
 
 
-def last_checkpoint(run: Path, dataset_sha256: str, dataset: str) -> "Checkpoint | None":
-    """Return the checkpoint to go on from, or None where there is none yet.
-
-    Raises:
-        GqError: it is damaged, or comes from other data.
-    """
-    from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-
-    if not checkpoint_folders(run):
-        return None
-    checkpoint = load_checkpoint(choose_checkpoint(run, "last"))
-    if checkpoint.state["dataset_sha256"] != dataset_sha256:
+def refuse_changed_data(checkpoint: "Checkpoint | None", dataset_sha256: str, dataset: str) -> None:
+    """Raise GqError if a run that goes on began with other data."""
+    if checkpoint and checkpoint.state["dataset_sha256"] != dataset_sha256:
         message = f"{dataset} is not the data that this run began with"
         raise GqError(message, hint="restore the file, or start a new run")
-    return checkpoint

@@ -13,6 +13,7 @@ from gq.config import FinetuneConfig
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
 from gq.data.replay import ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.trajectories import Trajectories
+from gq.engine.collection import logged
 from gq.engine.loop import Loop, Progress
 from gq.envs.make import make
 from gq.envs.tasks import resolve_task
@@ -160,8 +161,7 @@ class OnlineLoop(Loop):
         finished: dict[int, LoggedEpisode] = {}
 
         def finish(episode: RecordedEpisode) -> None:
-            arrays = (np.stack(episode.observations), np.stack(episode.actions), np.array(episode.rewards, np.float32))
-            finished[episode.number] = LoggedEpisode(*arrays, terminated=episode.terminated)
+            finished[episode.number] = logged(episode)
 
         self.learner.model.eval()
         recipe = Recipe(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gq.engine.checkpoint import choose_checkpoint
-from gq.engine.run_state import read_settings
 from gq.envs.engines import engines_of
 from gq.errors import GqError
 from gq.evaluation.stored import StoredEvaluation, Way, read_evaluations
-from gq.paths import read_json
+from gq.paths import read_json, read_settings
 
 PLANNING = ("plan", "baseline")  # the modes that plan at every decision, as the planner is set
 

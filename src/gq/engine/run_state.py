@@ -10,7 +10,6 @@ import filelock
 
 from gq.errors import GqError, Interrupted
 from gq.files import write_error, write_json
-from gq.parsing import parse_toml
 from gq.paths import checkpoint_folders, is_run
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -85,14 +84,6 @@ def last_step(run: Path) -> int:
     """Return the step of the newest checkpoint, 0 without one."""
     folders = checkpoint_folders(run)
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """Return config.toml, nested and not validated: runs of other versions of gq have other keys. Empty if damaged."""
-    try:
-        return parse_toml((run / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 @contextmanager

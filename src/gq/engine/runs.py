@@ -1,19 +1,22 @@
-"""What a run folder holds beside checkpoints: its configuration and its lock."""
+"""What a run folder holds beside checkpoints, its configuration and its lock; how a run is begun and gone on with."""
 
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gq.config import CONFIGS, TrainedConfig, flatten, validate
+from gq.config import CONFIGS, RunConfig, TrainedConfig, flatten, to_toml, validate
 from gq.data.datasets import canonical_name
+from gq.engine.distributed import Processes
+from gq.engine.metrics import Listener, Silence
 from gq.engine.run_state import failures_recorded, hold_run, is_unfinished
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.files import write_error
+from gq.files import write_error, write_text
 from gq.parsing import parse_toml
-from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder
+from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, new_run_folder, read_json, runs_folder
 
 
 def read_config(run: Path) -> TrainedConfig:
@@ -24,7 +27,7 @@ def read_config(run: Path) -> TrainedConfig:
     """
     try:
         tree = parse_toml((run / "config.toml").read_text(encoding="utf-8"))
-        return validate(CONFIGS[tree["algo"]], tree)
+        return validate(CONFIGS[str(tree["algo"])], tree)
     except (OSError, ValueError, KeyError, UsageError) as error:
         raise GqError(
             f"cannot use {run / 'config.toml'}: {error}", hint="it may be from another version of gq"
@@ -127,6 +130,26 @@ def resume_command(algo: str, run: Path) -> str:
     return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {run} --resume"
 
 
+def repeat_command(settings: Mapping[str, Any], environment: Mapping[str, Any], options: Sequence[str]) -> str:
+    """Return what to type to train such a run again, or to import it; empty where that is not known.
+
+    Args:
+        settings: config.toml by dotted key.
+        environment: environment.json.
+        options: what sets it up as it was.
+    """
+    algo = settings.get("algo")
+    if imported := environment.get("imported"):
+        return shlex.join(["gq", "download", str(imported.get("source", "")), "--task", str(settings.get("task", ""))])
+    if algo not in CONFIGS:
+        return ""
+    words = ["train", str(algo)]
+    if algo == "finetune":
+        step = str(settings.get("online.checkpoint", "")).removeprefix("step-").lstrip("0") or "0"
+        words = ["finetune", str(settings.get("online.parent", "")), "--checkpoint", step]
+    return shlex.join(["gq", *words, *options])
+
+
 def was_killed_at_birth(run: Path) -> bool:
     """Tell whether a process made the run's folder and was killed before it had written the configuration."""
     return (run / ".lock").exists() and not is_run(run)
@@ -163,3 +186,28 @@ def lock_run(run: Path) -> Iterator[None]:
         except OSError as error:
             raise write_error(run, error) from error
         yield
+
+
+@contextmanager
+def opened_run(
+    config: RunConfig, out: Path | None, device_type: str, listener: Listener
+) -> Iterator[tuple[Path, Processes, Listener]]:
+    """Connect the processes of a run, and yield its folder, them, and whom this one tells how it goes.
+
+    The first one locks the folder, `out` or a new one of the runs folder, and writes the configuration before the
+    others go on; they tell nobody.
+    """
+    processes = Processes(device_type)
+    try:
+        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
+        if processes.rank:
+            processes.from_first(None)  # until the first has written the configuration
+            yield run, processes, Silence()
+            return
+        with lock_run(run):
+            listener.note(f"run: {run}")
+            write_text(run / "config.toml", to_toml(config))
+            processes.from_first(None)
+            yield run, processes, listener
+    finally:
+        processes.close()

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gq import presets
-from gq.config import LogConfig, TDMPC2Config, to_toml
+from gq.config import LogConfig, TDMPC2Config
 from gq.engine.cards import write_card
 from gq.engine.metrics import Listener, Silence
-from gq.engine.runs import SELECTION_SEED, lock_run, refuse_filled, refuse_imported
+from gq.engine.runs import SELECTION_SEED, opened_run, refuse_filled, refuse_imported
 from gq.engine.tracking import Trackers
 from gq.envs.scores import reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.evaluation.statistics import Summary
-from gq.files import write_json, write_text
-from gq.paths import checkpoint_folders, new_run_folder
+from gq.files import write_json
 from gq.versions import versions
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ def train_world_model(
         Interrupted: stopped by a signal, everything saved.
     """
     listener, config = listener or Silence(), presets.with_task(config)
+    if out:
+        refuse_imported(out) if resume else refuse_filled(out, config.algo)
     from gq.engine import distributed
     from gq.engine.precision import choose_compute
     from gq.envs.make import make
@@ -63,23 +64,8 @@ def train_world_model(
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
     make(config.task).close()  # this and the line before may refuse, so they come before there is a folder
-    processes = distributed.Processes(compute.device.type)
-    try:
-        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
-        if processes.rank:
-            processes.from_first(None)  # until the first has written the configuration
-            return run_training(config, run, compute, Silence(), processes)
-        if resume:
-            refuse_imported(run)
-        else:
-            refuse_filled(run, config.algo)
-        with lock_run(run):
-            listener.note(f"run: {run}")
-            write_text(run / "config.toml", to_toml(config))
-            processes.from_first(None)
-            return run_training(config, run, compute, listener, processes)
-    finally:
-        processes.close()
+    with opened_run(config, out, compute.device.type, listener) as (run, processes, listener):
+        return run_training(config, run, compute, listener, processes)
 
 
 def run_training(
@@ -91,10 +77,12 @@ def run_training(
     from gq.algos.tdmpc2 import TDMPC2Learner
     from gq.engine import distributed
     from gq.engine.building import build_planner, build_world_model, discount_of
+    from gq.engine.checkpoint import last_checkpoint
     from gq.engine.interaction import Interaction
     from gq.engine.world_loop import WorldLoop
 
-    checkpoint, is_first = last_checkpoint(run, processes.size), processes.rank == 0
+    checkpoint, is_first = last_checkpoint(run), processes.rank == 0
+    refuse_other_number(run, checkpoint, processes.size)
     torch.manual_seed(config.train.seed)
     discount = discount_of(config)
     model = build_world_model(config).to(compute.device)
@@ -163,19 +151,8 @@ def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
     return results
 
 
-def last_checkpoint(run: Path, num_processes: int) -> "Checkpoint | None":
-    """Return the checkpoint to go on from, or None where there is none yet.
-
-    Raises:
-        UsageError: it was written by another number of processes.
-        GqError: it is damaged.
-    """
-    from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-
-    if not checkpoint_folders(run):
-        return None
-    checkpoint = load_checkpoint(choose_checkpoint(run, "last"))
-    if (number := len(checkpoint.state["processes"])) != num_processes:
+def refuse_other_number(run: Path, checkpoint: "Checkpoint | None", num_processes: int) -> None:
+    """Raise UsageError if a run goes on with another number of processes."""
+    if checkpoint and (number := len(checkpoint.state["processes"])) != num_processes:
         hint = f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {run} --resume"
         raise UsageError(f"the run began with {number} processes, not {num_processes}", hint=hint)
-    return checkpoint

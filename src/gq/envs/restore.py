@@ -78,8 +78,8 @@ def correct(env: Any, observation: np.ndarray) -> None:
     data.qvel[:] = observation[layout.num_positions : num_shown]
 
 
-def predict_next(task: str, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what one step of the installed simulator makes of each of n states, in this process.
+def predict_in(env: Any, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what one step of the installed simulator makes of each of n states.
 
     The solver's warm start is not part of an observation, and Ant and Humanoid measure their reward from body positions
     that are a fraction of a step old, so an answer is close, not exact (`correct` is, for rows in order). Largest
@@ -94,7 +94,7 @@ def predict_next(task: str, observations: np.ndarray, actions: np.ndarray) -> tu
         Humanoid           4e-4    5e-3         4e-3                           0     2000
 
     Args:
-        task: a Gymnasium id for which `can_restore` is true.
+        env: of a Gymnasium task for which `can_restore` is true.
         observations: [n, S]; their columns behind the velocities are not used.
         actions: [n, A] in the environment's units, executed as they are.
 
@@ -102,17 +102,6 @@ def predict_next(task: str, observations: np.ndarray, actions: np.ndarray) -> tu
         Next observations, float64 [n, S], and rewards, float64 [n]. NaN where the observation shows no state, the
         action is not finite, or the simulation becomes unstable.
     """
-    from gq.envs.make import make
-
-    env = make(task)
-    try:
-        return predict_in(env, observations, actions)
-    finally:
-        env.close()
-
-
-def predict_in(env: Any, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Do what `predict_next` does, in an environment of the caller's."""
     simulator = env.unwrapped
     following = np.full((len(observations), env.observation_space.shape[0]), np.nan)
     rewards = np.full(len(observations), np.nan)

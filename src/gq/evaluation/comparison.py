@@ -52,6 +52,23 @@ class PairedComparison:
         return (high - low) / 2
 
 
+@dataclass(frozen=True)
+class Change:
+    """What training on changed at one target return, on the same seeds."""
+
+    target_return: float
+    num_episodes: int
+    start_mean: float
+    start_ci95: tuple[float, float]
+    end_mean: float
+    end_ci95: tuple[float, float]
+    difference_mean: float
+    difference_ci95: tuple[float, float]  # of the differences seed by seed
+    start_score: float | None
+    end_score: float | None
+    reference: str | None
+
+
 def compare_paired(
     a: np.ndarray,
     b: np.ndarray,
@@ -81,6 +98,24 @@ def compare_paired(
         verdict=verdict,
         more_episodes=episodes_needed(mean, sd, num) if verdict == "unclear" else None,
         detectable=(Z_CERTAIN + Z_POWER) * sd / math.sqrt(num) if num >= MIN_EPISODES else None,
+    )
+
+
+def measure_change(target: float, start: np.ndarray, end: np.ndarray, reference: Reference | None) -> Change:
+    """Compare the returns before and after, both [episodes] in the order of the same seeds."""
+    before, after = one_side(start, target, reference), one_side(end, target, reference)
+    return Change(
+        target_return=target,
+        num_episodes=len(start),
+        start_mean=before.return_mean,
+        start_ci95=before.return_ci95,
+        end_mean=after.return_mean,
+        end_ci95=after.return_ci95,
+        difference_mean=float((end - start).mean()),
+        difference_ci95=bootstrap_interval(end - start),
+        start_score=before.normalized_mean,
+        end_score=after.normalized_mean,
+        reference=reference.name if reference else None,
     )
 
 

@@ -39,40 +39,6 @@ class Summary:
     mode: str | None = None  # how it acted, where a run can act in more ways than one
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two policies at one target return, on the same seeds."""
-
-    target_return: float
-    num_episodes: int
-    start_mean: float
-    start_ci95: tuple[float, float]
-    end_mean: float
-    end_ci95: tuple[float, float]
-    difference_mean: float
-    difference_ci95: tuple[float, float]  # of the differences seed by seed
-    start_score: float | None
-    end_score: float | None
-    reference: str | None
-
-
-def compare(target: float, start: np.ndarray, end: np.ndarray, reference: Reference | None) -> Comparison:
-    """Compare the returns of two policies, both [episodes] in the order of the same seeds."""
-    return Comparison(
-        target_return=target,
-        num_episodes=len(start),
-        start_mean=float(start.mean()),
-        start_ci95=bootstrap_interval(start),
-        end_mean=float(end.mean()),
-        end_ci95=bootstrap_interval(end),
-        difference_mean=float((end - start).mean()),
-        difference_ci95=bootstrap_interval(end - start),
-        start_score=reference.score(float(start.mean())) if reference else None,
-        end_score=reference.score(float(end.mean())) if reference else None,
-        reference=reference.name if reference else None,
-    )
-
-
 def interquartile_mean(values: np.ndarray) -> float:
     """Return the mean of the middle half [Agarwal et al. 2021, arXiv 2108.13264]; the ends count in part.
 

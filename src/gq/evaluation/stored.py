@@ -35,6 +35,11 @@ class StoredEvaluation:
     versions: dict[str, str]
     episodes: dict[Way, list[Episode]]
 
+    @property
+    def protocol(self) -> tuple[str, bool, str]:
+        """What two evaluations must share to complete each other; a context that is not on record slid."""
+        return self.checkpoint, self.stochastic, self.context or "sliding"
+
 
 def read_evaluations(run: Path, *, asks: bool) -> tuple[list[StoredEvaluation], list[str]]:
     """Return a run's evaluations, the newest first, and a line about each file that cannot be used.

@@ -16,8 +16,8 @@ from gq.engine.run_state import hold_run, is_held, is_in_use
 from gq.errors import GqError, UsageError
 from gq.files import sync, write_error, write_json, write_text
 from gq.managing.lineage import children_of
-from gq.managing.records import RunRecord, measure, readable
-from gq.paths import checkpoint_folders, runs_folder
+from gq.managing.records import RunRecord, measure
+from gq.paths import checkpoint_folders, json_or_empty, runs_folder
 
 REMOVED = ".removed.partial"  # ending of what is being removed; what a kill leaves of it goes with the next removal
 SECONDS_PER_DAY = 86_400
@@ -82,7 +82,7 @@ def point_to_parent(child: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     write_text(path, text.replace(f"parent = {toml_value(old)}\n", f"parent = {toml_value(new)}\n"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    environment = readable(child / "environment.json")
+    environment = json_or_empty(child / "environment.json")
     if environment.get("parent", {}).get("run") == old:
         write_json(child / "environment.json", environment | {"parent": environment["parent"] | {"run": new}})
 
@@ -99,7 +99,7 @@ def rename_inside(run: Path, name: str) -> None:
         is_naming = [line.startswith("# ") or "gq " in line for line in lines]
         write_text(card, "".join(word.sub(name, x) if names else x for x, names in zip(lines, is_naming, strict=True)))
     for file in (run / "correctors").glob("*/corrector.json"):
-        if (document := readable(file)).get("teacher") == run.name:
+        if (document := json_or_empty(file)).get("teacher") == run.name:
             write_json(file, document | {"teacher": name})
 
 

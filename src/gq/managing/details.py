@@ -1,6 +1,5 @@
 """Everything about one run: what is special about its configuration, what it holds, and how to make it again."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 from gq import presets
 from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, toml_value
 from gq.engine.checkpoint import pointed
-from gq.engine.run_state import read_settings
+from gq.engine.runs import read_config, repeat_command
 from gq.errors import GqError, UsageError
 from gq.managing.lineage import CorrectorRecord, Parent, children_of, correctors_of, parent_of
-from gq.managing.records import RunRecord, measure, read_run, readable
-from gq.paths import checkpoint_folders
+from gq.managing.records import RunRecord, measure, read_run
+from gq.paths import checkpoint_folders, json_or_empty, read_settings
 
 NAMING = ("algo", "task", "size", "data.dataset", "online.parent", "online.checkpoint")  # said apart from what differs
 
@@ -76,7 +75,7 @@ def describe(run: Path) -> RunDetails:
     settings = flatten(read_settings(run))
     record = read_run(run)
     differing = differing_settings(settings)
-    environment = readable(run / "environment.json")
+    environment = json_or_empty(run / "environment.json")
     versions = environment.get("versions")
     return RunDetails(
         record=record,
@@ -89,7 +88,7 @@ def describe(run: Path) -> RunDetails:
         children=children_of(run),
         correctors=correctors_of(run),
         versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
-        command=again(settings, differing, environment),
+        command=repeat_command(settings, environment, explicit_options(settings, differing)),
     )
 
 
@@ -121,7 +120,6 @@ def inherited_from(parent: Path) -> RunConfig:
         GqError: it is not there, or no Online Decision Transformer's.
     """
     from gq.engine.finetuning import inherited
-    from gq.engine.runs import read_config
 
     stored = read_config(parent)
     if not isinstance(stored, ODTConfig | FinetuneConfig):
@@ -151,37 +149,28 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def again(settings: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]], environment: Mapping[str, Any]) -> str:
-    """Return the command that trains such a run again, empty where that is not known."""
-    if imported := environment.get("imported"):
-        return shlex.join(["gq", "download", str(imported.get("source", "")), "--task", str(settings.get("task", ""))])
-    algo = settings.get("algo")
-    if algo not in CONFIGS:
-        return ""
-    words = ["gq", "train", str(algo)]
-    if algo == "finetune":
-        words = ["gq", "finetune", str(settings.get("online.parent", "")), "--checkpoint"]
-        words.append(str(settings.get("online.checkpoint", "")).removeprefix("step-").lstrip("0") or "0")
-    elif algo != "bc":
-        words += ["--size", str(settings.get("size"))] if is_named(settings) else []
-    if algo in ("dt", "bc", "odt"):
+def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return options that set a run up without its config.toml, which another version of gq may have written."""
+    words = []
+    if is_named(settings):
+        words += ["--size", str(settings.get("size"))]
+    if settings.get("algo") in ("dt", "bc", "odt"):
         words += ["--dataset", str(settings.get("data.dataset", ""))]
-    if algo != "finetune":
+    if settings.get("algo") != "finetune":
         words += ["--task", str(settings.get("task", ""))]
     for key, (value, usual) in differing.items():
-        if usual is None:  # a setting of another version of gq, which this one would refuse
-            continue
-        words += ["--set", f"{key}={toml_value(value)}"]
-    return shlex.join(words)
+        if usual is not None:  # else of another version of gq, and this one would refuse it
+            words += ["--set", f"{key}={toml_value(value)}"]
+    return words
 
 
 def is_named(settings: Mapping[str, Any]) -> bool:
-    """Tell whether a run's size has a name."""
-    makers: dict[str, Callable[[str], RunConfig]]
+    """Tell whether a run's size is one that its command knows by name."""
+    makers: dict[Any, Callable[[str], RunConfig]]
     makers = {"dt": presets.dt, "odt": presets.odt, "tdmpc2": presets.tdmpc2}
     try:
-        makers[str(settings["algo"])](str(settings.get("size")))
-    except UsageError:
+        makers[settings["algo"]](str(settings.get("size")))
+    except (UsageError, KeyError):
         return False
     return True
 
@@ -210,7 +199,7 @@ def read_evaluations(run: Path) -> list[EvaluationRecord]:
     """Return what gq eval found, oldest first; damaged files are left out."""
     found = []
     for file in sorted((run / "evals").glob("*.json")):
-        document = readable(file)
+        document = json_or_empty(file)
         results = {
             str(result.get("mode") or result.get("target_return")): result["return_mean"]
             for result in document.get("results", [])

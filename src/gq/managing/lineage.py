@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gq.engine.run_state import read_settings
-from gq.managing.records import readable
-from gq.paths import all_runs, checkpoint_folders, is_run
+from gq.paths import all_runs, checkpoint_folders, is_run, json_or_empty, read_settings
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def correctors_of(run: Path) -> list[CorrectorRecord]:
     """Return the correctors in a run's folder."""
     found = []
     for file in sorted((run / "correctors").glob("*/corrector.json")):
-        document = readable(file)
+        document = json_or_empty(file)
         names = (file.parent.name, document.get("checkpoint", ""), document.get("teacher_sha256", ""))
         found.append(CorrectorRecord(*map(str, names)))
     return found

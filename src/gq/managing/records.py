@@ -1,20 +1,17 @@
 """The runs of a folder at a glance: state, progress, scores, size. Reads small files only and loads no engine."""
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gq.engine.run_state import FAILURE_FILE, State, read_settings, state_of
-from gq.errors import GqError
-from gq.parsing import parse_json
-from gq.paths import all_runs, checkpoint_folders, read_json
+from gq.engine.metrics import keys_by_target, last_evaluation
+from gq.engine.run_state import FAILURE_FILE, State, state_of
+from gq.paths import all_runs, checkpoint_folders, json_or_empty, read_settings
 
 Order = Literal["newest", "name", "size", "score"]
-TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +49,11 @@ def read_run(run: Path) -> RunRecord:
     """Read what is known of a run; what is damaged is left empty."""
     settings = read_settings(run)
     folders = checkpoint_folders(run)
-    state = readable(folders[-1] / "state.json") if folders else {}
+    state = json_or_empty(folders[-1] / "state.json") if folders else {}
     progress = state.get("progress")
     progress = progress if isinstance(progress, dict) else {}
     num_bytes, changed = measure(run)
-    failure = readable(run / FAILURE_FILE).get("message", "")
+    failure = json_or_empty(run / FAILURE_FILE).get("message", "")
     status = state_of(run, settings)
     return RunRecord(
         run=run,
@@ -64,12 +61,12 @@ def read_run(run: Path) -> RunRecord:
         task=str(settings.get("task", "")),
         size=str(settings.get("size", "")),
         state=status,
-        imported=bool(readable(run / "environment.json").get("imported")),
+        imported=bool(json_or_empty(run / "environment.json").get("imported")),
         failure=str(failure) if status == "failed" else "",
         step=int(number_in(state, "step") or 0),
         decisions=int(found) if (found := number_in(progress, "decisions")) is not None else None,
         num_checkpoints=len(folders),
-        last_return=last_return(run / "metrics.jsonl"),
+        last_return=score_of(last_evaluation(run / "metrics.jsonl")),
         best_return=number_in(progress, "best_return"),
         best_step=int(found) if (found := number_in(progress, "best_step")) is not None else None,
         num_bytes=num_bytes,
@@ -111,25 +108,9 @@ def sort_key(record: RunRecord, order: Order) -> tuple[Any, ...]:
     return (record.name,)
 
 
-def last_return(metrics: Path) -> float | None:
-    """Return what the last evaluation in a metrics.jsonl earned at its highest target, None without one."""
-    try:
-        lines = metrics.read_bytes().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if b'"eval/' not in line:
-            continue
-        try:
-            return score_of(parse_json(line))
-        except (ValueError, TypeError, AttributeError):  # the last one may be half written
-            continue
-    return None
-
-
 def score_of(record: dict[str, Any]) -> float | None:
     """Return the return of an evaluation that a checkpoint is judged by."""
-    by_target = {float(match[1]): key for key in record if (match := TARGET.fullmatch(key))}
+    by_target = keys_by_target(record)
     return number_in(record, by_target[max(by_target)] if by_target else "eval/return_mean")
 
 
@@ -156,15 +137,6 @@ def file_statuses(folder: Path | str) -> Iterable[os.stat_result]:
                 yield entry.stat(follow_symlinks=False)
         except OSError:
             continue
-
-
-def readable(path: Path) -> dict[str, Any]:
-    """Return a JSON object, an empty one where it is missing or damaged."""
-    try:
-        document = read_json(path)
-    except GqError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def iso_time(seconds: float) -> str:

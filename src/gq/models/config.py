@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Lt(2**63)]
 Layers = Annotated[int, Ge(1), Le(1024)]  # no more are built, only to find that a file has fewer
 Rate = Annotated[float, Ge(0), Lt(1)]
 Context = Literal["sliding", "blocks"]  # how a policy moves on when its context is full, see gq.algos.dt.DTPolicy
@@ -26,7 +26,7 @@ class ModelConfig:
     num_heads: Count = 4
     num_kv_heads: Count = 2  # gpt2 has no grouped queries: equal to num_heads there
     head_dim: Annotated[int, Ge(0)] = 0  # 0: embed_dim / num_heads
-    mlp_ratio: Annotated[float, Gt(0), Lt(math.inf)] = (
+    mlp_ratio: Annotated[float, Gt(0), Le(1024)] = (
         3.0  # MLP width over embed_dim; qwen3 has three MLP matrices, gpt2 two
     )
     activation: Literal["silu", "gelu", "relu"] = "silu"

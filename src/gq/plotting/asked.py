@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq.data.datasets import load_dataset
+from gq.engine.metrics import keys_by_target
 from gq.errors import GqError, UsageError
 from gq.evaluation.statistics import bootstrap_interval
 from gq.evaluation.stored import read_evaluations
 from gq.plotting.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
 from gq.plotting.drawing import Drawing, Table, between
 from gq.plotting.groups import groups_by_task
-from gq.plotting.records import TARGET, History, read_records, read_settings
+from gq.plotting.records import History, read_records, read_settings
 from gq.plotting.style import (
     GREY,
     MAX_COLUMNS,
@@ -134,17 +135,17 @@ def read_achieved(run: Path) -> Achieved:
     if problems:
         raise GqError(problems[0], hint="remove it, and evaluate again")
     returns: dict[float, np.ndarray] = {}
-    for one in evaluations:  # of the same checkpoint, the newest of each target
-        if (one.checkpoint, one.stochastic) == (evaluations[0].checkpoint, evaluations[0].stochastic):
+    for one in evaluations:  # like the newest one, and of those the newest of each target
+        if one.protocol == evaluations[0].protocol:
             for way, episodes in one.episodes.items():
                 if way.target is not None and way.target not in returns:
                     returns[way.target] = np.array([episode.episode_return for episode in episodes])
     if returns:
         return Achieved(history, dict(sorted(returns.items())), evaluations[0].checkpoint)
     for record in read_records(run / "metrics.jsonl"):
-        for key, value in record.items():
-            if (match := TARGET.fullmatch(key)) and isinstance(value, int | float):
-                returns[float(match[1])] = np.array([value], float)
+        for target, key in keys_by_target(record).items():
+            if isinstance(record[key], int | float):
+                returns[target] = np.array([record[key]], float)
     if not returns:
         raise UsageError(f"{run} has no evaluation yet", hint=f"gq eval {run}")
     return Achieved(history, dict(sorted(returns.items())), "")

@@ -1,6 +1,5 @@
 """What a run logged of its returns, or of anything else, from config.toml, metrics.jsonl and times.jsonl."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gq.config import flatten
+from gq.engine.metrics import TARGET, UNITS, keys_by_target
 from gq.errors import GqError, UsageError, suggest
 from gq.parsing import parse_json, parse_toml
 
@@ -27,7 +27,6 @@ RETURN = "return"  # the metric of series that are returns, whatever their keys
 MAIN = 0  # the rank of what a run is judged by; higher ranks are left out where several kinds of runs are compared
 EVALUATIONS = {"eval/return_mean": ("planning", MAIN), "eval/policy_return_mean": ("policy alone", 1)}
 EPISODES = {"episode/return_mean", "rollout/return_mean"}
-TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[st
     if not points:
         raise UsageError(f"{run} has no evaluation yet", hint=when_to_come_back(run, settings))
     asks = settings["algo"] != "bc"
-    targets = {key: float(match[1]) for key in points if (match := TARGET.fullmatch(key))}
+    targets = {key: target for target, key in keys_by_target(points).items()}
     highest = max(targets.values(), default=0.0)
     if not asks:  # it does the same whatever the target
         points = {key: records for key, records in points.items() if targets.get(key, highest) == highest}
@@ -174,7 +173,7 @@ def when_to_come_back(run: Path, settings: dict[str, Any]) -> str:
     every = settings.get("eval.every", 0)
     if not every:
         return f"it does not evaluate while it trains (eval.every = 0): gq eval {run}"
-    unit = {"tdmpc2": "decisions", "finetune": "environment steps"}.get(settings["algo"], "updates")
+    unit = UNITS.get(settings["algo"], "updates")
     return f"the first one comes after {every:,} {unit}, and one when the run ends"
 
 

@@ -95,7 +95,7 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
         values = read_column(name, column, length, lost[:length], findings)
         arrays[name] = values if length == num_rows else np.pad(values, (0, num_rows - length))
     try:
-        attributes = plain_attributes(root.attrs)
+        attributes = plain_attributes(root)
     except READ_ERRORS:
         attributes = {}
         findings.append(Finding("truncated-file", 1, "the file's attributes cannot be read"))

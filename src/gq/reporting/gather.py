@@ -10,16 +10,17 @@ from typing import Any
 
 from gq import __version__
 from gq.engine.checkpoint import choose_checkpoint, pointed
+from gq.engine.metrics import UNITS
 from gq.engine.recorded import Recorded, read_recorded, recorded_origin
-from gq.engine.run_state import read_settings, state_of
-from gq.engine.runs import SELECTION_SEED
+from gq.engine.run_state import state_of
+from gq.engine.runs import SELECTION_SEED, repeat_command
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError
 from gq.evaluation.rollout import Step
 from gq.evaluation.statistics import summarise
 from gq.evaluation.stored import StoredEvaluation, Way
-from gq.paths import checkpoint_folders, read_json
+from gq.paths import checkpoint_folders, read_json, read_settings
 from gq.plotting.curves import Learning, read_learning
 from gq.plotting.records import read_settings as read_flat_settings
 from gq.reporting.data import read_data
@@ -139,7 +140,7 @@ def gather_run(run: Path, runs: Sequence[Path], wishes: Wishes, shelf: Shelf, vi
         baselines=find_baselines(run, runs, environment, data),
         data=data,
         video=video,
-        commands=commands_of(run, settings, best),
+        commands=commands_of(run, settings, environment, best),
         notes=notes,
     )
 
@@ -244,7 +245,7 @@ def describe_selection(run: Path, settings: dict[str, object]) -> str:
     """Say how the best checkpoint was chosen."""
     if not pointed(run, "best"):
         return "no checkpoint was marked as the best: the last one stands for it"
-    unit = {"tdmpc2": "decisions", "finetune": "environment steps"}.get(str(settings["algo"]), "updates")
+    unit = UNITS.get(str(settings["algo"]), "updates")
     what = "mean return" if settings["algo"] in ("bc", "tdmpc2") else "mean return at the highest target"
     every, num = settings.get("eval.every"), settings.get("eval.num_episodes")
     return (
@@ -282,13 +283,12 @@ def measured_baseline(recorded: Recorded) -> list[Baseline]:
     return [Baseline(name=name, return_mean=summary.return_mean, return_ci95=summary.return_ci95, is_policy=True)]
 
 
-def commands_of(run: Path, settings: dict[str, object], best: CheckpointFacts | None) -> list[tuple[str, str]]:
+def commands_of(
+    run: Path, settings: dict[str, object], environment: dict[str, Any], best: CheckpointFacts | None
+) -> list[tuple[str, str]]:
     """Return what to type to do it all again."""
-    algo, name, config = str(settings["algo"]), shlex.quote(str(run)), shlex.quote(str(run / "config.toml"))
-    train = f"gq train {algo} --config {config} --out NEW"
-    if algo == "finetune":
-        parent = shlex.quote(str(settings.get("online.parent", "PARENT")))
-        train = f"gq finetune {parent} --config {config} --out NEW"
+    name = shlex.quote(str(run))
+    train = repeat_command(settings, environment, ["--config", str(run / "config.toml"), "--out", "NEW"])
     num = max((len(measure.episodes) for measure in best.measures if measure.is_own), default=0) if best else 0
     found = [("Train it again", train), ("Evaluate it", f"gq eval {name} --episodes {num or NUM_EPISODES}")]
     return [*found, ("Film it", f"gq render {name}"), ("This report", f"gq report {name}")]

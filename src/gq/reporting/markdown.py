@@ -5,21 +5,10 @@ from typing import Any
 
 from gq.reporting.facts import Facts, RunFacts
 from gq.reporting.protocol import protocol_of
-from gq.reporting.run_section import comparisons, result_row
+from gq.reporting.run_section import COMPARED, comparisons, result_headings, result_row
 from gq.reporting.words import between, describe_result, describe_run, show
 
 SPECIAL = "\\`*_{}[]<>|#&~"
-RESULTS = [
-    "asked for",
-    "checkpoint",
-    "mean",
-    "95 % interval",
-    "IQM",
-    "score",
-    "steps",
-    "terminated",
-    "episodes",
-]
 
 
 def render_markdown(facts: Facts) -> str:
@@ -68,9 +57,9 @@ def run_lines(run: RunFacts) -> list[str]:
     lines += [*[f"- Note: {plain(note)}" for note in dict.fromkeys(run.notes)], ""] if run.notes else []
     pairs = (("best", run.best), ("last", run.last))
     rows = [result_row(measure, which) for which, found in pairs if found for measure in found.measures]
-    lines += [*table(RESULTS, rows), ""] if rows else []
+    lines += [*table(result_headings("asked for", "score"), rows), ""] if rows else []
     if beside := comparisons(run):
-        lines += [*table(["what", "mean return", "95 % interval", "score"], beside), ""]
+        lines += [*table(COMPARED, beside), ""]
     lines += [f"- {plain(name)}: {'; '.join(map(plain, found))}" for name, found in protocol_of(run)]
     for what, command in run.commands:
         lines += ["", f"{what}:", "", f"    {one_line(command)}"]

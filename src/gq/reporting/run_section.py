@@ -15,6 +15,8 @@ from gq.reporting.markup import Markup, join, tag
 from gq.reporting.protocol import protocol_of
 from gq.reporting.words import between, say_episode, short, show, way_of
 
+COMPARED = ["what", "mean return", "95 % interval", "score"]  # what is above the lines of `comparisons`
+
 
 def run_section(run: RunFacts, learning: Learning | None, name: str, heading: str) -> Markup:
     """Return all that there is to say of a run, under headings of one level."""
@@ -109,22 +111,16 @@ def results_table(run: RunFacts) -> Markup:
             is_main = checkpoint is run.best and measure is run.headline
             classes.append("main" if is_main else "" if measure.is_own else "quiet")
     score = f"score ({run.reference.name})" if run.reference else "score"
-    way = "mode" if run.algo == "tdmpc2" else "asked for"
-    headings = [
-        way,
-        "checkpoint",
-        "mean",
-        "95 % interval",
-        "IQM",
-        score,
-        "steps",
-        "terminated",
-        "episodes",
-    ]
+    headings = result_headings("mode" if run.algo == "tdmpc2" else "asked for", score)
     if run.algo == "bc":
         headings, rows = headings[1:], [row[1:] for row in rows]
     extra = "; quiet rows were asked later, not with the run" if "quiet" in classes else ""
     return pieces.table(headings, rows, caption=f"Returns, the intervals over episodes{extra}", classes=classes)
+
+
+def result_headings(way: str, score: str) -> list[str]:
+    """Return what is above the lines of the results."""
+    return [way, "checkpoint", "mean", "95 % interval", "IQM", score, "steps", "terminated", "episodes"]
 
 
 def result_row(measure: Measure, which: str) -> tuple[Any, ...]:
@@ -204,7 +200,7 @@ def comparisons_table(run: RunFacts, rows: Sequence[tuple[str, str, str, str]]) 
     if any(not one.is_policy for one in run.baselines):
         caption += ". Cloning the best tenth of the data aims at its mean; that line is data, no policy was measured"
     note = f". {run.reference.note}" if run.reference and run.reference.note else ""
-    return pieces.table(["what", "mean return", "95 % interval", "score"], rows, caption=caption + note, words=[0])
+    return pieces.table(COMPARED, rows, caption=caption + note, words=[0])
 
 
 def data_table(run: RunFacts) -> Markup:

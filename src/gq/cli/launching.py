@@ -1,0 +1,108 @@
+"""What all commands that train share: where a run goes, what it is set to, and how it begins and ends."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gq.cli import options
+from gq.cli.output import Output
+
+if TYPE_CHECKING:
+    from gq.config import RunConfig
+
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The options that all commands that train have."""
+
+    device: options.Device = None
+    out: Out = None
+    resume: Resume = False
+    config: ConfigFile = None
+    settings: Settings = None
+    dry_run: DryRun = False
+
+    def given(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """Return what was given, by dotted key: of --config, --set and flags, each before the one ahead of it.
+
+        Args:
+            flags: by dotted key; None was not given.
+        """
+        from gq.config import flatten, parse_settings, read_config_file
+
+        in_file = flatten(read_config_file(self.config)) if self.config else {}
+        in_file.pop("algo", None)
+        flags = {**flags, "train.device": self.device}
+        stated = {key: value for key, value in flags.items() if value is not None}
+        return in_file | parse_settings(self.settings or []) | stated
+
+    def stored(
+        self, output: Output, algo: str, size: str | None, given: dict[str, Any]
+    ) -> "tuple[Path, RunConfig] | None":
+        """Return the run to go on with and its configuration; None for a new one."""
+        if not self.resume:
+            return None
+        from gq.engine.runs import resume_config, was_killed_at_birth
+
+        if self.out and was_killed_at_birth(self.out):
+            output.note(f"{self.out} has nothing saved yet: starting again")
+            return None
+        return resume_config(algo, size, given, self.out)
+
+
+def show_plan(output: Output, config: "RunConfig", out: Path | None, **facts: Any) -> None:
+    """Print what a run would be: the whole configuration, and what follows from it.
+
+    Args:
+        out: its folder; None: the one that it would get.
+    """
+    from gq.config import to_toml
+    from gq.paths import new_run_folder
+
+    out = out or new_run_folder(config.task, config.algo, config.size)
+    output.note(f"run: {out}")
+    output.result({"run": str(out), "config": config.to_dict(), **facts}, quiet=out, human=to_toml(config).rstrip())
+
+
+def result_table(output: Output, result: Any, names: Sequence[str], *, headings: tuple[str, str]) -> Any:
+    """Return what the last evaluation of a training found, with the run's path under it.
+
+    Args:
+        names: of the ways in which the policy acted.
+        headings: what these are, and what lengths count.
+    """
+    from rich.console import Group
+
+    if not result.evaluation:
+        return str(result.run)
+    rows = [
+        (name, f"{s.return_mean:.0f} ± {s.return_std:.0f}", f"{s.length_mean:.0f}", str(s.num_episodes))
+        for name, s in zip(names, result.evaluation, strict=True)
+    ]
+    return Group(output.table([headings[0], "return", headings[1], "episodes"], rows), str(result.run))
+
+
+def show_result(output: Output, result: Any, human: Any, *, more: str = "") -> None:
+    """Print a training's result, a dataclass with its `run`, and what to do with that.
+
+    Args:
+        more: a command besides `gq eval`.
+    """
+    from gq.paths import runs_folder
+
+    output.result({**dataclasses.asdict(result), "run": str(result.run)}, quiet=result.run, human=human)
+    name = "--latest" if result.run.parent == runs_folder() else result.run
+    output.note(f"next: gq eval {name}" + (f", or {more} {name}" if more else ""))
