@@ -217,6 +217,21 @@ def test_what_is_no_part_of_a_run_is_left_out(shared: Path, own_home: Path) -> N
 
 
 @pytest.mark.usefixtures("shared")
+def test_a_listing_that_repeats_a_file_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gq.data import hub as hub_module
+
+    honest = hub_module.get_json
+
+    def listing(url: str, first: str) -> Any:
+        return honest(url, first) * 3 if first == "[" else honest(url, first)
+
+    monkeypatch.setattr(hub_module, "get_json", listing)
+    result = gq("pull", "me/hopper")
+    assert (result.exit_code, "lists a file more than once" in result.stderr) == (1, True)
+    assert not (own_home / "runs").exists()
+
+
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("name", ["../evil.json", "evals/../../evil.json", "/etc/evil.json", "C:\\evil.json", "a//b"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,8 +90,10 @@ def choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
     """Return the files of a repository that a run consists of, and the names of the others.
 
     Raises:
-        GqError: a name leads out of the folder, or there is no run.
+        GqError: a name leads out of the folder or is listed twice, or there is no run.
     """
+    if len({file.path for file in snapshot.files}) < len(snapshot.files):
+        raise GqError(f"{snapshot.reference} lists a file more than once", hint="do not use it")
     for file in snapshot.files:
         parts = re.split(r"[/\\]", file.path)
         if any(part in ("", ".", "..") for part in parts) or ":" in parts[0] or not file.path.isprintable():
