@@ -26,13 +26,14 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Return what a TOML document holds.
 
     Raises:
-        ValueError: it is not TOML, or nested too deeply.
+        ValueError: it is not TOML, nested too deeply, or has whole numbers of more than TOML's 64 bits.
     """
     try:
         document = tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     check_depth(document)
+    check_numbers(document)
     return document
 
 
@@ -51,3 +52,12 @@ def check_depth(document: Any) -> None:
         if not level:
             return
     raise ValueError("it is nested too deeply")
+
+
+def check_numbers(document: Any) -> None:
+    """Raise ValueError if a whole number does not fit into 64 bits; in hexadecimal some thousand digits are parsed."""
+    if isinstance(document, int) and not -(2**63) <= document < 2**63:
+        raise ValueError("a number in it has more than 64 bits")
+    if isinstance(document, dict | list):
+        for item in document.values() if isinstance(document, dict) else document:
+            check_numbers(item)
