@@ -197,3 +197,14 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     name = models[0] if models else platform.processor()
     return {"cpu": name, "cores": num_cores(), "gpu": gpu, "versions": versions()}
+
+
+def begin(parser: argparse.ArgumentParser, make: Callable[..., Any], *, rounds: int) -> argparse.Namespace:
+    """Return a benchmark's options with its threads pinned; in the process of a contender serve that, and end."""
+    add_contender_options(parser, rounds=rounds)
+    options = parser.parse_args()
+    if options.worker:
+        serve(options.worker, make)
+        sys.exit()
+    pin_threads(options.threads)
+    return options

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common import Contender, Report, Table, add_contender_options, pin_threads, ratios, serve, timed
+from common import Contender, Report, Table, begin, ratios, timed
 
 NUM_STEPS, WIDTH, NUM_LAYERS, NUM_HEADS, TARGET, SCALE = 20, 128, 3, 1, 3600.0, 1000.0
 LOOPS = ("transformers", "plain")
@@ -249,12 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--cached-episodes", type=int, default=16, help="in the second table")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the first table")
-    add_contender_options(parser, rounds=5)
-    options = parser.parse_args()
-    if options.worker:
-        serve(options.worker, make)
-        return
-    pin_threads(options.threads)
+    options = begin(parser, make, rounds=5)
     report = Report(options)
     for task in options.tasks:
         measure(task, options, report)

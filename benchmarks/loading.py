@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Contender, Report, add_contender_options, memory_bytes, pin_threads, ratios, serve, timed
+from common import Contender, Report, begin, memory_bytes, ratios, timed
 
 MAX_TIMESTEP = 1000
 WIDTHS = {"Hopper-v5": (11, 3), "Humanoid-v5": (348, 17)}
@@ -271,14 +271,9 @@ def main() -> None:
     parser.add_argument("--train", nargs="*", default=["13m"], choices=("1m", "13m"), help="sizes of the second table")
     parser.add_argument("--turn", type=int, default=1, metavar="N", help="updates in a row, in the second table")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the second table")
-    add_contender_options(parser, rounds=5)
-    options = parser.parse_args()
-    if options.worker:
-        serve(options.worker, make)
-        return
+    options = begin(parser, make, rounds=5)
     from reading import write_flat
 
-    pin_threads(options.threads)
     report = Report(options)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.hdf5"

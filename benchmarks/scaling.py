@@ -13,7 +13,7 @@ included; on a GPU the most that lay there.
 import argparse
 from dataclasses import replace
 
-from common import Report, Table, add_contender_options, pin_threads, ratios, serve
+from common import Report, Table, begin, ratios
 from training import OTHERS, OWN, PEERS, WARM_UPS, Shape, make, start
 
 BASE_BATCH, BASE_STEPS, TOKENS_PER_STEP = 64, 20, 3
@@ -73,12 +73,7 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=1, metavar="N", help="updates in a row")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--device", choices=WARM_UPS, default="cpu")
-    add_contender_options(parser, rounds=3)
-    options = parser.parse_args()
-    if options.worker:
-        serve(options.worker, make)
-        return
-    pin_threads(options.threads)
+    options = begin(parser, make, rounds=3)
     report = Report(options)
     where = f"{options.threads} threads, {options.rounds} rounds" if options.device == "cpu" else options.device
     own = {"ms": (10, ".1f"), "tokens/s": (12, ",.0f"), "MiB": (8, ",.0f")}

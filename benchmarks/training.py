@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from common import Contender, Report, Table, add_contender_options, memory_bytes, pin_threads, ratios, serve, timed
+from common import Contender, Report, Table, begin, memory_bytes, ratios, timed
 
 OBSERVATION_DIM, ACTION_DIM, MAX_TIMESTEP = 11, 3, 1000
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-4, 0.25
@@ -341,12 +341,7 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=2, metavar="N", help="updates in a row")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--device", choices=WARM_UPS, default="cpu")
-    add_contender_options(parser, rounds=7)
-    options = parser.parse_args()
-    if options.worker:
-        serve(options.worker, make)
-        return
-    pin_threads(options.threads)
+    options = begin(parser, make, rounds=7)
     report = Report(options)
     for model in options.models:
         measure(model, options, report)
