@@ -94,7 +94,10 @@ def loss_and_gradients(model: ModelConfig, autocast: Callable[[], AbstractContex
     return {"loss": loss.detach(), **gradients}
 
 
-@pytest.mark.parametrize("model", [QWEN3, GPT2, replace(QWEN3, rotary=False), replace(QWEN3, activation="gelu")])
+@pytest.mark.parametrize(
+    "model",
+    [QWEN3, GPT2, replace(QWEN3, rotary=False), replace(QWEN3, activation="gelu"), replace(GPT2, activation="gelu")],
+)
 def test_fused_parts_equal_the_plain_formulas_in_float32(model: ModelConfig, plain: Callable[[], None]) -> None:
     found = loss_and_gradients(model, nullcontext)
     plain()
@@ -103,7 +106,7 @@ def test_fused_parts_equal_the_plain_formulas_in_float32(model: ModelConfig, pla
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("model", [QWEN3, GPT2])
+@pytest.mark.parametrize("model", [QWEN3, GPT2, replace(GPT2, activation="gelu")])
 def test_fused_parts_are_as_close_to_float32_as_plain_ones_are_in_bfloat16(
     model: ModelConfig, plain: Callable[[], None]
 ) -> None:
@@ -113,6 +116,27 @@ def test_fused_parts_are_as_close_to_float32_as_plain_ones_are_in_bfloat16(
     for name, value in exact.items():
         error, usual = (found[name] - value).norm(), (expected[name] - value).norm()
         assert error <= 2 * usual + 0.01 * value.norm(), name
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_linear_layer_in_bfloat16_equals_torchs_and_has_its_gradients(relu: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 96)
+    x = torch.randn(4, 5, 48).bfloat16().requires_grad_()
+
+    def measure(compute: Callable[[], Tensor]) -> list[Tensor]:
+        with BFLOAT16():
+            outputs = compute()
+        slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs.dtype)
+        return [outputs, *torch.autograd.grad(outputs, [x, layer.weight, layer.bias], slopes)]
+
+    found = measure(lambda: fused.linear(x, layer.weight, layer.bias, relu=relu))
+    expected = measure(lambda: F.relu(layer(x)) if relu else layer(x))
+    other = measure(lambda: layer(x) if relu else F.relu(layer(x)))
+    for ours, theirs, wrong in zip(found, expected, other, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+        assert (ours - wrong).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("mask", ["none", "rows", "padded"])

@@ -12,6 +12,7 @@ from gq.data.sampler import Batch
 from gq.models.config import Context
 from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
+from gq.models.memory import keep_freed_memory
 
 
 def action_loss(model: DecisionTransformer, batch: Batch) -> Tensor:
@@ -52,6 +53,7 @@ class DTPolicy:
         self.num_kept = self.context_length if context == "sliding" else math.ceil(self.context_length / 2)
         self.action_dim = len(model.scaling.action_low)
         self.device = next(model.parameters()).device
+        keep_freed_memory()
 
     def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
         """Start one episode per target return [E]; the seeds are not used."""

@@ -10,7 +10,7 @@ from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, m
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache, LayerCache
 from gq.models.dropout import Dropout
-from gq.models.fused import autocast_dtype, is_fused, keeps_casts
+from gq.models.fused import autocast_dtype, is_fused, keeps_casts, linear
 
 
 class Block(nn.Module):
@@ -35,9 +35,13 @@ class Block(nn.Module):
         if cache is not None:
             key, value = cache.append(key, value)
         attended = attend(query, key, value, mask, self.dropout_rate if self.training else 0.0)
-        x = x[:, queries] + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
-        outputs: Tensor = x + self.dropout(self.down(self.activation(self.up(self.mlp_norm(x)))))
-        return outputs
+        mixed = linear(attended.transpose(1, 2).flatten(2), self.output.weight, self.output.bias)
+        x = x[:, queries] + self.dropout(mixed)
+        has_relu = self.activation is F.relu
+        hidden = linear(self.mlp_norm(x), self.up.weight, self.up.bias, relu=has_relu)
+        outputs = linear(hidden if has_relu else self.activation(hidden), self.down.weight, self.down.bias)
+        found: Tensor = x + self.dropout(outputs)
+        return found
 
     def heads(self, x: Tensor, queries: slice) -> list[Tensor]:
         """Return query [B, N, Q, D] of the chosen tokens of x [B, T, H], and key and value [B, N, T, D] of all."""
@@ -48,7 +52,7 @@ class Block(nn.Module):
         else:  # apart, so that each is contiguous, and no queries are computed in vain
             x = x.to(autocast_dtype(x))
             tokens, weights, biases = (x[:, queries], x, x), layer.weight.chunk(3), layer.bias.chunk(3)
-            parts = tuple(map(F.linear, tokens, weights, biases))
+            parts = tuple(map(linear, tokens, weights, biases))
         return [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
 

@@ -13,8 +13,8 @@ LARGEST_REST = 256 << 20  # bytes that may lie free at the end of the heap
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep freed tensors of a few megabytes for the next ones; other C libraries stay as they are.
 
-    Otherwise each intermediate result of an update or a plan costs page faults: a tenth to a quarter of its time on a
-    CPU. The process keeps at most about LARGEST_REST more than it needs.
+    Otherwise each intermediate result of an update, a plan or a policy's step costs page faults: a tenth to a third of
+    its time on a CPU. The process keeps at most about LARGEST_REST more than it needs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
