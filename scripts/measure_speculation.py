@@ -58,6 +58,7 @@ MODES = {
         *(f"rescore12h6@{threshold}" for threshold in (0.5, 1, 2)),
         *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),
     ),
+    "linear feedback": ("feedback3", "feedback6", "feedback6h6"),
     "warm refinement": ("refine3", "refine6", "refine12"),
     "beam search": ("beam", "beam@0.5"),
 }

@@ -12,6 +12,7 @@ from gq.errors import UsageError
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig
 from gq.models.world_model import WorldModel
+from gq.planning import feedback
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy, generator_of
 from gq.planning.beam import beam_search, policy_value
 from gq.planning.interfaces import Source
@@ -287,6 +288,41 @@ def test_refining_is_one_iteration_around_the_last_plan() -> None:
     wide = candidates.plan(latents, candidates.draw_each([generator_of(seed, CPU) for seed in range(2)]), mean)
     assert near.any()
     assert not ((wide.elites[:, :2] - 0.2).abs().amax(dim=(1, 3)) < 1e-3).any()
+
+
+@torch.no_grad()
+def test_gains_are_what_elites_do_elsewhere(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, latents, num_elites = planner.model, latents_of(planner), 6
+    generator = torch.Generator().manual_seed(2)
+    elites = torch.randn(2, 3, num_elites, ACTION_DIM, generator=generator).clamp(-1, 1)
+    weights = torch.rand(2, num_elites, generator=generator)
+    weights /= weights.sum(dim=1, keepdim=True)
+    places = model.next(latents[:, None].expand(-1, num_elites, -1), elites[:, 0])  # [E, K, L], after one decision
+    law = torch.randn(2, ACTION_DIM, LATENT_DIM, generator=generator)
+    elites[:, 1] = places @ law.mT
+    monkeypatch.setattr(feedback, "RIDGE", 1e-5)
+    gains = feedback.feedback_gains(model, latents, elites, weights)
+    assert gains.shape == (2, 3, ACTION_DIM, LATENT_DIM)
+    assert not gains[:, 0].any(), "a plan's first action is its own"
+    apart = places[:, 1:] - places[:, :1]
+    torch.testing.assert_close(apart @ gains[:, 1].mT, apart @ law.mT, rtol=1e-2, atol=1e-2)
+    monkeypatch.undo()
+    careful = feedback.feedback_gains(model, latents, elites, weights)
+    assert (careful[:, 1].norm(dim=(1, 2)) < gains[:, 1].norm(dim=(1, 2))).all()
+    same = elites[:, :, :1].expand(-1, -1, num_elites, -1)
+    assert feedback.feedback_gains(model, latents, same, weights).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_plans_with_feedback_cost_the_elites_predictions(planner: Planner) -> None:
+    policy = PlanningPolicy(planner, action_bound=1, mode="feedback3")
+    followed = PlanningPolicy(planner, action_bound=1, mode="naive3")
+    steered, plain = walk(policy, 6), walk(followed, 6)
+    assert np.array_equal(steered[0], plain[0])
+    assert not np.allclose(steered[1], plain[1])
+    evaluations = [[int(each.evaluations[0]) for each in way.events[:3]] for way in (policy, followed)]
+    assert evaluations[0] == [planner.num_evaluations + 4 * 2, 0, 0]
+    assert evaluations[1] == [planner.num_evaluations, 0, 0]
 
 
 def test_a_planner_of_another_size_keeps_the_shares_and_itself() -> None:

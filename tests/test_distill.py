@@ -375,6 +375,29 @@ def test_data_are_reused_with_the_same_result_and_not_collected_again(
         distill(pendulum, replace(TINY, plan_horizon=2), data=distilled / "decisions.hdf5", out=tmp_path)
 
 
+def test_ablations_have_names_of_their_own_and_nothing_is_replaced_unasked(
+    pendulum: Path, distilled: Path, tmp_path: Path
+) -> None:
+    data, alone = distilled / "decisions.hdf5", replace(TINY, archs=("two-tower",))
+    settings = [alone, replace(alone, plan_blind=True), replace(alone, use_age=False), replace(alone, target="elite")]
+    folders = [distill(pendulum, each, data=data, out=tmp_path).correctors[0].folder for each in settings]
+    names = ["two-tower", "two-tower-plan-blind", "two-tower-no-age", "two-tower-elite"]
+    assert [folder.name for folder in folders] == names
+    assert len({sha256(folder / "model.safetensors") for folder in folders}) == 4
+    first, longer = sha256(folders[0] / "model.safetensors"), replace(alone, train=replace(TINY.train, num_epochs=3))
+    with pytest.raises(UsageError, match=r"two-tower was distilled in another way") as refused:
+        distill(pendulum, longer, data=data, out=tmp_path)
+    assert "--force" in str(refused.value.hint)
+    with pytest.raises(UsageError, match="in another way"):  # the data that it would collect are others
+        distill(pendulum, alone, out=tmp_path)
+    assert sha256(folders[0] / "model.safetensors") == first
+    assert not (tmp_path / "decisions.hdf5").exists()
+    distill(pendulum, alone, data=data, out=tmp_path)
+    assert sha256(folders[0] / "model.safetensors") == first, "the same again is no change"
+    distill(pendulum, longer, data=data, out=tmp_path, force=True)
+    assert sha256(folders[0] / "model.safetensors") != first
+
+
 def test_another_teachers_data_are_refused(pendulum: Path, distilled: Path, tmp_path: Path) -> None:
     data = read_plan_data(distilled / "decisions.hdf5")
     other = tmp_path / "other.hdf5"

@@ -22,6 +22,7 @@ from gq.planning.modes import Mode, resolve_mode
 from gq.planning.triggers import Signal, Situation
 
 Array = np.ndarray
+GAIN = -0.3  # of the toy's feedback, on its push
 
 
 def identity(inputs: CorrectorInputs) -> Tensor:
@@ -40,6 +41,7 @@ class Toy:
     corrector: Callable[[CorrectorInputs], Tensor] | None = None
     spread: float = 0.1
     scale: float = 1.0  # of all latents
+    has_feedback: bool = False
     warm_starts: list[Tensor] = field(default_factory=list)
     plan_rows: list[list[int]] = field(default_factory=list)
     refined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -96,7 +98,8 @@ class Toy:
             path.append(self.next(path[-1], actions[:, step]))
         value = self.score(latents, actions, np.full(len(latents), self.horizon))
         spread = torch.full((len(latents),), self.spread)
-        return Queue(actions, actions, actions.abs() + 0.1, torch.stack(path, dim=1), value, spread)
+        gains = GAIN * self.push[:, : self.latent_dim * self.has_feedback].expand(*actions.shape[:2], -1, -1)
+        return Queue(actions, actions, actions.abs() + 0.1, torch.stack(path, dim=1), value, spread, gains)
 
 
 @dataclass
@@ -135,7 +138,8 @@ def walk(
 ) -> Walk:
     """Act in the toy's own dynamics, which a disturbance may change, and record what was done."""
     mode = resolve_mode(mode) if isinstance(mode, str) else mode
-    fields = {"corrector": identity if mode.between == "corrector" else None, **fields}
+    between = {"corrector": identity if mode.between == "corrector" else None}
+    fields = {**between, "has_feedback": mode.between == "feedback", **fields}
     execution = execution or Execution(mode, Toy(list(seeds), **fields), len(seeds))
     toy = execution.skills
     assert isinstance(toy, Toy)
@@ -173,13 +177,13 @@ def test_a_horizon_of_one_is_planning_at_every_decision_to_the_bit() -> None:
         warm_start = queue.mean
         expected.append(queue.actions[:, 0].numpy())
         latents = jolt(0.1)(step, toy.next(latents, queue.actions[:, 0]))
-    for mode in ("baseline", "naive1", "hybrid1", "spec1", "refine1", "rescore1"):
+    for mode in ("baseline", "naive1", "hybrid1", "spec1", "feedback1", "refine1", "rescore1"):
         walked = walk(mode, seeds=(3, 4), disturb=jolt(0.1))
         assert np.array_equal(walked.actions, np.stack(expected)), mode
         assert (walked.stacked("source") == Source.PLAN).all()
 
 
-@pytest.mark.parametrize("mode", ["naive{}", "hybrid{}", "spec{}+never", "refine{}", "raw{}@999"])
+@pytest.mark.parametrize("mode", ["naive{}", "hybrid{}", "spec{}+never", "feedback{}", "refine{}", "raw{}@999"])
 @pytest.mark.parametrize("horizon", [1, 2, 3, 6, 12])
 def test_without_surprises_the_planner_is_called_every_so_many_decisions(mode: str, horizon: int) -> None:
     for num_steps in (20, 24):
@@ -342,6 +346,20 @@ def test_corrections_are_within_limits_and_of_the_right_shape() -> None:
         spec(lambda inputs: inputs.plan_action[:1])
 
 
+def test_feedback_changes_a_plan_by_how_far_the_latent_is_off() -> None:
+    steered, followed = walk("feedback6", 12, disturb=jolt(0.2)), walk("naive6", 12, disturb=jolt(0.2))
+    assert np.array_equal(steered.actions[0], followed.actions[0]), "a new plan's own action is never changed"
+    assert steered.stacked("source")[:, 0].tolist() == 2 * [0, *[Source.CORRECT] * 2, *[Source.POLICY] * 3]
+    plan = Toy([0, 1]).plan(np.arange(2), start_of(steered.toy, 2), torch.zeros(2, 3, 2))
+    off = torch.from_numpy(steered.latents[1]) - plan.latents[:, 1]
+    expected = plan.actions[:, 1] + GAIN * off @ steered.toy.push.T
+    torch.testing.assert_close(torch.from_numpy(steered.actions[1]), expected)
+    assert (expected - plan.actions[:, 1]).abs().max() > 0.05
+    calm = [walk(mode, 12).actions for mode in ("feedback6", "naive6")]
+    np.testing.assert_allclose(*calm, atol=1e-6)
+    assert np.abs(walk("feedback3", 9, disturb=jolt(5)).actions).max() == 1
+
+
 def test_refining_starts_from_the_last_plan_and_its_deviations() -> None:
     walked = walk("refine6", 6, disturb=jolt(0.2))
     assert walked.stacked("source")[:, 0].tolist() == [Source.PLAN] + [Source.REFINE] * 5
@@ -376,7 +394,7 @@ def test_drafts_are_accepted_corrected_or_given_up_by_how_far_off_they_are() -> 
 # --- what it expects --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["naive6", "hybrid3", "spec6+never", "refine3", "beam", "policy", "raw6"])
+@pytest.mark.parametrize("mode", ["naive6", "hybrid3", "spec6+never", "feedback3", "refine3", "beam", "policy", "raw6"])
 def test_in_an_exact_model_nothing_is_surprising_whatever_is_played(mode: str) -> None:
     def wild(inputs: CorrectorInputs) -> Tensor:
         return torch.sin(37 * inputs.plan_action + 11 * inputs.real[:, :1])
@@ -473,7 +491,7 @@ def test_a_warm_start_is_the_last_plan_moved_on_by_what_was_executed(mode: str) 
         assert torch.equal(walked.toy.warm_starts[number + 1], expected)
 
 
-@pytest.mark.parametrize("mode", ["naive6", "spec6+relative", "refine3", "value6@2", "hybrid3", "beam"])
+@pytest.mark.parametrize("mode", ["naive6", "spec6+relative", "feedback3", "refine3", "value6@2", "hybrid3", "beam"])
 def test_nothing_crosses_a_reset(mode: str) -> None:
     def damp(inputs: CorrectorInputs) -> Tensor:
         return inputs.plan_action - 0.1 * inputs.history.mean(dim=(1, 2))[:, None]
@@ -579,6 +597,7 @@ BASES = [
     "naive{}_elite",
     "hybrid{}",
     "spec{}",
+    "feedback{}",
     "refine{}",
     "raw{}@0.3",
     "relative{}",

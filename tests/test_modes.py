@@ -28,6 +28,7 @@ SOURCE = Path(__file__).parents[1] / "src"
         ("hybrid12", {"execution_horizon": 12, "between": "policy"}),
         ("spec3", {"execution_horizon": 3, "between": "corrector", "trigger": "raw", "threshold": 0.5}),
         ("spec6", {"execution_horizon": 6, "between": "corrector", "trigger": "raw", "threshold": 0.5}),
+        ("feedback3", {"execution_horizon": 3, "between": "feedback"}),
         ("refine3", {"execution_horizon": 3, "between": "refine"}),
         ("rescore12", {"execution_horizon": 12, "trigger": "rescore", "threshold": THRESHOLDS["rescore"]}),
         ("relative6@2.5", {"execution_horizon": 6, "trigger": "relative", "threshold": 2.5}),
@@ -124,6 +125,7 @@ def test_wrong_names_are_refused_with_what_comes_closest(text: str, message: str
         {"threshold": -1.0, "trigger": "raw"},
         {"between": "luck"},
         {"between": "refine", "execution_horizon": 0},
+        {"between": "feedback", "execution_horizon": 0},
         {"between": "beam"},
     ],
 )

@@ -76,7 +76,7 @@ def distill(
     seed: Annotated[int, typer.Option(metavar="N", help="Of episodes, batches and weights.")] = 0,
     device: options.Device = "auto",
     out: Out = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace other data there, and what was begun.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace other data and correctors there.")] = False,
     *,
     output: Output,
 ) -> None:
@@ -131,7 +131,8 @@ def draw(distilled: "Distilled", output: Output) -> None:
         output.detail(f"no pictures of the losses: {INSTALL}")
         return
     for made in distilled.correctors:
-        write_losses(made.history, made.best_epoch, made.folder / "losses.png", title=f"{distilled.task}, {made.arch}")
+        title = f"{distilled.task}, {made.folder.name}"
+        write_losses(made.history, made.best_epoch, made.folder / "losses.png", title=title)
 
 
 def table(output: Output, distilled: "Distilled") -> Any:
@@ -143,7 +144,7 @@ def table(output: Output, distilled: "Distilled") -> Any:
         for age, errors in made.errors.items():
             figures = [f"{errors[name]['rmse']:.4f}" for name in ("corrected", "plan", "policy")]
             gaps = [f"{errors[name]['value_gap']:.5f}" for name in ("corrected", "plan", "policy")]
-            rows.append((made.arch, age, str(errors["samples"]), *figures, *gaps))
+            rows.append((made.folder.name, age, str(errors["samples"]), *figures, *gaps))
     headings = ["corrector", "age", "samples", "error", "plan's", "policy's", "value lost", "plan's", "policy's"]
     caption = (
         f"{distilled.run}, {distilled.checkpoint}, {distilled.task}: {distilled.episodes} episodes, "

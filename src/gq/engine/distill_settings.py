@@ -39,6 +39,12 @@ class DistillSettings:
     published: bool = False
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def name(self, arch: Architecture) -> str:
+        """Return what a corrector is called: by its architecture and by what was left out or changed in it."""
+        changes = {"plan-blind": self.plan_blind, "no-age": not self.use_age, "published": self.published}
+        changes[self.target] = self.target != "mean"
+        return "-".join([arch, *(change for change, is_made in changes.items() if is_made)])
+
 
 def check(settings: DistillSettings) -> None:
     """Raise UsageError for settings out of range."""

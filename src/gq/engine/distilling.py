@@ -1,7 +1,7 @@
 """`gq distill`: collect a planner's decisions, first where it drives, then where its students do, and train correctors.
 
 RUN/correctors/decisions.hdf5                                        what was collected
-RUN/correctors/<arch>/{model.safetensors, corrector.json}            what was learnt of it
+RUN/correctors/<name>/{model.safetensors, corrector.json}            what was learnt of it
 """
 
 import math
@@ -21,9 +21,11 @@ from gq.engine.signals import StopRequest
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.models.corrector import Architecture
+from gq.paths import read_json
 from gq.versions import versions
 
 DATA_FILE = "decisions.hdf5"
+OF_THE_DATA = ("archs", "rounds", "num_episodes")  # settings that one corrector's training does not see
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def distill(
     Args:
         data: use this file's decisions instead of collecting.
         out: folder of the data and the correctors; default: `correctors` in the run's.
-        force: replace other data in `out`, and throw away what was begun of them.
+        force: replace other data and correctors in `out`, and throw away what was begun of them.
         progress: told what is being done, how much of it, and of how much.
 
     Raises:
@@ -94,16 +96,16 @@ def distill(
     check(settings)
     lecture = prepare(run, checkpoint, device, settings)
     folder = out or correctors_folder(run)
+    file, episodes = data or folder / DATA_FILE, [] if data is None else read_for(lecture, data)
+    if not force:
+        refuse_to_replace(lecture, folder, file)
     with StopRequest(note) as stop:
 
         def is_stopped() -> bool:
             return bool(stop.requested)
 
         if data is None:
-            file = folder / DATA_FILE
             episodes = collect(lecture, file, force=force, note=note, progress=progress, is_stopped=is_stopped)
-        else:
-            file, episodes = data, read_for(lecture, data)
         note(f"{file}: {len(episodes)} episodes, {sum(e.num_decisions for e in episodes):,} decisions")
         samples = samples_of(lecture, episodes)
         correctors = []
@@ -113,6 +115,23 @@ def distill(
     if edited := refresh_card(run):
         note(edited)
     return report(lecture, file, episodes, correctors)
+
+
+def refuse_to_replace(lecture: Lecture, folder: Path, data: Path) -> None:
+    """Raise UsageError where a corrector would take the place of one of other data or settings."""
+    wanted = {name: value for name, value in asdict(lecture.settings).items() if name not in OF_THE_DATA}
+    for arch in lecture.settings.archs:
+        file = folder / lecture.settings.name(arch) / "corrector.json"
+        if not file.is_file():
+            continue
+        known = read_json(file)
+        is_same = wanted.items() <= known.get("settings", {}).items()
+        is_same &= known.get("teacher_sha256") == lecture.teacher_sha256
+        is_same &= data.is_file() and known.get("data_sha256") == sha256(data)
+        if not is_same:
+            again = f"--force --data {data}" if data.is_file() else "--force"
+            hint = f"replace it with {again}, or choose another folder with --out"
+            raise UsageError(f"{file.parent} was distilled in another way", hint=hint)
 
 
 def read_for(lecture: Lecture, data: Path) -> list[PlanEpisode]:
@@ -139,7 +158,7 @@ def save(
     settings, corrector = lecture.settings, trained.corrector
     made = DistilledCorrector(
         arch=arch,
-        folder=folder / arch,
+        folder=folder / settings.name(arch),
         parameters=sum(parameter.numel() for parameter in corrector.parameters()),
         epochs=len(trained.history) - 1,
         best_epoch=trained.best_epoch,

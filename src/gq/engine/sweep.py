@@ -19,7 +19,7 @@ STANDARD_MODES = (
     *(f"value6h6@{threshold}" for threshold in (0.5, 1, 2)),
     *(f"rescore6h6@{threshold}" for threshold in (0.5, 1, 2)),
     *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),
-    *("refine3", "refine6", "beam"),
+    *("feedback3", "refine3", "refine6", "beam"),
 )
 CORRECTED_MODES = ("spec3", "spec6", "spec6h6", "spec6h6+rescore@1")
 MAX_PERIOD = 16  # decisions per planner call, where the area under a frontier begins

@@ -121,6 +121,7 @@ class PlanningPolicy:
                 action=self.settings.action,
                 corrector=self.corrector,
                 sampled=self.stochastic and not self.settings.is_planning,
+                has_feedback=self.settings.between == "feedback",
             )
             self.executions[block] = Execution(self.settings, skills, self.block_size)
         return self.executions[block]

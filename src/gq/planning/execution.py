@@ -41,7 +41,8 @@ class Execution:
 
         horizon, width, action_dim, length = skills.horizon, skills.latent_dim, skills.action_dim, skills.history_length
         plans = [zeros(horizon, action_dim) for _ in range(3)]
-        self.queue = Queue(plans[0], plans[1], plans[2], zeros(horizon + 1, width), zeros(), zeros())
+        gains = zeros(horizon, action_dim, width if mode.between == "feedback" else 0)
+        self.queue = Queue(plans[0], plans[1], plans[2], zeros(horizon + 1, width), zeros(), zeros(), gains)
         self.real, self.expected = zeros(width), zeros(width)  # of the last decision, of the next one
         self.actions, self.drafts = zeros(action_dim), zeros(action_dim)  # likewise
         self.past = Past(
@@ -152,7 +153,10 @@ class Execution:
             return Queue(*(self._choose(going_on, new, old) for new, old in parts)), refined.actions[:, 0]
         has_action = self._num_remaining() > 0
         planned = self._at(self.queue.actions, self.position)
-        if between == "plan" and has_action[going_on].all():
+        if between == "feedback":
+            gains = self._at(self.queue.gains.flatten(2), self.position).view(*planned.shape, -1)
+            planned = (planned + (gains @ (spot.real - spot.planned)[..., None]).squeeze(-1)).clamp(-1, 1)
+        if between in ("plan", "feedback") and has_action[going_on].all():
             return self.queue, planned
         policy = skills.policy(spot.real)
         planned = self._choose(has_action, planned, policy)
@@ -164,7 +168,7 @@ class Execution:
                 rest = self._correct(spot, self.expected, self.drafts, policy, np.ones_like(self.age))
             is_accepted = signal <= self.mode.accept_threshold
             return self.queue, torch.where(is_accepted[:, None], self.drafts, rest)
-        return self.queue, planned if between == "plan" else policy
+        return self.queue, policy if between == "policy" else planned
 
     def _correct(self, spot: Situation, predicted: Tensor, planned: Tensor, policy: Tensor, age: np.ndarray) -> Tensor:
         """Return corrections of planned actions [E, A]."""
@@ -188,8 +192,9 @@ class Execution:
     def _sources(self, signal: np.ndarray) -> np.ndarray:
         """Return what the actions between plans come from, int8 [E]."""
         between = self.mode.between
-        if between == "plan":
-            return np.where(self._num_remaining() > 0, Source.FOLLOW, Source.POLICY).astype(np.int8)
+        if between in ("plan", "feedback"):
+            follows = Source.FOLLOW if between == "plan" else Source.CORRECT
+            return np.where(self._num_remaining() > 0, follows, Source.POLICY).astype(np.int8)
         if between == "beam":
             rest = Source.CORRECT if self.skills.can_correct else Source.POLICY
             return np.where(signal <= np.float32(self.mode.accept_threshold), Source.BEAM, rest).astype(np.int8)
@@ -225,7 +230,8 @@ class Execution:
     def _evaluations(self, sources: np.ndarray) -> np.ndarray:
         """Return how many times networks are applied to a latent in the present decision, int [E]."""
         costs, mode = self.skills.costs, self.mode
-        table = {Source.PLAN: costs.plan, Source.CORRECT: 2, Source.REFINE: costs.refine, Source.POLICY: 1}
+        correct = 0 if mode.between == "feedback" else 2
+        table = {Source.PLAN: costs.plan, Source.CORRECT: correct, Source.REFINE: costs.refine, Source.POLICY: 1}
         numbers: np.ndarray = np.array([table.get(source, 0) for source in Source])[sources]
         if mode.trigger == "value":
             numbers += 3 * VALUE_COST

@@ -20,7 +20,7 @@ class Source(IntEnum):
 
     PLAN = 0  # a plan that was made for it
     FOLLOW = 1  # the plan of an earlier decision, as it is
-    CORRECT = 2  # that, corrected; or the policy behind its end, corrected
+    CORRECT = 2  # that, corrected by a network or feedback; or the policy behind its end, corrected by a network
     REFINE = 3  # that, after one iteration more
     POLICY = 4  # the policy network
     BEAM = 5  # a draft of the beam search
@@ -35,6 +35,7 @@ class Queue(NamedTuple):
     latents: Tensor  # [E, H + 1, L] predicted along the actions, the present one first
     value: Tensor  # [E], that the actions promised
     spread: Tensor  # [E], standard deviation of the values of the elites
+    gains: Tensor  # [E, H, A, L], feedback around the actions; [E, H, A, 0] where the mode has none
 
 
 class Costs(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from gq.errors import UsageError, suggest
 
 Action = Literal["mean", "elite"]
-Between = Literal["plan", "policy", "corrector", "refine", "beam"]
+Between = Literal["plan", "policy", "corrector", "feedback", "refine", "beam"]
 Trigger = Literal["never", "raw", "relative", "value", "rescore"]
 
 UNLIMITED = 2**31 - 1  # decisions
@@ -27,9 +27,9 @@ class Mode:
     execution_horizon: int = 1  # decisions that one plan is executed for at most; 0: never plan
     plan_horizon: int = 0  # decisions that a plan looks ahead; 0: the planner's own
     action: Action = "mean"  # which sequence of a plan is played
-    # What is played at a plan's ages 1, 2, ...: its own actions, the policy network's, the plan's after a correction, a
-    # plan refined by one iteration, or what a beam search drafted. Behind a plan's end it is the policy's action,
-    # corrected where plans are corrected.
+    # What is played at a plan's ages 1, 2, ...: its own actions, the policy network's, the plan's corrected by a
+    # network or by linear feedback, a plan refined by one iteration, or what a beam search drafted. Behind a plan's end
+    # it is the policy's action, corrected where a network corrects plans.
     between: Between = "plan"
     trigger: Trigger = "never"  # what may ask for a plan before the execution horizon
     threshold: float = 0.0  # above which it does
@@ -53,7 +53,7 @@ class Mode:
         for value, known in ((self.action, Action), (self.between, Between), (self.trigger, Trigger)):
             if value not in get_args(known):
                 return f"{value} is none of {', '.join(get_args(known))}"
-        if self.execution_horizon == 0 and self.between in ("refine", "beam"):
+        if self.execution_horizon == 0 and self.between in ("feedback", "refine", "beam"):
             return "without plans there is nothing to improve"
         if self.between == "beam" and self.trigger not in ("raw", "relative"):
             return "drafts of a beam search are judged by how far off they are, raw or relative"
@@ -80,6 +80,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "naive": {},
     "hybrid": {"between": "policy"},
     "spec": {"between": "corrector", "trigger": "raw", "threshold": THRESHOLDS["raw"]},
+    "feedback": {"between": "feedback"},
     "refine": {"between": "refine"},
     **{name: {"trigger": name, "threshold": THRESHOLDS[name]} for name in get_args(Trigger) if name != "never"},
 }
@@ -96,7 +97,7 @@ MODES = (
     *(f"naive{k}" for k in (2, 3, 6)),
     *(f"hybrid{k}" for k in (2, 3, 6, 12)),
     *("spec3", "spec6", "spec_corrector", "spec6_corrector"),
-    *("refine3", "refine6"),
+    *("feedback3", "refine3", "refine6"),
     *(f"{trigger}{k}" for trigger in get_args(Trigger) if trigger != "never" for k in (6, 12)),
 )
 FAMILY_NAMES = ", ".join(f"{name}K" for name in FAMILIES)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gq.models.corrector import CorrectorInputs
 from gq.planning import beam
+from gq.planning.feedback import feedback_gains
 from gq.planning.interfaces import CorrectionNetwork, Costs, Queue
 from gq.planning.modes import Action
 from gq.planning.mppi import Draws, Plan, Planner
@@ -26,6 +27,7 @@ class NetworkSkills:
         action: which sequence of a plan is played.
         corrector: what corrects actions, if anything does.
         sampled: let the policy network sample its actions.
+        has_feedback: find gains for each plan.
     """
 
     def __init__(
@@ -37,15 +39,18 @@ class NetworkSkills:
         action: Action = "mean",
         corrector: CorrectionNetwork | None = None,
         sampled: bool = False,
+        has_feedback: bool = False,
     ) -> None:
         self.planner, self.refiner, self.generators, self.action = planner, refiner, generators, action
         self.corrector, self.sampled, self.model = corrector, sampled, planner.model
+        self.has_feedback = has_feedback
         self.horizon, self.action_dim = planner.config.horizon, planner.model.action_dim
         self.latent_dim = planner.model.config.latent_dim
         self.device = next(planner.model.parameters()).device
         self.can_correct = corrector is not None
         self.history_length = 1 if corrector is None else corrector.history_length
-        self.costs = Costs(planner.num_evaluations, refiner.num_evaluations, beam.NUM_EVALUATIONS)
+        followed = has_feedback * planner.config.num_elites * (self.horizon - 1)
+        self.costs = Costs(planner.num_evaluations + followed, refiner.num_evaluations, beam.NUM_EVALUATIONS)
 
     def plan(self, rows: np.ndarray, latents: Tensor, warm_start: Tensor) -> Queue:
         """Plan from latents [E, L] with the means [E, H, A] of the plans as of one decision ago."""
@@ -96,7 +101,10 @@ class NetworkSkills:
         return beam.beam_search(self.model, latents, draws, discount=self.planner.discount)[:, 0, 0]
 
     def _queue(self, plan: Plan) -> Queue:
-        is_mean = self.action == "mean"
+        is_mean, start = self.action == "mean", plan.mean_latents[:, 0]
+        gains = plan.mean[..., None].expand(-1, -1, -1, 0)
+        if self.has_feedback:
+            gains = feedback_gains(self.model, start, plan.elites, plan.elite_weights)
         return Queue(
             actions=plan.mean if is_mean else plan.elite,
             mean=plan.mean,
@@ -104,6 +112,7 @@ class NetworkSkills:
             latents=plan.mean_latents if is_mean else plan.elite_latents,
             value=plan.mean_value if is_mean else plan.elite_value,
             spread=plan.elite_values.std(dim=1, correction=0),
+            gains=gains,
         )
 
     def _draws(self, planner: Planner, rows: np.ndarray) -> Draws:
