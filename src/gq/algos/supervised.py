@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gq.algos.captured import CapturedStep
 from gq.algos.lamb import Lamb
+from gq.algos.random_states import random_states, restore_random_states
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
 from gq.data.sampler import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
@@ -124,22 +125,13 @@ class SupervisedLearner:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return moments and random states, on the CPU."""
-        tensors = {"rng/sampler": self.sampler.generator.get_state(), **self.random_states()}
+        tensors = {"rng/sampler": self.sampler.generator.get_state(), **random_states(self.num_skipped.device)}
         return tensors | moments(self.model, self.optimizer) | {"num_skipped": self.num_skipped.cpu()}
-
-    def random_states(self) -> dict[str, Tensor]:
-        """Return the states of the generators that are this process's alone."""
-        device = self.num_skipped.device
-        on_device = {"rng/cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-        return {"rng/torch": torch.get_rng_state(), **on_device}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` returned."""
         self.sampler.generator.set_state(tensors["rng/sampler"])
-        torch.set_rng_state(tensors["rng/torch"])
-        device = self.num_skipped.device
-        if device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+        restore_random_states(tensors, self.num_skipped.device)
         self.num_skipped.copy_(tensors["num_skipped"])
         load_moments(tensors, self.model, self.optimizer)
         if self.captured:

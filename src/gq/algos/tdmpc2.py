@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gq.algos.random_states import random_states, restore_random_states
 from gq.algos.supervised import load_moments, moments, skip_if
 from gq.data.step_ring import SequenceBatch
 from gq.models.memory import keep_freed_memory
@@ -197,11 +198,9 @@ class TDMPC2Learner:
 
     def update_policy(self, latents: Tensor, draws: UpdateDraws, skipped: Tensor) -> dict[str, Tensor]:
         """Take a step of the policy on latents [H + 1, B, L], with the Q just updated; return metrics."""
-        self.model.q_heads.requires_grad_(False)  # so that no time goes into their gradients
         with self.autocast():
             sample = self.model.policy(latents, draws.policy_noise)
             values = self.model.q_values(latents, sample.action, draws.policy_heads).mean(dim=0)  # [H + 1, B]
-        self.model.q_heads.requires_grad_(True)
         spread = value_spread(values[0].detach())
         self.average([spread])
         self.scale.update(spread)
@@ -235,20 +234,14 @@ class TDMPC2Learner:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return moments, the scale of values and random states, on the CPU."""
-        tensors = {"rng/torch": torch.get_rng_state()}
-        device = self.num_skipped.device
-        if device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+        tensors = {"value_scale": self.scale.value.cpu().clone(), "num_skipped": self.num_skipped.cpu().clone()}
         for optimizer in (self.world_optimizer, self.policy_optimizer):
             tensors |= moments(self.model, optimizer)
-        return tensors | {"value_scale": self.scale.value.cpu().clone(), "num_skipped": self.num_skipped.cpu().clone()}
+        return tensors | random_states(self.num_skipped.device)
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` returned."""
-        torch.set_rng_state(tensors["rng/torch"])
-        device = self.num_skipped.device
-        if device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+        restore_random_states(tensors, self.num_skipped.device)
         self.scale.value.copy_(tensors["value_scale"])
         self.num_skipped.copy_(tensors["num_skipped"])
         policy = {name for name in tensors if "/policy_head." in name}

@@ -48,13 +48,13 @@ def separate(rank: int, seed: int, device: "torch.device", checkpoint: "Checkpoi
     """Give a process that is not the first random numbers of its own, or those that it had."""
     import torch
 
+    from gq.algos.random_states import restore_random_states
+
     tensors = checkpoint.optimizer if checkpoint else {}
     if f"rank-{rank}/rng/torch" in tensors:
-        torch.set_rng_state(tensors[f"rank-{rank}/rng/torch"])
+        restore_random_states(tensors, device, f"rank-{rank}/")
     else:
         torch.manual_seed(seed + RANK_STRIDE * rank)
-    if device.type == "cuda" and f"rank-{rank}/rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[f"rank-{rank}/rng/cuda"], device)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from time import monotonic
 
 from torch import Tensor
 
+from gq.algos.random_states import random_states
 from gq.algos.supervised import SupervisedLearner
 from gq.engine.distributed import Processes, together
 from gq.engine.loop import Loop
@@ -49,7 +50,7 @@ class ParallelLoop(Loop):
         """Write a checkpoint of everything: the first process does, and gathers what lies with the others."""
         if self.progress.step == self.saved_step:
             return
-        states = {f"rank-{self.processes.rank}/{name}": state for name, state in self.learner.random_states().items()}
+        states = random_states(self.learner.num_skipped.device, f"rank-{self.processes.rank}/")
         everyone = self.processes.gather(states if self.processes.rank else {})
         self.tensors = {name: tensor for states in everyone for name, tensor in states.items()}
         if self.writes or self.learner.is_sharded:

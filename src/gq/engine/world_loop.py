@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gq.algos.random_states import random_states
 from gq.algos.tdmpc2 import TDMPC2Learner
 from gq.config import TDMPC2Config
 from gq.engine.distributed import Processes
@@ -153,10 +154,7 @@ class WorldLoop(Loop):
         self.progress.simulation_seconds = self.interaction.simulation_seconds
         tensors = self.interaction.tensors()
         if self.processes.rank:
-            states = self.learner.state_tensors()
-            tensors |= {
-                f"rank-{self.processes.rank}/{name}": states[name] for name in states if name.startswith("rng/")
-            }
+            tensors |= random_states(self.learner.num_skipped.device, f"rank-{self.processes.rank}/")
         everyone = self.processes.gather((self.interaction.state(), tensors))
         if everyone:
             self.facts["processes"] = [state for state, _ in everyone]

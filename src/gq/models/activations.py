@@ -19,57 +19,43 @@ def normed_mish(inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tens
         gain: the LayerNorm's weight, float32 [O] or [M, O].
         shift: its bias, likewise.
     """
-    if inputs.device.type == "cpu" and not torch.compiler.is_compiling():
-        outputs: Tensor = NormedMish.apply(inputs, -gain, -shift, eps)  # type: ignore[no-untyped-call]
-        return outputs
-    normed = F.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
-    return F.mish(torch.addcmul(shift.unsqueeze(-2), normed, gain.unsqueeze(-2))).to(inputs.dtype)
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling():
+        normed = F.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
+        return F.mish(torch.addcmul(shift.unsqueeze(-2), normed, gain.unsqueeze(-2))).to(inputs.dtype)
+    if gain.dim() > 1:
+        each = zip(inputs, gain, shift, strict=True)
+        return torch.stack([normed_mish(*parts, eps) for parts in each])
+    outputs: Tensor = NormedMish.apply(inputs, -gain, -shift, eps)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class NormedMish(torch.autograd.Function):
-    """Mish of minus a LayerNorm, one network after the other; its slope is kept for the backward pass."""
+    """Mish of minus a LayerNorm; its slope is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-        """Return [..., O] for inputs [..., O] and gain and shift [O], or [M, N, O] for [M, N, O] and [M, O]."""
-        width = inputs.shape[-1:]
-        gains, shifts = gain.view(-1, *width), shift.view(-1, *width)
-        rows = inputs.reshape(len(gains), -1, *width)
-        one, outputs, kept = gains.new_ones(()), torch.empty_like(rows), []
-        for i in range(len(rows)):
-            values, mean, inverse = torch.native_layer_norm(rows[i].float(), width, gains[i], shifts[i], eps)  # -x
-            r = values.sigmoid()
-            divisor = torch.addcmul(one, r, r)
-            outputs[i] = torch.addcdiv(values, values, divisor, value=-2)
-            if any(ctx.needs_input_grad):
-                t = torch.sub(one, divisor.reciprocal_(), alpha=2, out=divisor)  # -t
-                torch.addcmul(values, values, r, value=-1, out=r)
-                torch.ops.aten.tanh_backward.grad_input(r, t, grad_input=r)
-                kept += [mean, inverse, r.add_(t).to(rows.dtype)]
-        ctx.shape = gain.shape
-        ctx.save_for_backward(rows, gains, shifts, *kept)
-        return outputs.view(inputs.shape)
+        """Return [..., O] for inputs [..., O], gain and shift [O]."""
+        one = gain.new_ones(())
+        values, mean, inverse = torch.native_layer_norm(inputs.float(), gain.shape, gain, shift, eps)  # -x
+        r = values.sigmoid()
+        divisor = torch.addcmul(one, r, r)
+        outputs = torch.addcdiv(values, values, divisor, value=-2).to(inputs.dtype)
+        if any(ctx.needs_input_grad):
+            t = torch.sub(one, divisor.reciprocal_(), alpha=2, out=divisor)  # -t
+            torch.addcmul(values, values, r, value=-1, out=r)
+            torch.ops.aten.tanh_backward.grad_input(r, t, grad_input=r)
+            ctx.save_for_backward(inputs, gain, shift, mean, inverse, r.add_(t).to(inputs.dtype))
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients for inputs, gain and shift."""
-        rows, gains, shifts, *kept = ctx.saved_tensors
-        gradients, wanted = gradient.reshape(rows.shape), list(ctx.needs_input_grad[:3])
-        parts = []
-        for i in range(len(rows)):
-            mean, inverse, slope = kept[3 * i : 3 * i + 3]
-            parts.append(
-                torch.ops.aten.native_layer_norm_backward(
-                    gradients[i] * slope, rows[i], rows.shape[-1:], mean, inverse, gains[i], shifts[i], wanted
-                )
-            )
-        for_rows, for_gains, for_shifts = (
-            (torch.stack(each) if len(each) > 1 else each[0]).view(shape) if needed else None
-            for each, shape, needed in zip(
-                zip(*parts, strict=True), (gradient.shape, ctx.shape, ctx.shape), wanted, strict=True
-            )
+        inputs, gain, shift, mean, inverse, slope = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            gradient * slope, inputs, gain.shape, mean, inverse, gain, shift, wanted
         )
-        return for_rows, for_gains, for_shifts, None
+        return *gradients, None
 
 
 def simplicial(values: Tensor, group: int) -> Tensor:

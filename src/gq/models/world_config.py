@@ -1,7 +1,7 @@
 """The shape of a TD-MPC2 world model, what its update weighs, and how much a plan tries: plain numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -102,6 +102,22 @@ class PlannerConfig:
     def num_iterations(self, action_dim: int) -> int:
         """Return the iterations of a plan."""
         return self.iterations or (8 if action_dim >= MANY_ACTION_DIMS else 6)
+
+    def resized(self, *, horizon: int = 0, iterations: int = 0, num_samples: int = 0) -> "PlannerConfig":
+        """Return plans that try more or less, with as large shares of samples from the policy and of elites.
+
+        0 is no change.
+        """
+        num_samples = num_samples or self.num_samples
+        share = num_samples / self.num_samples
+        return replace(
+            self,
+            horizon=horizon or self.horizon,
+            iterations=iterations or self.iterations,
+            num_samples=num_samples,
+            num_policy_samples=max(min(round(share * self.num_policy_samples), num_samples - 1), 1),
+            num_elites=max(round(share * self.num_elites), 2) if share != 1 else self.num_elites,
+        )
 
     def problem(self) -> str | None:
         """Return what makes this impossible, or None."""

@@ -6,13 +6,13 @@ the policy's distribution are float32 under autocast too.
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gq.models.activations import normed_mish, simplicial
-from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std, log_slope
+from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std
 from gq.models.dropout import dropout
 from gq.models.two_hot import two_hot_decode
 from gq.models.world_config import WorldModelConfig
@@ -118,12 +118,6 @@ class PolicySample(NamedTuple):
         return (-0.5 * self.draws.square() - self.log_std - HALF_LOG_TWO_PI).sum(dim=-1)
 
     @property
-    def log_prob(self) -> Tensor:
-        """The log-density [...] of the action."""
-        before = self.location + self.draws * self.log_std.exp()
-        return self.gaussian_log_prob - log_slope(before).sum(dim=-1)
-
-    @property
     def scaled_entropy(self) -> Tensor:
         """What the policy loss rewards [...]: an estimate of the Gaussian's entropy, times the action dimension.
 
@@ -144,12 +138,8 @@ class WorldModel(nn.Module):
         self, config: WorldModelConfig, *, observation_dim: int, action_dim: int, episodic: bool = False
     ) -> None:
         super().__init__()
-        self.config, self.observation_dim, self.action_dim, self.episodic = (
-            config,
-            observation_dim,
-            action_dim,
-            episodic,
-        )
+        self.config, self.episodic = config, episodic
+        self.observation_dim, self.action_dim = observation_dim, action_dim
         self.task = 0  # row of the task embedding that everything is computed for
         self.task_embedding = nn.Embedding(config.num_tasks, config.task_dim) if config.num_tasks else None
         latent, hidden = config.latent_dim + config.task_dim, [config.mlp_dim] * 2
@@ -196,18 +186,15 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: Tensor) -> Tensor:
         """Return latents [..., L] of observations [..., S]."""
-        latents: Tensor = self.encoder(self._join(observations))
-        return latents
+        return self._compute(self.encoder, observations)
 
     def next(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return the latents [..., L] one decision after latents [..., L] and actions [..., A]."""
-        following: Tensor = self.dynamics(self._join(latents, actions))
-        return following
+        return self._compute(self.dynamics, latents, actions)
 
     def reward_logits(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return logits [..., K] of the reward for actions [..., A] in latents [..., L]."""
-        logits: Tensor = self.reward_head(self._join(latents, actions))
-        return logits
+        return self._compute(self.reward_head, latents, actions)
 
     def reward(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return the predicted reward [...]."""
@@ -216,12 +203,11 @@ class WorldModel(nn.Module):
     def termination_logits(self, latents: Tensor) -> Tensor:
         """Return the logit [...] that the episode ended on arriving in latents [..., L]."""
         assert self.termination_head is not None, "only an episodic model predicts terminations"
-        logits: Tensor = self.termination_head(self._join(latents))
-        return logits.squeeze(-1).float()
+        return self._compute(self.termination_head, latents).squeeze(-1).float()
 
     def policy(self, latents: Tensor, draws: Tensor) -> PolicySample:
         """Return the actions that standard normal draws [..., A] give in latents [..., L]."""
-        location, raw = self.policy_head(self._join(latents)).float().chunk(2, dim=-1)
+        location, raw = self._compute(self.policy_head, latents).float().chunk(2, dim=-1)
         log_std = bounded_log_std(raw, self.config.log_std_min, self.config.log_std_max)
         return PolicySample(torch.tanh(location + draws * log_std.exp()), location, log_std, draws)
 
@@ -232,9 +218,7 @@ class WorldModel(nn.Module):
             heads: int64 indices [Q'] of the heads to evaluate, all without.
             target: evaluate the target's.
         """
-        network = self.target_q_heads if target else self.q_heads
-        logits: Tensor = network(self._join(latents, actions), heads)
-        return logits
+        return self._compute(self.target_q_heads if target else self.q_heads, latents, actions, heads=heads)
 
     def q_values(self, latents: Tensor, actions: Tensor, heads: Tensor | None = None, target: bool = False) -> Tensor:
         """Return values [Q', ...]; the arguments are those of `q_logits`."""
@@ -244,12 +228,13 @@ class WorldModel(nn.Module):
         """Return the numbers [...] that two-hot logits [..., K] stand for."""
         return two_hot_decode(logits, self.bins)
 
-    def _join(self, first: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Return the input of a network: latents or observations, the task, actions."""
+    def _compute(self, network: nn.Module, first: Tensor, actions: Tensor | None = None, **options: Any) -> Tensor:
+        """Return what a network makes of latents or observations, the task, and actions."""
         parts = [first]
         if self.task_embedding is not None:
             embedding = self.task_embedding.weight[self.task]
             parts.append((embedding / embedding.norm().clamp(min=1)).expand(*first.shape[:-1], -1))
         if actions is not None:
             parts.append(actions)
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else first
+        outputs: Tensor = network(torch.cat(parts, dim=-1) if len(parts) > 1 else first, **options)
+        return outputs

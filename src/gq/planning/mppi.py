@@ -5,7 +5,6 @@ elites. Actions are within [-1, 1].
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -82,26 +81,12 @@ class Planner:
         if compiled:
             self.compute = torch.compile(self._plan, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
-    def resized(self, *, horizon: int = 0, iterations: int = 0, num_samples: int = 0) -> "Planner":
-        """Return a planner that tries more or less, with as large shares of samples from the policy and of elites.
-
-        Without a change it is this one; 0 is no change.
-        """
-        old = self.config
-        new = replace(
-            old,
-            horizon=horizon or old.horizon,
-            iterations=iterations or old.iterations,
-            num_samples=num_samples or old.num_samples,
-        )
-        if new.num_samples != old.num_samples:
-            share = new.num_samples / old.num_samples
-            num_policy_samples = max(min(round(share * old.num_policy_samples), new.num_samples - 1), 1)
-            new = replace(new, num_policy_samples=num_policy_samples, num_elites=max(round(share * old.num_elites), 2))
-        if new == old:
+    def resized(self, **changes: int) -> "Planner":
+        """Return a planner that tries more or less, see `PlannerConfig.resized`; this one if that changes nothing."""
+        if (config := self.config.resized(**changes)) == self.config:
             return self
         bfloat16 = self.dtype == torch.bfloat16
-        return Planner(self.model, new, discount=self.discount, bfloat16=bfloat16, compiled=self.compiled)
+        return Planner(self.model, config, discount=self.discount, bfloat16=bfloat16, compiled=self.compiled)
 
     @property
     def num_evaluations(self) -> int:
