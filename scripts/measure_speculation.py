@@ -54,6 +54,7 @@ MODES = {
         *(f"raw6h6@{threshold}" for threshold in (0.1, 0.25, 0.5, 1)),
         *(f"relative6h6@{threshold}" for threshold in (0.25, 0.5, 1, 2)),
         *(f"value6h6@{threshold}" for threshold in (0.5, 1, 2, 4)),
+        *(f"response6h6@{threshold}" for threshold in (0.5, 1, 2, 4)),
         *(f"rescore6h6@{threshold}" for threshold in (0.25, 0.5, 1, 2)),
         *(f"rescore12h6@{threshold}" for threshold in (0.5, 1, 2)),
         *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),

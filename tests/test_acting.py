@@ -115,7 +115,17 @@ def test_the_policy_alone_is_its_network_in_blocks_to_the_bit(planner: Planner, 
 
 ALL = [
     *("naive3", "naive6h2_elite", "hybrid6", "spec3", "spec6h3", "spec6+rescore@0.1", "refine3", "refine6h5", "beam"),
-    *("raw6@0.1", "relative6", "value6@0.5", "rescore6@0.1", "small", "amortised", "baseline_elite", "beam+relative@2"),
+    *(
+        "raw6@0.1",
+        "relative6",
+        "value6@0.5",
+        "response6@0.5",
+        "rescore6@0.1",
+        "small",
+        "amortised",
+        "baseline_elite",
+        "beam+relative@2",
+    ),
 ]
 
 

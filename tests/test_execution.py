@@ -68,6 +68,9 @@ class Toy:
     def policy(self, latents: Tensor) -> Tensor:
         return torch.tanh(-0.3 * latents[:, :1] / self.scale).expand(-1, self.action_dim)
 
+    def intended(self, latents: Tensor) -> Tensor:
+        return self.policy(latents)
+
     def value(self, latents: Tensor) -> Tensor:
         return -latents.square().sum(dim=-1) / self.scale**2
 
@@ -215,7 +218,7 @@ def test_naive_plans_pay_no_attention_to_where_they_are() -> None:
     assert walked.stacked("arrival_age")[:4, 0].tolist() == [-1, 1, 2, 3]
 
 
-@pytest.mark.parametrize("mode", ["raw6@1", "relative6@3", "value6@3", "rescore6@1"])
+@pytest.mark.parametrize("mode", ["raw6@1", "relative6@3", "value6@3", "response6@3", "rescore6@1"])
 def test_a_disturbance_makes_triggers_plan_and_its_absence_does_not(mode: str) -> None:
     def once(step: int, latents: Tensor) -> Tensor:
         return latents + 50 if step == 7 else latents
@@ -258,6 +261,18 @@ def test_a_value_gap_matters_only_if_the_value_changes() -> None:
     assert walk("raw2@0.01", 6, disturb=mirrored).execution.counters.planner_calls.tolist() == [6, 6]
 
 
+def test_a_response_gap_matters_only_if_the_policy_would_act_differently() -> None:
+    def elsewhere(_: int, latents: Tensor) -> Tensor:
+        return torch.cat([latents[:, :1], latents[:, 1:] + 5], dim=1)  # the toy's policy sees the first entry alone
+
+    def shifted(_: int, latents: Tensor) -> Tensor:
+        return latents + 0.1
+
+    assert walk("response3@0.01", 6, disturb=elsewhere).execution.counters.planner_calls.tolist() == [2, 2]
+    assert walk("raw3@0.01", 6, disturb=elsewhere).execution.counters.planner_calls.tolist() == [6, 6]
+    assert walk("response3@0.01", 6, disturb=shifted).execution.counters.planner_calls.tolist() == [6, 6]
+
+
 def test_rescoring_replans_only_for_the_worse() -> None:
     def better(_: int, latents: Tensor) -> Tensor:
         return 0.1 * latents
@@ -291,7 +306,7 @@ def test_the_relative_trigger_does_not_depend_on_the_size_or_number_of_latents()
     torch.testing.assert_close(found["relative"][0], found["relative"][1])
     torch.testing.assert_close(found["relative"][0], found["relative"][2])
     assert (found["raw"][2] > 3 * found["raw"][0]).all()
-    for mode in ("relative6@0.9", "value6@0.9"):
+    for mode in ("relative6@0.9", "value6@0.9", "response6@0.9"):
         shaken = [walk(mode, scale=scale, disturb=jolt(0.5 * scale)).stacked("planned") for scale in (1.0, 64.0)]
         assert np.array_equal(*shaken)
         assert 8 < shaken[0].sum() < 40
@@ -491,7 +506,9 @@ def test_a_warm_start_is_the_last_plan_moved_on_by_what_was_executed(mode: str) 
         assert torch.equal(walked.toy.warm_starts[number + 1], expected)
 
 
-@pytest.mark.parametrize("mode", ["naive6", "spec6+relative", "feedback3", "refine3", "value6@2", "hybrid3", "beam"])
+@pytest.mark.parametrize(
+    "mode", ["naive6", "spec6+relative", "feedback3", "refine3", "value6@2", "response6@2", "hybrid3", "beam"]
+)
 def test_nothing_crosses_a_reset(mode: str) -> None:
     def damp(inputs: CorrectorInputs) -> Tensor:
         return inputs.plan_action - 0.1 * inputs.history.mean(dim=(1, 2))[:, None]

@@ -220,7 +220,7 @@ def test_a_sweep_has_the_baselines_that_count() -> None:
     assert {"baseline", "baseline_elite", "small", "policy", "naive3", "naive6h6", "hybrid2", "hybrid12"} <= set(modes)
     assert len(set(modes)) == len(modes)
     resolved = [resolve_mode(mode) for mode in standard_modes(corrected=True)]
-    assert {mode.trigger for mode in resolved} == {"never", "raw", "relative", "value", "rescore"}
+    assert {mode.trigger for mode in resolved} == {"never", "raw", "relative", "value", "response", "rescore"}
     assert {mode.between for mode in resolved} == {"plan", "policy", "corrector", "feedback", "refine", "beam"}
     assert not any(resolve_mode(mode).between == "corrector" for mode in modes)
 

@@ -17,6 +17,7 @@ STANDARD_MODES = (
     *(f"raw6h6@{threshold}" for threshold in (0.1, 0.25, 0.5)),
     *(f"relative6h6@{threshold}" for threshold in (0.25, 0.5, 1)),
     *(f"value6h6@{threshold}" for threshold in (0.5, 1, 2)),
+    *(f"response6h6@{threshold}" for threshold in (0.5, 1, 2)),
     *(f"rescore6h6@{threshold}" for threshold in (0.5, 1, 2)),
     *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),
     *("feedback3", "refine3", "refine6", "beam"),

@@ -235,6 +235,8 @@ class Execution:
         numbers: np.ndarray = np.array([table.get(source, 0) for source in Source])[sources]
         if mode.trigger == "value":
             numbers += 3 * VALUE_COST
+        if mode.trigger == "response":
+            numbers += 3
         if mode.trigger == "rescore":
             numbers += 4 * VALUE_COST + 2 * self._num_remaining()
         if not self.is_free_to_predict:

@@ -12,11 +12,18 @@ from gq.errors import UsageError, suggest
 
 Action = Literal["mean", "elite"]
 Between = Literal["plan", "policy", "corrector", "feedback", "refine", "beam"]
-Trigger = Literal["never", "raw", "relative", "value", "rescore"]
+Trigger = Literal["never", "raw", "relative", "value", "response", "rescore"]
 
 UNLIMITED = 2**31 - 1  # decisions
 DEFAULT_HORIZON = 3  # decisions that a plan is executed for
-THRESHOLDS: dict[str, float] = {"never": 0.0, "raw": 0.5, "relative": 1.0, "value": 1.0, "rescore": 1.0}
+THRESHOLDS: dict[str, float] = {
+    "never": 0.0,
+    "raw": 0.5,
+    "relative": 1.0,
+    "value": 1.0,
+    "response": 1.0,
+    "rescore": 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

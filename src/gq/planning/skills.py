@@ -68,6 +68,10 @@ class NetworkSkills:
         """Return the policy network's actions [E, A]: without noise, or samples."""
         if self.sampled:
             return self.model.policy(latents, self._normal(self.action_dim)).action
+        return self.intended(latents)
+
+    def intended(self, latents: Tensor) -> Tensor:
+        """Return the policy network's actions [N, A] in latents [N, L], without noise."""
         return self.model.policy(latents, latents.new_zeros(len(latents), self.action_dim)).mean
 
     def value(self, latents: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ class Valuation(Protocol):
     def score(self, latents: Tensor, actions: Tensor, lengths: np.ndarray) -> Tensor:
         """Return what the first `lengths` (int [N]) of actions [N, H, A] are worth [N] in latents [N, L]."""
 
+    def intended(self, latents: Tensor) -> Tensor:
+        """Return the policy network's actions [N, A] in latents [N, L], without noise."""
+
 
 class RunningMean:
     """The mean of an episode's numbers so far, of each environment."""
@@ -61,9 +64,11 @@ class Signal:
 
     `raw` is the distance from where the plan is thought to be; `relative` is that over the mean distance that latents
     of this episode moved in one decision, so that 1 is as bad as to expect no change; `value` is how far the values of
-    the two places are apart, over the mean change of value in one decision; `rescore` is how much less the rest of the
-    plan is worth from here than from where it was meant to go on, over that too, or over the spread of the elites'
-    values where it is more: elites may agree so much that it is next to nothing.
+    the two places are apart, over the mean change of value in one decision; `response` is how differently the policy
+    would act in the two places, over the mean change of its action in one decision: the deviation counts by how much
+    acting depends on it (the idea of replanning within a tolerance from a local sensitivity); `rescore` is how much
+    less the rest of the plan is worth from here than from where it was meant to go on, over that too, or over the
+    spread of the elites' values where it is more: elites may agree so much that it is next to nothing.
     """
 
     def __init__(self, trigger: Trigger, skills: Valuation, num_rows: int, device: torch.device) -> None:
@@ -77,7 +82,7 @@ class Signal:
     @property
     def has_scale(self) -> bool:
         """Whether it must see every decision, to know how large things are in this episode."""
-        return self.trigger in ("relative", "value", "rescore")
+        return self.trigger in ("relative", "value", "response", "rescore")
 
     def measure(self, situation: Situation, active: Tensor) -> Tensor:
         """Return the signal [E]; the environments that are not active (bool [E]) leave no trace."""
@@ -86,6 +91,7 @@ class Signal:
             "raw": lambda situation, active: distance(situation.real, situation.reference),
             "relative": self._relative,
             "value": self._value,
+            "response": self._response,
             "rescore": self._rescore,
         }
         return signals[self.trigger](situation, active)
@@ -101,6 +107,12 @@ class Signal:
         scale = self.scale.add((real - before).abs(), active & situation.has_before)
         return (real - reference).abs() / scale.clamp(min=TINY)
 
+    def _response(self, situation: Situation, active: Tensor) -> Tensor:
+        places = torch.cat([situation.real, situation.reference, situation.before])
+        real, reference, before = self.skills.intended(places).chunk(3)
+        scale = self.scale.add(distance(real, before), active & situation.has_before)
+        return distance(real, reference) / scale.clamp(min=TINY)
+
     def _rescore(self, situation: Situation, active: Tensor) -> Tensor:
         places = torch.cat([situation.real, situation.planned, situation.real, situation.before])
         lengths = np.concatenate([situation.lengths, situation.lengths, 0 * situation.lengths, 0 * situation.lengths])
@@ -111,6 +123,6 @@ class Signal:
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Euclidean distances [E] of latents [E, L]."""
+    """Return the Euclidean distances [E] of vectors [E, N]."""
     norm: Tensor = torch.linalg.vector_norm(first - second, dim=-1)
     return norm
