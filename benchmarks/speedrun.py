@@ -55,7 +55,7 @@ RECIPES = {
 class Runner:
     """A contender on its way."""
 
-    update: Callable[[int], Any]
+    take_updates: Callable[[int, int], int]  # from which one on, and how many at most; returns how many it took
     evaluate: Callable[[], float]
     start_seconds: float = 0.0
     steps: int = 0
@@ -73,9 +73,9 @@ class Runner:
         import torch
 
         began = time.perf_counter(), time.process_time()
-        for _ in range(num_updates):
-            self.update(self.steps)
-            self.steps += 1
+        end = self.steps + num_updates
+        while self.steps < end:
+            self.steps += self.take_updates(self.steps, end - self.steps)
         if device == "cuda":
             torch.cuda.synchronize()
         self.wall += time.perf_counter() - began[0]
@@ -129,16 +129,18 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
     torch.manual_seed(0)
     is_compiled = compute.device.type == "cuda" and not is_plain
     learner = build_learner(config, trajectories, compute, compiled=is_compiled)
-    update: Callable[[int], Any] = learner.update
+
+    take_updates: Callable[[int, int], int] = lambda step, most: learner.updates(step, most)[1]
     if is_plain:
         model, optim = learner.model, config.optim
         optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
         draw = learner.sampler.sample
         take = make_update(lambda: plain_loss(model, draw(recipe.batch_size), config.model.dropout), model, optimizer)
 
-        def update(step: int) -> None:
+        def take_updates(step: int, _most: int) -> int:
             optimizer.param_groups[0]["lr"] = learning_rate(optim, step, recipe.steps)
             take()
+            return 1
 
     policy, seeds = build_policy(config, learner.model, compute), range(FIRST_SEED, FIRST_SEED + options.episodes)
 
@@ -148,7 +150,7 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
         learner.model.train()
         return sum(episode.episode_return for episode in episodes) / len(episodes)
 
-    runner = Runner(update, evaluate)
+    runner = Runner(take_updates, evaluate)
     runner.learn(min(WARM_UPS[options.device], recipe.steps), options.device)
     runner.start_seconds, runner.wall, runner.cpu = time.perf_counter() - began, 0.0, 0.0
     return runner

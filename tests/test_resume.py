@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from gq import presets
@@ -311,3 +312,25 @@ def test_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
 @pytest.mark.slow
 def test_twenty_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
     kill_many(data, tmp_path, 20)
+
+
+def test_a_run_in_bursts_is_the_same_as_one_by_one(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs, evaluations and checkpoints come at their steps, whatever the learner takes at once."""
+    settings = {"train.steps": 23, "eval.every": 8, "checkpoint.every": 7, "checkpoint.keep": 9, "train.log_every": 5}
+    config, whole, burst = tiny_config(data, **settings), tmp_path / "whole", tmp_path / "burst"
+    train(config, whole)
+    bursts: list[int] = []
+
+    def updates(self: SupervisedLearner, step: int, most: int) -> tuple[dict[str, Tensor], int]:
+        bursts.append(min(most, 4))
+        each = [self.update(step + index) for index in range(bursts[-1])]
+        return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0]}, bursts[-1]
+
+    monkeypatch.setattr(SupervisedLearner, "updates", updates)
+    train(config, burst)
+    assert bursts == [4, 1, 2, 1, 2, 4, 1, 1, 4, 1, 2]
+    assert (burst / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    files = sorted(whole.glob("checkpoints/*/*.safetensors"))
+    assert len(files) >= 2 * 4
+    for file in files:
+        assert (burst / file.relative_to(whole)).read_bytes() == file.read_bytes()

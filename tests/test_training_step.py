@@ -229,31 +229,33 @@ class FakeGraph:
 
     def replay(self) -> None:
         self.num_replays += 1
-        self.step()
+        self.take()
 
 
 @pytest.fixture
 def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let captured updates run on a CPU, in which capturing takes none of them and replaying fills their results."""
 
-    def capture(self: captured.CapturedStep) -> None:
-        self.graph = graph = FakeGraph()  # type: ignore[assignment]
+    def capture(self: captured.CapturedUpdates, num_updates: int) -> captured.Recording:
+        graph, rates = FakeGraph(), torch.zeros(num_updates)
         for generator in self.generators:
             graph.register_generator_state(generator)
-        self.results = {"loss": torch.zeros(()), "gradient_norm": torch.zeros(())}
+        results = {name: torch.zeros(num_updates) for name in ("loss", "gradient_norm")}
 
-        def step() -> None:
-            for name, value in self.take_step().items():
-                self.results[name].copy_(value)
+        def take() -> None:
+            for name, value in self.take_steps(rates).items():
+                results[name].copy_(value)
 
-        graph.step = step  # type: ignore[attr-defined]
+        graph.take = take  # type: ignore[attr-defined]
+        return captured.Recording(graph, rates, results)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(captured.CapturedStep, "capture", capture)
-    monkeypatch.setattr(captured.CapturedStep, "warm_up", lambda self: self.take_step())
+    monkeypatch.setattr(captured.CapturedUpdates, "capture", capture)
+    monkeypatch.setattr(captured.CapturedUpdates, "warm_up", lambda self, rate: self.take_step(rate))
 
 
-def capture_on_cpu(learner: SupervisedLearner) -> captured.CapturedStep:
-    learner.captured = captured.CapturedStep(learner.take_step, [learner.sampler.generator])
+def capture_on_cpu(learner: SupervisedLearner, burst: int = 1) -> captured.CapturedUpdates:
+    generators = [learner.sampler.generator]
+    learner.captured = captured.CapturedUpdates(learner.take_step_at, generators, torch.device("cpu"), burst=burst)
     for group in learner.optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"])
     return learner.captured
@@ -263,10 +265,11 @@ def capture_on_cpu(learner: SupervisedLearner) -> captured.CapturedStep:
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_replayed_updates_follow_the_schedule_and_keep_their_metrics(optimizer: str) -> None:
     usual, replayed = make_learner(QWEN3, optimizer=optimizer), make_learner(QWEN3, optimizer=optimizer)
-    step_of = capture_on_cpu(replayed)
+    updates = capture_on_cpu(replayed)
     expected, found = ([learner.update(step) for step in range(8)] for learner in (usual, replayed))
-    assert step_of.graph.num_replays == 8 - captured.NUM_WARM_UPS  # type: ignore[union-attr]
-    assert step_of.graph.generators == [replayed.sampler.generator]  # type: ignore[union-attr]
+    graph: Any = updates.recordings[1].graph
+    assert graph.num_replays == 8 - captured.NUM_WARM_UPS
+    assert graph.generators == [replayed.sampler.generator]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert len({float(metrics["loss"]) for metrics in found}) == 8, "no update overwrites another's metrics"
     rate = replayed.optimizer.param_groups[0]["lr"]
@@ -276,13 +279,40 @@ def test_replayed_updates_follow_the_schedule_and_keep_their_metrics(optimizer: 
 @pytest.mark.usefixtures("fake_graphs")
 def test_loading_a_state_captures_again() -> None:
     learner = make_learner(QWEN3)
-    step_of = capture_on_cpu(learner)
+    updates = capture_on_cpu(learner)
     for step in range(5):
         learner.update(step)
-    assert step_of.graph is not None
+    assert updates.recordings
     learner.load_state_tensors({name: tensor.clone() for name, tensor in learner.state_tensors().items()})
-    assert step_of.graph is None
-    assert step_of.num_taken == 0
+    assert not updates.recordings
+    assert updates.num_at_once(100) == 1, "the next updates warm up again"
+
+
+@pytest.mark.usefixtures("fake_graphs")
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_burst_of_updates_equals_as_many_single_ones(optimizer: str) -> None:
+    usual, replayed = make_learner(QWEN3, optimizer=optimizer), make_learner(QWEN3, optimizer=optimizer)
+    updates = capture_on_cpu(replayed, burst=4)
+    expected = [usual.update(step) for step in range(15)]
+    taken, step = [], 0
+    while step < 15:
+        metrics, num = replayed.updates(step, 15 - step)
+        for name, values in metrics.items():
+            wanted = torch.stack([each[name] for each in expected[step : step + num]])
+            torch.testing.assert_close(values.reshape(-1), wanted, rtol=1e-4, atol=1e-6)
+        taken.append(num)
+        step += num
+    assert taken == [1, 1, 1, 4, 4, 4], "the first ones warm up"
+    assert {num: recording.graph.num_replays for num, recording in updates.recordings.items()} == {4: 3}  # type: ignore[attr-defined]
+    for name, weight in usual.model.state_dict().items():
+        torch.testing.assert_close(replayed.model.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    assert replayed.updates(15, 3)[1] == 1, "never more than wanted"
+    torch.testing.assert_close(replayed.state_tensors()["rng/sampler"], after(usual, 15).state_tensors()["rng/sampler"])
+
+
+def after(learner: SupervisedLearner, step: int) -> SupervisedLearner:
+    learner.update(step)
+    return learner
 
 
 def test_an_optimiser_for_captured_steps_has_its_rate_on_the_device() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gq.algos.captured import CapturedStep
+from gq.algos.captured import CapturedUpdates
 from gq.algos.lamb import Lamb
 from gq.algos.random_states import random_states, restore_random_states
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
@@ -49,6 +49,7 @@ class SupervisedLearner:
         num_terms: Callable[[Batch], Tensor] = num_valid_steps,
         average: Callable[[Sequence[Tensor]], None] | None = None,
         compiled: bool = False,
+        burst: int = 1,
     ) -> None:
         """Take a function of model and batch that returns `loss`, to be differentiated, and what else is to be logged.
 
@@ -57,6 +58,7 @@ class SupervisedLearner:
         Args:
             average: replaces tensors by their means over all processes, of which each draws a share of a batch.
             compiled: compile the loss on first use and, on a GPU, replay each update as one graph.
+            burst: or as many of them, where `updates` may take as many.
         """
         self.model, self.loss, self.sampler = model, loss, sampler
         self.optim, self.train, self.autocast, self.num_terms = optim, train, autocast, num_terms
@@ -64,23 +66,41 @@ class SupervisedLearner:
         keep_freed_memory()
         device = next(model.parameters()).device
         self.largest_part = largest_part(model, device)
-        self.captured: CapturedStep | None = None
+        self.captured: CapturedUpdates | None = None
         if compiled:
             self.loss = torch.compile(loss, dynamic=False)
         if compiled and device.type == "cuda":
-            self.captured = CapturedStep(self.take_step, [sampler.generator])
+            self.captured = CapturedUpdates(self.take_step_at, [sampler.generator], device, burst=burst)
         self.optimizer = build_optimizer(model, optim, captured=self.captured is not None)
         self.num_skipped = torch.zeros((), device=device)
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Take optimiser step number `step` (from 0); return device scalars, among them `loss` and `gradient_norm`."""
         rate = self.learning_rate(step)
+        if not self.captured:
+            return self.take_step_at(rate)
+        return {name: value[0] for name, value in self.captured([rate]).items()}
+
+    def updates(self, step: int, most: int) -> tuple[dict[str, Tensor], int]:
+        """Take optimiser steps from number `step` on, one or several but no more than `most`.
+
+        Returns:
+            What `update` returns, of each step where there were several ([N] instead of scalars), and their number.
+        """
+        num = self.captured.num_at_once(most) if self.captured else 1
+        if num == 1:
+            return self.update(step), 1
+        assert self.captured
+        return self.captured([self.learning_rate(step + index) for index in range(num)]), num
+
+    def take_step_at(self, rate: float | Tensor) -> dict[str, Tensor]:
+        """Take a step at a learning rate, which is on the device where steps are captured."""
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+            if isinstance(rate, Tensor):
+                group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
-        return self.captured() if self.captured else self.take_step()
+        return self.take_step()
 
     def take_step(self) -> dict[str, Tensor]:
         """Take a step at the optimiser's learning rate, without waiting for the device."""

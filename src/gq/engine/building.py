@@ -53,6 +53,10 @@ MODE_OPTIONS = {  # the fields of a mode that have an option of their own
     "history_length": "--history-len",
 }
 
+# Up to so many parameters, a GPU is done with an update as soon as the host has launched it, and logged the last one.
+LAUNCH_BOUND = 2_000_000
+BURST = 10  # updates in one graph then
+
 
 def build_model(
     config: DataRunConfig, observation_dim: int, action_dim: int
@@ -141,6 +145,7 @@ def build_learner(
     if isinstance(model, StochasticTransformer):
         return build_odt_learner(config, model, sampler, compute, average)
     is_dt = isinstance(config, DTConfig)
+    is_small = sum(parameter.numel() for parameter in model.parameters()) <= LAUNCH_BOUND
     action_loss = dt.action_loss if is_dt else bc.action_loss
     return SupervisedLearner(
         model,
@@ -152,6 +157,7 @@ def build_learner(
         num_terms=num_valid_steps if is_dt else num_windows,
         average=average,
         compiled=compiled,
+        burst=BURST if is_small else 1,
     )
 
 

@@ -92,7 +92,7 @@ class Loop:
         self.progress = self.progress_type()
         self.stop = StopRequest(listener.note)
         self.throughput = Throughput(config, learner.num_skipped.device)
-        self.sums: dict[str, Tensor] = {}  # metrics since the last log line
+        self.metrics: dict[str, list[Tensor]] = {}  # of the updates since the last log line, scalars and vectors
         self.last_evaluation: list[Summary] = []
         self.saved_step: int | None = None
         log_size = times_size = 0
@@ -100,7 +100,8 @@ class Loop:
             weights = learner.model.state_dict()
             learner.model.load_state_dict({k: laid_out(v, weights.get(k, v)) for k, v in checkpoint.model.items()})
             learner.load_state_tensors(checkpoint.optimizer)
-            self.sums = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
+            saved = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
+            self.metrics = {name: [values] for name, values in saved.items()}
             self.progress = self.progress_type(**checkpoint.state["progress"])
             self.saved_step = self.progress.step
             if writes:  # a kill may have come before it was marked as the best, and before older ones were removed
@@ -184,19 +185,20 @@ class Loop:
         return self.config.train.steps
 
     def update(self) -> None:
-        """Take one update, and report now and then."""
+        """Take an update, or several if `learn` does, and report now and then."""
         progress = self.progress
-        for name, value in self.learn().items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        progress.step += 1
-        self.throughput.num_updates += 1
+        metrics, num_updates = self.learn()
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value)
+        progress.step += num_updates
+        self.throughput.num_updates += num_updates
         progress.seconds = time.monotonic() - self.began
         if progress.step % self.config.train.log_every == 0:
             self.report()
 
-    def learn(self) -> dict[str, Tensor]:
-        """Let the learner take one update."""
-        return self.learner.update(self.progress.step)
+    def learn(self) -> tuple[dict[str, Tensor], int]:
+        """Let the learner take an update; return its metrics, scalars or [N] of several updates, and how many."""
+        return self.learner.update(self.progress.step), 1
 
     def due(self, every: int) -> bool:
         """Tell whether something that happens every so many updates happens now."""
@@ -210,8 +212,8 @@ class Loop:
         """Write the mean metrics since the last line; this is where the host waits for the device."""
         progress, num_steps = self.progress, self.config.train.log_every
         num_skipped = int(self.learner.num_skipped)
-        means = {name: float(value) / num_steps for name, value in sorted(self.sums.items())}
-        self.sums = {}
+        means = {name: sum(flat(values).tolist()) / num_steps for name, values in sorted(self.metrics.items())}
+        self.metrics = {}
         newly_skipped = num_skipped - progress.num_skipped
         progress.num_skipped = num_skipped
         if newly_skipped >= num_steps:
@@ -279,8 +281,8 @@ class Loop:
         self.log.sync()
         self.times.sync()
         model = {name: on_host(tensor) for name, tensor in self.learner.model.state_dict().items()}
-        sums = {f"sum/{name}": value.detach().cpu() for name, value in self.sums.items()}
-        optimizer = self.learner.state_tensors() | self.other_tensors() | sums
+        metrics = {f"sum/{name}": flat(values) for name, values in self.metrics.items()}
+        optimizer = self.learner.state_tensors() | self.other_tensors() | metrics
         self.saved_step = step = self.progress.step
         if not self.writes:  # its shards went to the process that does
             return
@@ -302,3 +304,8 @@ class Loop:
             self.background.begin(write)
         else:
             write()
+
+
+def flat(values: list[Tensor]) -> Tensor:
+    """Return scalars and vectors in a row, on the CPU."""
+    return torch.cat([value.detach().reshape(-1) for value in values]).cpu()

@@ -137,7 +137,7 @@ def run_training(
     from gq.engine.building import build_learner
     from gq.engine.checkpoint import last_checkpoint
     from gq.engine.distributed import separate
-    from gq.engine.loop import Loop
+    from gq.engine.offline_loop import OfflineLoop
     from gq.engine.parallel_loop import ParallelLoop
 
     assert isinstance(config, OfflineConfig)
@@ -164,7 +164,7 @@ def run_training(
         listener.note(f"going on from step {checkpoint.state['step']}")
     if is_first:
         write_json(run / "environment.json", {**facts, "compute": where, "compilation": str(compilation)})
-    loop = (ParallelLoop if processes.size > 1 else Loop)(
+    loop = (ParallelLoop if processes.size > 1 else OfflineLoop)(
         learner,
         config,
         run,

@@ -37,7 +37,7 @@ class ParallelLoop(Loop):
         self.next_look, self.last_look = step + stride, (step, now)
         return (self.stop.requested or "another process") if num_asked else ""
 
-    def learn(self) -> dict[str, Tensor]:
+    def learn(self) -> tuple[dict[str, Tensor], int]:
         """Let the learner take one update, with its share of the batch."""
         with together():
             return super().learn()

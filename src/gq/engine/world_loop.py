@@ -76,9 +76,9 @@ class WorldLoop(Loop):
         (num_asked,) = self.processes.total(int(bool(self.stop.requested)))
         return (self.stop.requested or "another process") if num_asked else ""
 
-    def learn(self) -> dict[str, Tensor]:
+    def learn(self) -> tuple[dict[str, Tensor], int]:
         """Take an update on pieces of the episodes so far."""
-        return self.learner.update(self.interaction.ring.sample(self.batch_size))
+        return self.learner.update(self.interaction.ring.sample(self.batch_size)), 1
 
     def report_episodes(self, episodes: list[FinishedEpisode]) -> None:
         """Log the episodes that just ended."""
