@@ -130,7 +130,9 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
     is_compiled = compute.device.type == "cuda" and not is_plain
     learner = build_learner(config, trajectories, compute, compiled=is_compiled)
 
-    take_updates: Callable[[int, int], int] = lambda step, most: learner.updates(step, most)[1]
+    def take_updates(step: int, most: int) -> int:
+        return learner.updates(step, most)[1]
+
     if is_plain:
         model, optim = learner.model, config.optim
         optimizer = torch.optim.AdamW(model.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
