@@ -56,6 +56,7 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
     from gq.engine.precision import choose_compute
 
     compute = choose_compute(device)
+    is_captured = compute.device.type == "cuda" and not isinstance(sampler, StreamingSampler)
     learner = SupervisedLearner(
         make_model(backbone, shape, dropout).to(compute.device),
         own_loss,
@@ -63,7 +64,8 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
         OptimConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, gradient_clip=CLIP),
         TrainConfig(batch_size=shape.batch_size),
         autocast=compute.autocast,
-        compiled=compute.device.type == "cuda" and not isinstance(sampler, StreamingSampler),
+        compiled=is_captured,
+        captured=is_captured,
     )
     steps = iter(range(10**9))
     return lambda: learner.update(next(steps))

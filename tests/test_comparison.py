@@ -9,6 +9,8 @@ import pytest
 
 from commandline import copy_run, gq, train_tiny
 from gq import presets
+from gq.engine.comparing import compare_runs
+from gq.engine.evaluate import evaluate
 from gq.evaluation.comparison import (
     compare_paired,
     episodes_needed,
@@ -19,6 +21,7 @@ from gq.evaluation.comparison import (
     sentence,
     student_t,
 )
+from gq.evaluation.rollout import Step
 from measured import BEST, ENGINES, LAST, dt_config, write_evaluation, write_run
 
 
@@ -219,6 +222,21 @@ def test_a_damaged_record_is_noted(pair: tuple[Path, Path]) -> None:
     result = gq("compare", *pair)
     assert result.exit_code == 0
     assert "note: cannot use" in result.stderr
+
+
+def test_another_evaluation_may_be_written_meanwhile(tmp_path: Path) -> None:
+    a = train_tiny(tmp_path)
+    b = copy_run(a, tmp_path / "b")
+    evaluate(b, targets=[30], num_episodes=1, seed=100)
+    (other,) = (b / "evals").glob("*.json")
+
+    def meanwhile(_step: Step) -> None:
+        for run in (a, b):
+            (run / "evals").mkdir(exist_ok=True)
+            (run / "evals" / "20990101-000000-000000.json").write_text(other.read_text())
+
+    comparison = compare_runs((a, None), (b, None), targets=[30], num_episodes=3, watch=meanwhile)
+    assert comparison.results[0].num_episodes == 3
 
 
 def test_missing_episodes_are_run_once_and_kept(tmp_path: Path) -> None:

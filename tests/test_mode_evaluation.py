@@ -1,6 +1,7 @@
 """Ways to execute plans, from the command line: measured, compared, filmed; what they need and refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from commandline import copy_run, gq
 from gq import rendering
 from gq.engine.building import load_run
-from gq.engine.correctors import correctors_folder, save_corrector
+from gq.engine.correctors import correctors_folder, fitting_corrector, save_corrector
 from gq.engine.evaluate import evaluate
 from gq.engine.sweep import standard_modes
-from gq.errors import UsageError
+from gq.errors import GqError, UsageError
+from gq.evaluation.rollout import Step
+from gq.evaluation.stored import read_evaluations
 from gq.files import sha256
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.planning.acting import PlanningPolicy
@@ -119,6 +122,31 @@ def test_options_reach_the_modes(agent: Path, tmp_path: Path) -> None:
     assert row["misses_per_step"] == pytest.approx(1 - 1 / row["decisions"])
 
 
+def test_what_options_changed_and_which_corrector_it_was_is_told_apart(corrected: Path) -> None:
+    add_corrector(corrected, "temporal", sha256(load_run(corrected).checkpoint / "model.safetensors"))
+    evaluate(corrected, modes=["naive3", "spec3"], num_episodes=1)
+    evaluate(corrected, modes=["naive3"], mode_options={"execution_horizon": 6}, num_episodes=1)
+    shown = gq("eval", corrected, "--mode", "spec3", "--corrector", "temporal", "--episodes", "1")
+    names = ["naive3", "naive3, execution horizon 6", "spec3, temporal", "spec3, two-tower"]
+    assert "spec3, temporal" in shown.stdout
+    card = (corrected / "README.md").read_text()
+    assert sorted(re.findall(r"mode ([^|]*?) \|", card)) == names
+    found, _ = read_evaluations(corrected, asks=False)
+    assert sorted(way.mode or "" for evaluation in found for way in evaluation.episodes) == names
+
+
+def test_nothing_is_written_into_a_run_that_is_gone(agent: Path, tmp_path: Path) -> None:
+    run = copy_run(agent, tmp_path / "agent")
+
+    def rename(_step: Step) -> None:
+        if run.exists():
+            run.rename(tmp_path / "renamed")
+
+    with pytest.raises(GqError, match="is no run any more"):
+        evaluate(run, modes=["policy"], num_episodes=1, watch=rename)
+    assert not run.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +197,18 @@ def test_the_corrector_of_another_teacher_is_refused(corrected: Path) -> None:
     add_corrector(corrected, "two-tower", "0" * 64)
     with pytest.raises(UsageError, match="was distilled from another teacher"):
         evaluate(corrected, modes=["spec3"], num_episodes=1)
+
+
+def test_a_sweep_takes_the_corrector_that_fits_or_none(corrected: Path) -> None:
+    fitting = sha256(load_run(corrected).checkpoint / "model.safetensors")
+    assert fitting_corrector(corrected, fitting) == "two-tower"
+    shutil.rmtree(correctors_folder(corrected))
+    add_corrector(corrected, "two-tower", "0" * 64)
+    assert fitting_corrector(corrected, fitting) is None
+    evaluation = evaluate(corrected, modes=["sweep"], num_episodes=1)
+    assert [row.mode for row in evaluation.results] == standard_modes(corrected=False)
+    add_corrector(corrected, "temporal", fitting)
+    assert fitting_corrector(corrected, fitting) == "temporal"
 
 
 # --- films ------------------------------------------------------------------------------------------------------------

@@ -109,6 +109,10 @@ def test_the_share_of_drafts_that_are_accepted_goes_with_the_threshold() -> None
         ("naive3@1", "threshold for no trigger", "naive3+rescore@1"),
         ("naive3+often", "no trigger often", "rescore"),
         ("beam+value", "raw or relative", "for example"),
+        ("beam+never", "raw or relative", "for example"),
+        ("policy+raw@0.1", "never plans", "for example"),
+        ("amortised+rescore", "never plans", "for example"),
+        ("naive3h1001", "1000 decisions ahead", "for example"),
     ],
 )
 def test_wrong_names_are_refused_with_what_comes_closest(text: str, message: str, hint: str) -> None:

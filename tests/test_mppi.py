@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,18 @@ def test_a_plan_is_one_graph_without_a_look_at_the_data(model: WorldModel, laten
         graph = torch.compile(planner.compute, fullgraph=True, dynamic=False, backend="eager")
         for expected, got in zip(planner.plan(latents, draws), graph(latents, warm_start, draws), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.slow
+def test_more_kinds_of_plans_are_compiled_than_torch_allows_of_itself(
+    model: WorldModel, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_whole = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_whole(function))
+    for horizon in range(1, 11):
+        config = PlannerConfig(iterations=1, horizon=horizon, num_samples=8, num_policy_samples=2, num_elites=4)
+        planner = Planner(model, config, discount=DISCOUNT, compiled=True)
+        assert planner.plan(latents, planner.draw(seeded(0), 4)).mean.shape == (4, horizon, 3)
 
 
 def test_the_task_of_a_multi_task_model_counts() -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from gq import presets
+from gq.algos.random_states import restore_generator
 from gq.algos.supervised import SupervisedLearner
 from gq.cli import app
 from gq.config import BCConfig, DTConfig
 from gq.engine import checkpoint as checkpoints
-from gq.engine.loop import Loop
+from gq.engine.loop import Loop, restored_metrics
 from gq.engine.offline import TrainResult, train
-from gq.engine.runs import lock_run, resume_config
+from gq.engine.runs import lock_run, resume_config, was_elsewhere
 from gq.errors import GqError, Interrupted, UsageError
 from tiny import SETTINGS, as_flags, write_hopper_file
 
@@ -334,3 +335,49 @@ def test_a_run_in_bursts_is_the_same_as_one_by_one(tmp_path: Path, data: Path, m
     assert len(files) >= 2 * 4
     for file in files:
         assert (burst / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def test_means_are_of_the_updates_that_they_are_about(tmp_path: Path, data: Path) -> None:
+    """Also where a run goes on with another log interval."""
+    each = {"eval.every": 0, "checkpoint.every": 0}
+    train(tiny_config(data, **each, **{"train.steps": 8, "train.log_every": 1}), tmp_path / "single")
+    losses = [record["loss"] for record in records(tmp_path / "single")]
+    train(tiny_config(data, **each, **{"train.steps": 7, "train.log_every": 5}), tmp_path / "changed")
+    resumed(tmp_path / "changed", **{"train.steps": 8, "train.log_every": 4})
+    first, second = records(tmp_path / "changed")
+    assert (first["step"], second["step"]) == (5, 8)
+    assert first["loss"] == pytest.approx(sum(losses[:5]) / 5)
+    assert second["loss"] == pytest.approx(sum(losses[5:8]) / 3)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_go_on_where_those_of_the_next_updates_are() -> None:
+    saved = {"sum/loss": torch.ones(3), "rng/sampler": torch.zeros(16, dtype=torch.uint8)}
+    (found,) = restored_metrics(saved, torch.device("meta")).items()
+    assert found[0] == "loss"
+    assert [values.device.type for values in found[1]] == ["meta"]
+
+
+def test_a_generator_s_state_of_another_kind_of_device_seeds_it_instead() -> None:
+    """A CPU's state has 5,056 bytes, a GPU's 16."""
+    kept = torch.Generator().manual_seed(5)
+    torch.rand(3, generator=kept)
+    restored = torch.Generator()
+    restore_generator(restored, kept.get_state())
+    assert torch.equal(restored.get_state(), kept.get_state())
+    others = [torch.arange(16, dtype=torch.uint8), torch.arange(16, dtype=torch.uint8).flip(0)]
+    drawn = []
+    for state in (others[0], others[0], others[1]):
+        restore_generator(restored, state)
+        drawn.append(float(torch.rand((), generator=restored)))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_it_is_known_whether_a_run_changes_its_kind_of_device(tmp_path: Path, data: Path) -> None:
+    train(tiny_config(data), tmp_path / "run")
+    assert not was_elsewhere(tmp_path / "run", "cpu")
+    assert was_elsewhere(tmp_path / "run", "cuda")
+    assert not was_elsewhere(tmp_path / "new", "cuda")

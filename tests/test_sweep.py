@@ -80,7 +80,9 @@ def result(mode: str, value: float, calls: float, milliseconds: float | None = 1
     (summary,) = summarise([Episode(0, 0.0, value, 500, False)], None, mode=mode)
     behaviour = replace(naive_log(3).behaviour(decided_at_once=1), planner_calls_per_step=calls)
     behaviour = replace(behaviour, decision_ms_mean=milliseconds)
-    return ModeSummary(**plain(summary), **plain(behaviour), settings={}, retention=None, retention_ci95=None)
+    return ModeSummary(
+        **plain(summary), **plain(behaviour), label=mode, settings={}, retention=None, retention_ci95=None
+    )
 
 
 # --- retention --------------------------------------------------------------------------------------------------------
@@ -194,7 +196,9 @@ def test_frontiers_of_calls_and_of_time() -> None:
     assert calls.areas.keys() == {"baseline", "naive", "small", "policy"}
     assert calls.areas["naive"] == pytest.approx(0.9 * math.log(3) / math.log(16))
     assert calls.area == pytest.approx(0.2 + 0.7 * math.log(3) / math.log(16))
-    assert frontiers(results, None)[0].areas == {}
+    for nothing in (None, 0.0, -300.0):
+        found = frontiers(results, nothing)[0]
+        assert (found.area, found.areas) == (None, {}), "there is no share of less than nothing"
 
 
 @pytest.mark.parametrize(

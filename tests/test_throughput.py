@@ -58,6 +58,7 @@ def test_the_used_share_of_the_peak_is_known_with_the_peak(clock: list[float], m
     assert "mfu" not in counter.rates()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     costs = UpdateCosts.of(config, torch.device("cuda:0"))
     assert costs.peak_flops == 2 * 989.4e12

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gq import presets
 from gq.algos import captured, dt
 from gq.algos.supervised import SupervisedLearner, build_optimizer
 from gq.config import BCConfig, DTConfig, ODTConfig, OfflineConfig, OptimConfig, TrainConfig
 from gq.data.sampler import WindowSampler
 from gq.data.trajectories import Trajectories
-from gq.engine import compilation
+from gq.engine import building, compilation, precision
 from gq.engine.compilation import choose_compilation
 from gq.errors import UsageError
 from gq.models import dropout, fused, gpt2, transformer
@@ -368,3 +369,23 @@ def test_what_stands_in_the_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_only_updates_that_are_one_piece_are_compiled() -> None:
     assert choose_compilation(config(BCConfig), torch.device("cuda")).is_on
     assert not choose_compilation(config(ODTConfig), torch.device("cuda")).is_on
+
+
+def test_a_gpu_that_is_named_by_its_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and graphs are made on the current one, whatever the tensors are on."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert precision.choose_compute("cuda:1").device == torch.device("cuda:1")
+    precision.choose_compute("cpu")
+    assert current == [torch.device("cuda:1")]
+
+
+def test_plans_are_compiled_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = presets.with_task(presets.tdmpc2("1").replace({"task": "HalfCheetah-v5", "model.mlp_dim": 16}))
+    model, compute = building.build_world_model(config), precision.Compute(torch.device("cuda"), False, "test")
+    monkeypatch.setattr(building, "find_missing", lambda device: None)
+    assert building.build_planner(config, model, compute).compiled
+    monkeypatch.setattr(building, "find_missing", lambda device: "there is no C compiler")
+    assert not building.build_planner(config, model, compute).compiled

@@ -137,6 +137,6 @@ def test_gq_s_dropout_keeps_places_up_to_the_rate_that_is_known_here() -> None:
 
 
 def test_parameters_of_a_block_are_those_of_its_matrices() -> None:
-    for shape in SHAPES:
+    for shape in [*SHAPES, replace(GPT2, num_heads=1, num_kv_heads=1)]:
         matrices = [p.numel() for p in build(shape).backbone.blocks[0].parameters() if p.dim() == 2]  # type: ignore[index]
         assert costs.block_parameters(shape) == sum(matrices)

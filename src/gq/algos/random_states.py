@@ -1,4 +1,6 @@
-"""The states of torch's own random number generators, as tensors that a checkpoint keeps."""
+"""The states of random number generators, as tensors that a checkpoint keeps."""
+
+import hashlib
 
 import torch
 from torch import Tensor
@@ -10,6 +12,14 @@ def random_states(device: torch.device, prefix: str = "") -> dict[str, Tensor]:
     if device.type == "cuda":
         states[f"{prefix}rng/cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Set a generator's state; one that is of another kind of device gives a seed, since it means nothing here."""
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:4], "big"))
 
 
 def restore_random_states(tensors: dict[str, Tensor], device: torch.device, prefix: str = "") -> None:

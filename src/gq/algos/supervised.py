@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gq.algos.captured import CapturedUpdates
 from gq.algos.lamb import Lamb
-from gq.algos.random_states import random_states, restore_random_states
+from gq.algos.random_states import random_states, restore_generator, restore_random_states
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
 from gq.data.sampler import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
@@ -49,6 +49,7 @@ class SupervisedLearner:
         num_terms: Callable[[Batch], Tensor] = num_valid_steps,
         average: Callable[[Sequence[Tensor]], None] | None = None,
         compiled: bool = False,
+        captured: bool = False,
         burst: int = 1,
     ) -> None:
         """Take a function of model and batch that returns `loss`, to be differentiated, and what else is to be logged.
@@ -57,7 +58,8 @@ class SupervisedLearner:
 
         Args:
             average: replaces tensors by their means over all processes, of which each draws a share of a batch.
-            compiled: compile the loss on first use and, on a GPU, replay each update as one graph.
+            compiled: compile the loss on first use.
+            captured: on a GPU, replay each update as one graph.
             burst: or as many of them, where `updates` may take as many.
         """
         self.model, self.loss, self.sampler = model, loss, sampler
@@ -69,7 +71,7 @@ class SupervisedLearner:
         self.captured: CapturedUpdates | None = None
         if compiled:
             self.loss = torch.compile(loss, dynamic=False)
-        if compiled and device.type == "cuda":
+        if captured and device.type == "cuda":
             self.captured = CapturedUpdates(self.take_step_at, [sampler.generator], device, burst=burst)
         self.optimizer = build_optimizer(model, optim, captured=self.captured is not None)
         self.num_skipped = torch.zeros((), device=device)
@@ -150,7 +152,7 @@ class SupervisedLearner:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` returned."""
-        self.sampler.generator.set_state(tensors["rng/sampler"])
+        restore_generator(self.sampler.generator, tensors["rng/sampler"])
         restore_random_states(tensors, self.num_skipped.device)
         self.num_skipped.copy_(tensors["num_skipped"])
         load_moments(tensors, self.model, self.optimizer)

@@ -162,12 +162,10 @@ class TDMPC2Learner:
         others = [value for value in model.parameters() if value.requires_grad and value not in apart]
         self.world_parameters = [*encoder, *others]
         device = encoder[0].device
-        rate, graphs = config.learning_rate, device.type == "cuda"
+        rate = config.learning_rate
         groups = [{"params": encoder, "lr": rate * config.encoder_learning_rate_scale}, {"params": others, "lr": rate}]
-        self.world_optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=graphs)
-        self.policy_optimizer = torch.optim.Adam(
-            self.policy_parameters, lr=rate, eps=1e-5, fused=True, capturable=graphs
-        )
+        self.world_optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True)
+        self.policy_optimizer = torch.optim.Adam(self.policy_parameters, lr=rate, eps=1e-5, fused=True)
         self.scale = RunningScale(config.target_rate, device)
         self.num_skipped = torch.zeros((), device=device)
 

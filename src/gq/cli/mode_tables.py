@@ -29,7 +29,7 @@ def return_table(output: Output, results: Sequence[ModeSummary], frontiers: Sequ
     rows = []
     for result in results:
         low, high = result.return_ci95
-        row = [f"{result.mode} *" if result.mode in best else f"{result.mode}"]
+        row = [f"{result.label} *" if result.mode in best else result.label]
         row += [f"{result.return_mean:.0f} ± {result.return_std:.0f}", f"{low:.0f} … {high:.0f}"]
         row += [f"{result.return_iqm:.0f}", *([number(result.normalized_mean, ".1f")] if has_scores else [])]
         row += retained(result) if has_retention else []
@@ -49,7 +49,7 @@ def cost_table(output: Output, results: Sequence[ModeSummary]) -> Any:
     headings = ["mode", "calls/step", "plans last", "missed", "nets/step", "ms p50", "p95", "p99"]
     rows = []
     for result in results:
-        row = [result.mode or "", f"{result.planner_calls_per_step:.3f}", number(result.accepted_length_mean, ".2f")]
+        row = [result.label, f"{result.planner_calls_per_step:.3f}", number(result.accepted_length_mean, ".2f")]
         row += [f"{100 * result.misses_per_step:.1f} %", f"{result.model_evaluations_per_step:,.0f}"]
         times = (result.decision_ms_p50, result.decision_ms_p95, result.decision_ms_p99)
         rows.append([*row, *(number(value, ".2f") for value in times)])
@@ -67,7 +67,7 @@ def execution_table(output: Output, results: Sequence[ModeSummary]) -> Any:
     for result in results:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in result.source_shares.items())
         drifts = " ".join(f"{row.drift:.2f}" for row in result.mismatch[:MAX_AGES] if row.drift is not None)
-        rows.append((result.mode or "", shares, drifts or "-", number(mean_surprise(result.mismatch), ".2f")))
+        rows.append((result.label, shares, drifts or "-", number(mean_surprise(result.mismatch), ".2f")))
     return output.table(["mode", "actions from", "drift by the plan's age", "surprise"], rows)
 
 

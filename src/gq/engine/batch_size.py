@@ -4,6 +4,7 @@ A larger one would only learn more slowly from as much data. The smallest candid
 not fit: fewer windows than that are noisier than the recipe was made for.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 NEARLY = 0.95  # of the best speed
 TRIAL_S = 0.5  # of updates that count, for each size
 FEWEST_UPDATES = 2  # that count
-UNCOUNTED = {"cpu": 1, "cuda": 5}  # updates before them; on a GPU the first few are taken apart and then captured
+UNCOUNTED = {"cpu": 1, "cuda": 5}  # turns before them; on a GPU the first few are taken apart and then captured
 BUDGET_S = 8.0  # after which no larger size is tried
 LARGEST = 2**16
 CPU_MEMORY_SHARE = 0.5  # of what is free
@@ -151,33 +152,38 @@ def try_size(config: OfflineConfig, trajectories: Trajectories, compute: "Comput
 
 
 def timed_updates(config: OfflineConfig, trajectories: Trajectories, compute: "Compute") -> list[float]:
-    """Return the seconds of updates of a new learner, but for the first ones."""
+    """Return the seconds of each update of a new learner, but for the first ones.
+
+    On a GPU they are captured if the run's will be, but not compiled, which takes longer than all trials.
+    """
     import torch
 
     from gq.engine.building import build_learner
+    from gq.engine.compilation import choose_compilation
 
     torch.manual_seed(config.train.seed)
-    learner = build_learner(config, trajectories, compute)
+    is_captured = choose_compilation(config, compute.device).is_on
+    learner = build_learner(config, trajectories, compute, captured=is_captured)
     num_uncounted = UNCOUNTED.get(compute.device.type, 1)
     seconds: list[float] = []
-    for step in count():
-        took = timed_update(learner, compute.device, step)
-        if step >= num_uncounted:
-            seconds.append(took)
+    for turn in count():
+        took = timed_updates_at_once(learner, compute.device)
+        if turn >= num_uncounted:
+            seconds += took
         if len(seconds) >= FEWEST_UPDATES and sum(seconds) >= TRIAL_S:
             break
     return seconds
 
 
-def timed_update(learner: "SupervisedLearner", device: "torch.device", step: int) -> float:
-    """Return the seconds that an update takes until the device is done."""
+def timed_updates_at_once(learner: "SupervisedLearner", device: "torch.device") -> list[float]:
+    """Let a learner take as many updates as it takes at once; return the seconds of each until the device is done."""
     import torch
 
     began = perf_counter()
-    learner.update(step)
+    _, number = learner.updates(0, sys.maxsize)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return perf_counter() - began
+    return number * [(perf_counter() - began) / number]
 
 
 def fits_cpu(config: OfflineConfig, trajectories: Trajectories, compute: "Compute", size: int) -> bool:

@@ -47,6 +47,7 @@ class Behaviour:
 class ModeSummary(Behaviour, Summary):
     """The results of one way to act."""
 
+    label: str  # of the mode, with what options changed in it and what corrects plans
     settings: dict[str, Any]  # of the mode
     retention: float | None  # the baseline's return is 1; None: it is not among the modes, or not above 0
     retention_ci95: tuple[float, float] | None  # paired by seeds

@@ -26,6 +26,7 @@ from gq.data.sampler import WHOLE, Sampler, Share, WindowSampler
 from gq.data.streaming import StreamingSampler, is_to_be_streamed
 from gq.data.trajectories import Trajectories
 from gq.engine.checkpoint import choose_checkpoint, fill, load_checkpoint
+from gq.engine.compilation import find_missing
 from gq.engine.correctors import LoadedCorrector, find_corrector, load_corrector
 from gq.engine.distributed import Processes
 from gq.engine.precision import Compute, choose_compute
@@ -89,7 +90,7 @@ def build_planner(config: TDMPC2Config, model: WorldModel, compute: Compute) -> 
         config.planner,
         discount=discount_of(config),
         bfloat16=compute.bfloat16,
-        compiled=compute.device.type == "cuda",
+        compiled=compute.device.type == "cuda" and find_missing(compute.device) is None,
     )
 
 
@@ -105,12 +106,14 @@ def build_learner(
     processes: Processes | None = None,
     *,
     compiled: bool = False,
+    captured: bool = False,
 ) -> SupervisedLearner:
     """Return the learner of a configuration with fresh weights, the data on the device.
 
     Args:
         processes: that train the model together; each learns from its share of every batch.
         compiled: compile the updates; see `gq.engine.compilation`.
+        captured: replay them as graphs on a GPU, compiled or not.
     """
     task = resolve_task(config.task)
     model = build_model(config, task.observation_dim, task.action_dim)
@@ -157,6 +160,7 @@ def build_learner(
         num_terms=num_valid_steps if is_dt else num_windows,
         average=average,
         compiled=compiled,
+        captured=captured or compiled,
         burst=BURST if is_small else 1,
     )
 

@@ -9,6 +9,7 @@ from gq.engine.checkpoint import pointed
 from gq.engine.metrics import last_evaluation
 from gq.engine.runs import SELECTION_SEED
 from gq.errors import GqError
+from gq.evaluation.stored import way_name
 from gq.paths import read_json
 
 COMPARISON_FILE = "comparison.json"
@@ -22,7 +23,7 @@ def stored_rows(run: Path) -> list[Row]:
         try:
             document = read_json(file)
             for result in document["results"]:
-                way = (result.get("mode"), result.get("target_return"), document.get("corrector"))
+                way = (result.get("mode") and way_name(result), result.get("target_return"))
                 how = (document.get("stochastic", False), document.get("context") or "sliding")
                 key = (document["checkpoint"], document["seed"], *how, *way)
                 if key not in chosen or result["num_episodes"] >= chosen[key][1]["num_episodes"]:
@@ -35,7 +36,7 @@ def stored_rows(run: Path) -> list[Row]:
 def way_text(config: RunConfig, evaluation: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return how the policy acted: its target return or its mode, and what is not as usual."""
     if result.get("mode"):
-        text = f"mode {result['mode']}"
+        text = f"mode {way_name(result)}"
     else:
         text = "" if config.algo == "bc" else f"target {result['target_return']:g}"
     parts = [text, "sampled" * bool(evaluation.get("stochastic"))]

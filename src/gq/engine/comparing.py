@@ -156,8 +156,7 @@ def run_missing(
     from gq.engine.evaluate import evaluate
 
     begin(side.run, len(seeds) * len(lacking))
-    before = set((side.run / "evals").glob("*.json"))
-    evaluate(
+    evaluation = evaluate(
         side.run,
         targets=[target for target in lacking if target is not None],
         num_episodes=len(seeds),
@@ -166,8 +165,8 @@ def run_missing(
         device=device,
         watch=watch,
     )
-    (file,) = set((side.run / "evals").glob("*.json")) - before
-    found = read_evaluation(file, asks=side.asks).episodes
+    assert evaluation.file
+    found = read_evaluation(evaluation.file, asks=side.asks).episodes
     for target, episodes in lacking.items():
         for way in side.ways(target):
             episodes |= {episode.seed: episode for episode in found.get(way, [])}

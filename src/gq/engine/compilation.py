@@ -55,6 +55,11 @@ def find_obstacle(config: OfflineConfig, device: torch.device, *, num_processes:
         return "several processes share each update"
     if device.type == "cuda" and is_streamed:
         return "its windows come from outside the GPU"
+    return find_missing(device)
+
+
+def find_missing(device: torch.device) -> str | None:
+    """Return what this machine lacks to compile for a device, or None."""
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return "there is no C compiler"
     if device.type == "cuda":

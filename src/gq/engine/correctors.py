@@ -48,6 +48,16 @@ def known_correctors(run: Path) -> list[str]:
     return sorted(file.parent.name for file in correctors_folder(run).glob("*/corrector.json"))
 
 
+def fitting_corrector(run: Path, teacher_sha256: str) -> str | None:
+    """Return the name of a run's corrector that was distilled from these weights, the one named two-tower first."""
+    names = [
+        name
+        for name in known_correctors(run)
+        if read_json(correctors_folder(run) / name / "corrector.json").get("teacher_sha256") == teacher_sha256
+    ]
+    return min(names, key=lambda name: (name != "two-tower", name), default=None)
+
+
 def find_corrector(run: Path, name: str | None = None) -> Path:
     """Return the folder of a run's corrector by its name, or of any by its path; without, of the run's only one.
 

@@ -12,20 +12,22 @@ from gq.config import TransformerConfig
 from gq.engine.behaviour import DecisionLog, ModeSummary, plain
 from gq.engine.building import LoadedRun, act_in, choose_modes, choose_targets, load_run
 from gq.engine.cards import refresh_card
-from gq.engine.correctors import known_correctors
+from gq.engine.checkpoint import choose_checkpoint
+from gq.engine.correctors import fitting_corrector, known_correctors
 from gq.engine.runs import read_config
 from gq.engine.sweep import SWEEP, Frontier, frontiers, standard_modes
 from gq.envs.engines import installed_engines, mismatch
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
-from gq.errors import UsageError
+from gq.errors import GqError, UsageError
 from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode, Summary, retention, summarise
-from gq.files import write_json
+from gq.files import sha256, write_json
 from gq.models.config import Context
+from gq.paths import is_run
 from gq.planning.acting import PlanningPolicy
-from gq.planning.modes import Mode
+from gq.planning.modes import Mode, label_of
 from gq.versions import versions
 
 EVALUATION_SEED = 0
@@ -52,11 +54,13 @@ class Evaluation:
     reference: Reference | None  # that the scores refer to
     versions: dict[str, str]
     warnings: list[str]  # of what differs from the training, of the run or the corrector
+    file: Path | None = None  # where it was written, with all episodes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; results that have a mode have no target return."""
         rows = [asdict(row) | ({"target_return": None} if row.mode else {}) for row in self.results]
-        return asdict(self) | {"results": rows}
+        document = asdict(self) | {"results": rows}
+        return {name: value for name, value in document.items() if name != "file"}
 
 
 def evaluate(
@@ -100,7 +104,11 @@ def evaluate(
     if num_episodes < 1:
         raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
     config = read_config(run)
-    asked = expand(modes, corrected=corrector is not None or bool(known_correctors(run)))
+    if SWEEP in modes and corrector is None:  # one that belongs to other weights of the run is left out
+        folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
+        weights = folder / "model.safetensors"
+        corrector = fitting_corrector(run, sha256(weights)) if known_correctors(run) and weights.is_file() else None
+    asked = expand(modes, corrected=corrector is not None)
     chosen_modes = choose_modes(config, asked, **(mode_options or {}))
     targets = choose_targets(config, targets)
     if config.algo == "bc":
@@ -147,17 +155,17 @@ def evaluate_modes(
     results: list[ModeSummary] = []
     episodes: list[dict[str, Any]] = []
     baseline: np.ndarray | None = None
-    returns: dict[str, np.ndarray] = {}
+    returns: list[np.ndarray] = []
     for index, way in enumerate(ways):
         assert way.mode
         begin(way.mode.name, index, len(ways))
         finished, log = play_and_log(way, pairs, watch)
         results.append(summarise_mode(way, finished, log))
-        episodes += [describe(episode, way.mode.name) for episode in finished]
-        returns[way.mode.name] = np.array([episode.episode_return for episode in finished])
+        episodes += [describe(episode, results[-1]) for episode in finished]
+        returns.append(np.array([episode.episode_return for episode in finished]))
         if baseline is None and is_baseline(way.mode):
-            baseline = returns[way.mode.name]
-    results = [with_retention(result, returns[result.mode or ""], baseline) for result in results]
+            baseline = returns[-1]
+    results = [with_retention(result, each, baseline) for result, each in zip(results, returns, strict=True)]
     evaluation = report(ways[-1], results, seed=pairs[0][0], stochastic=stochastic)
     used = [way for way in ways if way.corrector]
     evaluation = replace(
@@ -195,6 +203,7 @@ def summarise_mode(way: LoadedRun, episodes: Sequence[Episode], log: DecisionLog
     return ModeSummary(
         **plain(summary),
         **plain(log.behaviour(decided_at_once=policy.block_size)),
+        label=label_of(way.mode, settings.get("corrector")),
         settings=settings,
         retention=None,
         retention_ci95=None,
@@ -231,9 +240,12 @@ def corrector_warnings(way: LoadedRun) -> list[str]:
 def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> Evaluation:
     """Write an evaluation with its episodes under a run, and its card anew; return it."""
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    write_json(run / "evals" / f"{date}.json", {**evaluation.to_dict(), "episodes": episodes})
+    if not is_run(run):
+        raise GqError(f"{run} is no run any more: nothing was written", hint="was it renamed or removed meanwhile?")
+    file = run / "evals" / f"{date}.json"
+    write_json(file, {**evaluation.to_dict(), "episodes": episodes})
     edited = refresh_card(run)
-    return replace(evaluation, warnings=[*evaluation.warnings, edited]) if edited else evaluation
+    return replace(evaluation, file=file, warnings=[*evaluation.warnings, *([edited] if edited else [])])
 
 
 def play(
@@ -245,9 +257,10 @@ def play(
         return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
 
 
-def describe(episode: Episode, mode: str) -> dict[str, Any]:
+def describe(episode: Episode, result: ModeSummary) -> dict[str, Any]:
     """Return an episode as plain values, with the mode that it was run in instead of a target return."""
-    return {"mode": mode} | {name: value for name, value in asdict(episode).items() if name != "target_return"}
+    values = {name: value for name, value in asdict(episode).items() if name != "target_return"}
+    return {"mode": result.mode, "label": result.label} | values
 
 
 def reference_of(loaded: LoadedRun) -> Reference | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gq.algos.random_states import restore_generator
 from gq.config import TDMPC2Config
 from gq.data.step_log import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, row_width
 from gq.data.step_ring import StepRing
@@ -85,9 +86,9 @@ class Interaction:
             return
         self.episode_numbers = np.array(state["episode_numbers"])
         self.warm_start.copy_(tensors[f"rank-{self.rank}/warm_start"])
-        self.ring.generator.set_state(tensors[f"rank-{self.rank}/rng/batches"])
+        restore_generator(self.ring.generator, tensors[f"rank-{self.rank}/rng/batches"])
         for i, generator in enumerate(self.generators):
-            generator.set_state(tensors[f"rank-{self.rank}/rng/plans-{i}"])
+            restore_generator(generator, tensors[f"rank-{self.rank}/rng/plans-{i}"])
         first = max(self.log.num_ticks - self.ring.num_ticks, 0)
         longest = self.log.num_ticks - self.task.max_episode_steps - 1
         rows = self.log.read(max(min(first, longest), 0))

@@ -100,8 +100,7 @@ class Loop:
             weights = learner.model.state_dict()
             learner.model.load_state_dict({k: laid_out(v, weights.get(k, v)) for k, v in checkpoint.model.items()})
             learner.load_state_tensors(checkpoint.optimizer)
-            saved = {k.removeprefix("sum/"): v for k, v in checkpoint.optimizer.items() if k.startswith("sum/")}
-            self.metrics = {name: [values] for name, values in saved.items()}
+            self.metrics = restored_metrics(checkpoint.optimizer, learner.num_skipped.device)
             self.progress = self.progress_type(**checkpoint.state["progress"])
             self.saved_step = self.progress.step
             if writes:  # a kill may have come before it was marked as the best, and before older ones were removed
@@ -210,9 +209,11 @@ class Loop:
 
     def report(self) -> None:
         """Write the mean metrics since the last line; this is where the host waits for the device."""
-        progress, num_steps = self.progress, self.config.train.log_every
+        progress = self.progress
         num_skipped = int(self.learner.num_skipped)
-        means = {name: sum(flat(values).tolist()) / num_steps for name, values in sorted(self.metrics.items())}
+        measured = {name: flat(values).tolist() for name, values in sorted(self.metrics.items())}
+        means = {name: sum(values) / len(values) for name, values in measured.items()}
+        num_steps = max(map(len, measured.values()))  # `log_every`, unless that was changed when the run went on
         self.metrics = {}
         newly_skipped = num_skipped - progress.num_skipped
         progress.num_skipped = num_skipped
@@ -304,6 +305,12 @@ class Loop:
             self.background.begin(write)
         else:
             write()
+
+
+def restored_metrics(tensors: dict[str, Tensor], device: torch.device) -> dict[str, list[Tensor]]:
+    """Return the metrics among a checkpoint's tensors, where those of the next updates will be."""
+    saved = {name.removeprefix("sum/"): values for name, values in tensors.items() if name.startswith("sum/")}
+    return {name: [values.to(device)] for name, values in saved.items()}
 
 
 def flat(values: list[Tensor]) -> Tensor:

@@ -25,13 +25,15 @@ class Compute:
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
-    """Pick device and precision.
+    """Pick device and precision; a GPU that is named by its number becomes torch's current one.
 
     Raises:
         UsageError: the device does not exist here.
     """
     best = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(best) if device == "auto" else parse_device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # streams and graphs are made on the current one
     if precision != "auto":
         return Compute(chosen, precision == "bfloat16", "as asked")
     if chosen.type == "cuda":

@@ -1,5 +1,6 @@
 """What a run folder holds beside checkpoints, its configuration and its lock; how a run is begun and gone on with."""
 
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,6 +189,13 @@ def lock_run(run: Path) -> Iterator[None]:
         yield
 
 
+def was_elsewhere(run: Path, device_type: str) -> bool:
+    """Tell whether a run was computed on another kind of device so far."""
+    file = run / "environment.json"
+    compute = str(read_json(file).get("compute", "")) if file.is_file() else ""
+    return bool(compute) and re.split("[:,]", compute)[0] != device_type
+
+
 @contextmanager
 def opened_run(
     config: RunConfig, out: Path | None, device_type: str, listener: Listener
@@ -206,6 +214,8 @@ def opened_run(
             return
         with lock_run(run):
             listener.note(f"run: {run}")
+            if was_elsewhere(run, device_type):
+                listener.note(f"it was not on {device_type} before: its random numbers go on differently")
             write_text(run / "config.toml", to_toml(config))
             processes.from_first(None)
             yield run, processes, listener

@@ -98,17 +98,19 @@ def frontiers(results: Sequence[ModeSummary], reference: float | None) -> list[F
     Args:
         reference: the baseline's return, above 0; without, there are no areas.
     """
+    if reference is not None and reference <= 0:
+        reference = None  # of what is less than nothing there is no share
     by_calls = points(results, "planner_calls_per_step")
     strategies = {point.strategy for point in by_calls}
     areas = {
         strategy: area_under([point for point in by_calls if point.strategy == strategy], reference)
         for strategy in sorted(strategies)
-        if reference
+        if reference is not None
     }
     calls = Frontier(
         "planner_calls_per_step",
         [point.mode for point in best(by_calls)],
-        area_under(by_calls, reference) if reference else None,
+        None if reference is None else area_under(by_calls, reference),
         areas,
     )
     by_time = points(results, "decision_ms_mean")

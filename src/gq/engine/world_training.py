@@ -78,6 +78,7 @@ def run_training(
     from gq.engine import distributed
     from gq.engine.building import build_planner, build_world_model, discount_of
     from gq.engine.checkpoint import last_checkpoint
+    from gq.engine.compilation import find_missing
     from gq.engine.interaction import Interaction
     from gq.engine.world_loop import WorldLoop
 
@@ -92,6 +93,8 @@ def run_training(
     where = f"{compute} in {processes.size} processes" if average else str(compute)
     listener.note(f"{parameters:,} parameters on {where}; discount {discount:g}")
     planner = build_planner(config, model, compute)
+    if compute.device.type == "cuda" and not planner.compiled:
+        listener.note(f"plans are not compiled: {find_missing(compute.device)}")
     facts: dict[str, Any] = {"parameters": parameters, "versions": versions()}
     if is_first:
         write_json(run / "environment.json", {**facts, "compute": where, "discount": discount})

@@ -112,7 +112,7 @@ def measure_change(target: float, start: np.ndarray, end: np.ndarray, reference:
         end_mean=after.return_mean,
         end_ci95=after.return_ci95,
         difference_mean=float((end - start).mean()),
-        difference_ci95=bootstrap_interval(end - start),
+        difference_ci95=paired_interval(end - start) or bootstrap_interval(end - start),
         start_score=before.normalized_mean,
         end_score=after.normalized_mean,
         reference=reference.name if reference else None,

@@ -1,5 +1,6 @@
 """Evaluations that lie under a run: what `gq eval` measured, to be used again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
         document = parse_json(file.read_text(encoding="utf-8"))
         episodes: dict[Way, list[Episode]] = {}
         for entry in document["episodes"]:
-            way = Way(mode=str(entry["mode"])) if entry.get("mode") else Way(entry["target_return"] if asks else None)
+            way = Way(mode=way_name(entry)) if entry.get("mode") else Way(entry["target_return"] if asks else None)
             episodes.setdefault(way, []).append(one_episode(entry))
         return StoredEvaluation(
             file=file,
@@ -78,6 +79,11 @@ def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
         )
     except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
+
+
+def way_name(entry: Mapping[str, Any]) -> str:
+    """Return how plans were executed in an episode or a result on record; older ones have the mode alone."""
+    return str(entry.get("label") or entry["mode"])
 
 
 def one_episode(entry: dict[str, Any]) -> Episode:

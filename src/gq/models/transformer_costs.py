@@ -102,7 +102,8 @@ def training_flops(config: ModelConfig, *, observation_dim: int, action_dim: int
 
 def block_parameters(config: ModelConfig) -> int:
     """Return the parameters of a block's matrices, without biases and gains."""
-    return sum(p.inner * p.columns for p in block_products(config, 1, is_last=True) if p.count == 1)
+    products = block_products(config, 2, is_last=True)  # of two windows, so that only weights are multiplied with once
+    return sum(product.inner * product.columns for product in products if product.count == 1)
 
 
 def norm_bytes(config: ModelConfig, arithmetic: Arithmetic) -> int:

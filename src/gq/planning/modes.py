@@ -5,7 +5,7 @@ plan is executed for K decisions, plans are H decisions long, and a trigger may 
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from gq.errors import UsageError, suggest
@@ -15,6 +15,7 @@ Between = Literal["plan", "policy", "corrector", "feedback", "refine", "beam"]
 Trigger = Literal["never", "raw", "relative", "value", "response", "rescore"]
 
 UNLIMITED = 2**31 - 1  # decisions
+MAX_PLAN_HORIZON = 1000  # decisions; plans are useless long before
 DEFAULT_HORIZON = 3  # decisions that a plan is executed for
 THRESHOLDS: dict[str, float] = {
     "never": 0.0,
@@ -62,6 +63,10 @@ class Mode:
                 return f"{value} is none of {', '.join(get_args(known))}"
         if self.execution_horizon == 0 and self.between in ("feedback", "refine", "beam"):
             return "without plans there is nothing to improve"
+        if self.execution_horizon == 0 and self.trigger != "never":
+            return "it never plans, so nothing is to ask for a plan"
+        if self.plan_horizon > MAX_PLAN_HORIZON:
+            return f"a plan looks {MAX_PLAN_HORIZON} decisions ahead at most"
         if self.between == "beam" and self.trigger not in ("raw", "relative"):
             return "drafts of a beam search are judged by how far off they are, raw or relative"
         if self.between == "beam" and self.accept_threshold > self.threshold:
@@ -131,12 +136,20 @@ def resolve_mode(text: str, **changes: Any) -> Mode:
         changes["threshold"] = 0.0
     elif "trigger" in changes and "threshold" not in changes:
         changes["threshold"] = THRESHOLDS.get(changes["trigger"], 0.0)
-    if mode.accept_threshold and "threshold" in changes:
+    if mode.accept_threshold and mode.threshold and "threshold" in changes:
         changes = {"accept_threshold": mode.accept_threshold / mode.threshold * changes["threshold"], **changes}
     mode = replace(mode, **changes)
     if problem := mode.problem():
         raise UsageError(f"mode {text} is impossible: {problem}", hint=f"for example {MODES[5]}, or hybrid6+rescore@1")
     return mode
+
+
+def label_of(mode: Mode, corrector: str | None = None) -> str:
+    """Return what tells a mode apart from others of its name: what options changed in it, and what corrects plans."""
+    typed = parse(mode.name)
+    names = [field.name for field in fields(Mode) if getattr(typed, field.name) != getattr(mode, field.name)]
+    changed = [f"{name.replace('_', ' ')} {getattr(mode, name)}" for name in names if name != "accept_threshold"]
+    return ", ".join([mode.name, *changed, *([corrector] if corrector else [])])
 
 
 def parse(text: str) -> Mode:
@@ -149,23 +162,23 @@ def parse(text: str) -> Mode:
     parts: dict[str, str | None] = match.groupdict() if match else {}
     base, horizon = parts.get("base") or "", parts.get("k")
     if base in FAMILIES:
-        fields = {"execution_horizon": int(horizon or DEFAULT_HORIZON), **FAMILIES[base]}
+        values = {"execution_horizon": int(horizon or DEFAULT_HORIZON), **FAMILIES[base]}
     elif base in NAMED and horizon is None:
-        fields = dict(NAMED[base])
+        values = dict(NAMED[base])
     else:
         hint = suggest(text, [*MODES, *ALIASES], otherwise=SOME_MODES)
         raise UsageError(f"there is no mode {text or 'without a name'}", hint=hint)
-    if base in FAMILIES and fields["execution_horizon"] == 0:
+    if base in FAMILIES and values["execution_horizon"] == 0:
         raise UsageError(f"mode {text} executes plans for no decision", hint=f"{base}3, or policy to do without plans")
     if plan_horizon := parts["h"]:
-        fields["plan_horizon"] = int(plan_horizon)
+        values["plan_horizon"] = int(plan_horizon)
     if parts["elite"]:
-        fields["action"] = "elite"
+        values["action"] = "elite"
     if trigger := parts["trigger"]:
         if trigger not in THRESHOLDS:
             raise UsageError(f"there is no trigger {trigger}", hint=f"triggers are {', '.join(THRESHOLDS)}")
-        fields |= {"trigger": trigger, "threshold": THRESHOLDS[trigger]}
-    mode = Mode(name=text, **fields)
+        values |= {"trigger": trigger, "threshold": THRESHOLDS[trigger]}
+    mode = Mode(name=text, **values)
     if threshold := parts["threshold"]:
         if mode.trigger == "never":
             raise UsageError(f"mode {text} has a threshold for no trigger", hint=f"for example {base}3+rescore@1")

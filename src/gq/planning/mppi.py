@@ -16,6 +16,7 @@ from gq.models.world_model import WorldModel
 from gq.planning.packed import Heads, PackedModel, Roll
 
 NUM_VALUE_HEADS = 2
+NUM_COMPILED = 64  # kinds of plans in one process, by horizon, samples, environments, discount; torch allows 8
 
 
 class Draws(NamedTuple):
@@ -79,6 +80,7 @@ class Planner:
         keep_freed_memory()
         self.compute: Callable[..., Plan] = self._plan
         if compiled:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NUM_COMPILED)
             self.compute = torch.compile(self._plan, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
     def resized(self, **changes: int) -> "Planner":
