@@ -490,10 +490,10 @@ def test_the_parents_moments_temperature_and_schedule_are_carried_or_not() -> No
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def walk(policy: ODTPolicy, num_steps: int = 9, num_episodes: int = 3) -> np.ndarray:
+def walk(policy: ODTPolicy, num_steps: int = 9, num_episodes: int = 3, seed: int = 0) -> np.ndarray:
     """Return the actions [T, E, A] on fixed observations."""
     observations = np.random.default_rng(7).normal(size=(num_steps, num_episodes, OBSERVATION_DIM)).astype(np.float32)
-    policy.reset(np.linspace(5, 20, num_episodes))
+    policy.reset(np.linspace(5, 20, num_episodes), range(seed, seed + num_episodes))
     rows, actions = np.arange(num_episodes), []
     for seen in observations:
         actions.append(policy.act(rows, seen))
@@ -516,7 +516,6 @@ def test_models_of_boxes_scaled_by_a_number_act_scaled_by_it(bound: float, distr
     for stochastic in (False, True):
         actions = []
         for learner in (unit, scaled):
-            torch.manual_seed(2)
             assert isinstance(learner.model, StochasticTransformer)
             actions.append(walk(ODTPolicy(learner.model, autocast=nullcontext, stochastic=stochastic)))
         np.testing.assert_allclose(actions[1], bound * actions[0], rtol=0, atol=2e-3 * bound)
@@ -581,7 +580,7 @@ def test_acting_sees_the_last_five_steps_of_a_context_of_twenty(positions: str) 
 def test_sampling_and_evaluation_have_one_context(stochastic: bool) -> None:
     config = replace(TINY, context_length=20, acting_context=5)
     policy = ODTPolicy(make_model(config), autocast=nullcontext, stochastic=stochastic)
-    policy.reset(np.zeros(1))
+    policy.reset(np.zeros(1), [0])
     lengths = []
     for _ in range(8):
         observations, actions, *_ = policy.context(np.arange(1), np.zeros((1, OBSERVATION_DIM), np.float32))
@@ -605,7 +604,7 @@ def test_sampled_actions_have_the_policys_mean_and_deviation() -> None:
         model.predict_log_std.weight.zero_()
         model.predict_log_std.bias.copy_(torch.tensor([-0.2, 0.2]))
     policy = ODTPolicy(model, autocast=nullcontext, stochastic=True)
-    policy.reset(np.full(num_samples, 10.0))
+    policy.reset(np.full(num_samples, 10.0), range(num_samples))
     rows, observations = np.arange(num_samples), np.full((num_samples, OBSERVATION_DIM), 0.5, np.float32)
     with torch.no_grad():
         distribution = model.head(model.encode(*policy.context(rows[:1], observations[:1])))
@@ -616,19 +615,38 @@ def test_sampled_actions_have_the_policys_mean_and_deviation() -> None:
     assert abs(np.corrcoef(before.T)[0, 1]) < 0.04, "one draw per dimension"
 
 
-def test_the_mode_is_repeatable_and_draws_nothing_while_samples_follow_the_generator() -> None:
+def test_the_mode_draws_nothing_while_samples_follow_their_episode_s_seed() -> None:
     model = make_model()
     still, sampling = (ODTPolicy(model, autocast=nullcontext, stochastic=stochastic) for stochastic in (False, True))
     state = torch.get_rng_state()
     first = walk(still)
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(walk(still), first)
-    torch.manual_seed(3)
-    sampled, other = walk(sampling), walk(sampling)
-    torch.manual_seed(3)
+    sampled, other = walk(sampling), walk(sampling, seed=3)
     assert np.array_equal(walk(sampling), sampled)
     assert np.abs(sampled - other).max() > 0.05
     assert np.abs(sampled - first).max() > 0.05
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_sampled_episode_does_not_depend_on_those_beside_it() -> None:
+    policy = ODTPolicy(make_model(), autocast=nullcontext, stochastic=True)
+    seen = np.random.default_rng(7).normal(size=(6, 3, OBSERVATION_DIM)).astype(np.float32)
+
+    def actions(seeds: list[int], *, last: int) -> np.ndarray:
+        """Return those of the episode with seed 5; all others end after two steps."""
+        policy.reset(np.full(len(seeds), 10.0), seeds)
+        found, row = [], seeds.index(5)
+        for step in range(last):
+            rows = np.arange(len(seeds)) if step < 2 else np.array([row])
+            taken = policy.act(rows, seen[step, [1 if index == row else 0 for index in rows]])
+            found.append(taken[list(rows).index(row)])
+            policy.record(rows, taken, np.ones(len(rows)))
+        return np.array(found)
+
+    alone = actions([5], last=6)
+    np.testing.assert_allclose(actions([4, 5, 6], last=6), alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actions([9, 8, 7, 5], last=6), alone, rtol=0, atol=1e-5)
 
 
 def test_fresh_heads_are_orthogonal_and_spread() -> None:

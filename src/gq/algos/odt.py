@@ -172,7 +172,7 @@ def policy_metrics(
 class ODTPolicy(DTPolicy):
     """Act from the last `acting_context` steps: by the distribution's mode, or by samples of it.
 
-    Samples are drawn from torch's default generator.
+    Each episode draws its samples from its own seed, so that they do not depend on which others run beside it.
     """
 
     model: StochasticTransformer
@@ -190,9 +190,21 @@ class ODTPolicy(DTPolicy):
         super().__init__(model, autocast=autocast, delayed=delayed, context=context, context_length=length)
         self.stochastic = stochastic
 
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int] = ()) -> None:
+        """Start one episode per target return [E], with a seed for each [E] where actions are sampled."""
+        super().reset(target_returns, seeds)
+        self.generators: list[torch.Generator] = []
+        if self.stochastic:
+            assert len(seeds) == len(target_returns)
+            self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+
     @torch.no_grad()
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return actions [E', A] in environment units for the running episodes `rows` and their observations."""
         context = self.context(rows, observations)
-        draws = torch.randn(len(rows), self.action_dim, device=self.device) if self.stochastic else None
+        draws = None
+        if self.stochastic:
+            chosen = [self.generators[row] for row in rows]
+            each = [torch.randn(self.action_dim, generator=one, device=self.device) for one in chosen]
+            draws = torch.stack(each)
         return self.model.act(*context, draws, cache=self.cache).float().cpu().numpy()

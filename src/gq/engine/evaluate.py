@@ -20,7 +20,6 @@ from gq.envs.engines import installed_engines, mismatch
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.evaluation.recording import seeded_draws
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode, Summary, retention, summarise
 from gq.files import sha256, write_json
@@ -253,8 +252,7 @@ def play(
 ) -> list[Episode]:
     """Run one episode per pair of seed and target return; options as of `roll_out`, or for the environments."""
     seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
-    with seeded_draws(seeds[0]):
-        return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
+    return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
 
 
 def describe(episode: Episode, result: ModeSummary) -> dict[str, Any]:

@@ -4,17 +4,14 @@ Rows of a batch come out of a matrix product with other bits when the batch has 
 it. So a policy acts on batches of BLOCK_SIZE rows: episode i has row i modulo BLOCK_SIZE, beside others of its block of
 BLOCK_SIZE episodes or beside rows that nobody uses. One that sees to this itself, `is_rowwise`, is asked for the rows
 of running episodes only. Episode i draws its start and its noise from (seed, i). A policy that draws does so from
-generators of its own by the start's seed, or from torch's default one, which is set from (seed, block, step) before
-each step.
+generators of its own by the start's seed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from gq.errors import GqError
 from gq.evaluation.rollout import Policy
@@ -86,16 +83,14 @@ def run_episodes(
         start, generator = episode_start(recipe.seed, number)
         observations[number % size] = environment.reset(seed=start)[0]
         running[number % size] = RecordedEpisode(number, environment, generator)
-    every_row, step = np.arange(size), 0
-    with own_random_state(), policy.autocast():
-        seed_torch(recipe.seed, block, step)
+    every_row = np.arange(size)
+    with policy.autocast():
         in_block = range(block * size, (block + 1) * size)
         policy.reset(
             np.array([recipe.target(number) for number in in_block]),
             [episode_start(recipe.seed, number)[0] for number in in_block],
         )
         while running:
-            seed_torch(recipe.seed, block, step := step + 1)
             acting = np.array(sorted(running)) if policy.is_rowwise else every_row
             proposals = np.zeros((size, num_actions))
             proposals[acting] = policy.act(acting, observations[acting])
@@ -138,27 +133,3 @@ def explore(proposal: np.ndarray, space: Any, generator: np.random.Generator, re
     if recipe.random_share and generator.random() < recipe.random_share:
         action = generator.uniform(space.low, space.high)
     return np.clip(action, space.low, space.high).astype(np.float32)
-
-
-def seed_torch(seed: int, block: int, step: int) -> None:
-    """Set torch's default generators from (seed, block, step)."""
-    state = int(np.random.SeedSequence([seed, block, step]).generate_state(1, np.uint64)[0])
-    torch.default_generator.manual_seed(state)  # torch.manual_seed takes as long as a step of the simulator
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(state)
-
-
-@contextmanager
-def seeded_draws(seed: int) -> Iterator[None]:
-    """Let a policy draw from (seed, 0, 0), and give torch's default generators back as they were."""
-    with own_random_state():
-        seed_torch(seed, 0, 0)
-        yield
-
-
-@contextmanager
-def own_random_state() -> Iterator[None]:
-    """Give torch's default generators back as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        yield
