@@ -287,7 +287,8 @@ def legend(runs: list[dict[str, Any]]) -> str:
     engines = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
     clock = "CPU time" if runs[0]["clock"] == "process_time" else "time"
     return (
-        "Bold: no row with as few planner calls or fewer returned more. kept: share of the baseline's mean return, with"
+        f"Bold in the first table: kept {100 * WANTED_RETENTION:.0f} % everywhere; in the others: no row with as few"
+        " planner calls or fewer returned more. kept: share of the baseline's mean return, with"
         " the 95 % interval of a bootstrap paired by seeds. calls: planner calls per decision. nets: latents that a"
         f" network is applied to, per decision. ms: milliseconds of {clock} per decision without the"
         " simulator; its mean and percentiles are of decisions taken by turns with all other rows. time/calls: the"
