@@ -271,10 +271,10 @@ def training_memory_bytes(config: ModelConfig, parameters: int, batch_size: int)
     return TRAINED_BYTES * parameters + kept
 
 
-def kv_cache_bytes(config: ModelConfig) -> int:
-    """Return the size of one episode's keys and values at full context in bfloat16."""
+def kv_cache_bytes(config: ModelConfig, number_bytes: int = BFLOAT16_BYTES) -> int:
+    """Return the size of one episode's keys and values at full context, in bfloat16 unless said otherwise."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.attention_head_dim
-    return per_token * TOKENS_PER_STEP * config.context_length * BFLOAT16_BYTES
+    return per_token * TOKENS_PER_STEP * config.context_length * number_bytes
 
 
 def data_warning(size: str, parameters: int, num_transitions: int | None, dims: tuple[int, int]) -> str:

@@ -139,7 +139,7 @@ def predict(
         copies=copied_bytes(model, arithmetic, parameters, world_size, parallel),
         activations=activations,
         data=data if data <= RESIDENT_SHARE * device.memory_bytes else 0,
-        kv_cache=ceil(num_evaluated / world_size) * kv_cache_bytes(model),
+        kv_cache=ceil(num_evaluated / world_size) * kv_cache_bytes(model, arithmetic.element_bytes),
         context=0 if arithmetic.on_cpu else GPU_CONTEXT_BYTES,
     )
     kept = costs.activation_bytes(
