@@ -287,13 +287,16 @@ def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
             which = random.choice(("tree", "tree", "tree", "revision"))
             answers[which] = change_json(random, answers[which])
 
+        def read_page(url: str) -> tuple[bytes, str]:
+            following = random.choice(("?cursor=2", "//elsewhere/tree/", "http://[")) if random.random() < 0.1 else ""
+            return answers["tree" if "/tree/" in url else "revision"], following
+
         def fetch(remote: Any, target: Path, **_: Any) -> None:
-            kind = next((kind for kind in answers if f"/{kind}/" in remote.url), None)
             file = run / remote.url.partition(f"/resolve/{commit}/")[2]
-            target.write_bytes(answers[kind] if kind else file.read_bytes() if file.is_file() else b"")
+            target.write_bytes(file.read_bytes() if file.is_file() else b"")
 
         def attempt() -> Any:
-            hub.fetch = pulling.fetch = fetch  # type: ignore[assignment]
+            hub.read_page, pulling.fetch = read_page, fetch  # type: ignore[assignment]
             if random.random() < 0.2:
                 return hub.dataset_urls(hub.hub_entry("hf://me/hopper"))
             found = pulling.pull_run("me/hopper", out=folder / "here" / "hopper")

@@ -53,11 +53,15 @@ def load(path: Path, *, num_rows: int | None = None, start: int = 0) -> Stream:
 
 
 @cache
-def simulated(task: str, num_rows: int) -> Stream:
-    """Return episodes under random actions, the last one cut off: HalfCheetah's end at the limit, Hopper's in falls."""
+def simulated(task: str, num_rows: int, **options: object) -> Stream:
+    """Return episodes under random actions, the last one cut off: HalfCheetah's end at the limit, Hopper's in falls.
+
+    Args:
+        options: of the environment.
+    """
     from gq.envs.make import make
 
-    env = make(task)
+    env = make(task, **options)
     env.action_space.seed(0)
     rows = []
     observation, _ = env.reset(seed=0)

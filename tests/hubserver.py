@@ -6,6 +6,7 @@ import re
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from downloading import fakehub
 
@@ -14,7 +15,8 @@ def serve_hub(root: Path) -> Any:
     """Serve a folder of repositories, to write to with the token `hf_test`; return the server, which has `url`.
 
     `server.private` says which repositories are, `server.commits` holds the operations of each commit, `server.refused`
-    a status that writing is answered with.
+    a status that writing is answered with. A listing has `server.page_size` files on a page, 0 for all, and says that
+    the next one is at `server.next_url`.
     """
     module = fakehub()
 
@@ -34,6 +36,17 @@ def serve_hub(root: Path) -> Any:
                 self.json({"type": "user", "name": "me", "fullname": "Me", "orgs": [], "auth": {}})
                 return
             super().api(path, query)
+
+        def json(self, found: Any) -> None:
+            if not isinstance(found, list) or not self.server.page_size:
+                super().json(found)
+                return
+            parts = urlsplit(self.path)
+            start = int(parse_qs(parts.query).get("cursor", ["0"])[0])
+            stop = start + self.server.page_size
+            link = f'<{self.server.next_url}{parts.path}?recursive=true&cursor={stop}>; rel="next"'
+            body = json.dumps(found[start:stop]).encode()
+            self.send(200, body, Content_Type="application/json", Link=link if stop < len(found) else None)
 
         def do_POST(self) -> None:  # noqa: N802 - http.server's name
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -96,5 +109,6 @@ def serve_hub(root: Path) -> Any:
     server = module.Hub(root)
     server.RequestHandlerClass = Handler
     server.private, server.commits, server.blobs, server.refused = {}, [], {}, 0
+    server.page_size, server.next_url = 0, server.url
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     return server

@@ -178,6 +178,26 @@ def test_episodes_that_all_begin_in_the_middle_are_fragments_of_a_known_environm
     assert not begins_inside(nowhere, offsets, is_standard=False).any()  # resets may put another one there
 
 
+@pytest.mark.parametrize(("task", "noise"), [("Hopper-v5", 0.05), ("Walker2d-v5", 0.02)])
+def test_resets_that_differ_from_the_tasks_are_beginnings_where_episodes_ended_before(
+    task: str, noise: float, tmp_path: Path
+) -> None:
+    stream = simulated(task, 600, reset_noise_scale=noise)
+    examined = found_in(stream, tmp_path / "data.hdf5", task)
+    assert examined.evidence.judge
+    assert examined.evidence.judge.is_exact
+    assert kinds(examined) == truth(stream)
+    assert codes(examined) == set()
+
+
+def test_an_end_is_no_lost_terminal_where_episodes_go_on_after_falls(tmp_path: Path) -> None:
+    stream = simulated("Hopper-v5", 1_000, terminate_when_unhealthy=False, max_episode_steps=200)
+    examined = found_in(stream, tmp_path / "data.hdf5", "Hopper-v5")
+    assert examined.segments.ends.tolist() == [199, 399, 599, 799, 999]
+    assert not examined.segments.terminals.any()
+    assert "missing-terminals" not in codes(examined)
+
+
 def test_next_observations_tell_without_a_known_robot() -> None:
     generator = np.random.default_rng(0)
     observations = generator.standard_normal((100, 4)).astype(np.float32)
@@ -257,6 +277,16 @@ def test_without_a_task_the_longest_length_that_is_there_twice_is_the_limit() ->
     assert segments.complete.tolist() == [True, True, True, False]
     follows[9] = 1
     assert cut_plainly(follows.tolist(), [12], []).limit is None
+
+
+def test_a_length_that_is_there_twice_by_chance_is_no_limit() -> None:
+    segments = cut_plainly([-1] * 24, [2], [6, 12, 18, 24])  # 3 rows, then 4, 6, 6, 6
+    assert (segments.limit, segments.misplaced_timeouts.tolist()) == (6, [6])
+    assert segments.complete.tolist() == [True, False, True, True, True]
+    segments = cut_plainly([-1] * 24, [], [2, 6, 12, 18, 22, 24])  # 3, 4, 6, 6, 4, 2
+    assert segments.limit is None
+    assert segments.complete.all()
+    assert segments.misplaced_timeouts.tolist() == segments.unmarked.tolist() == []
 
 
 # --- what is known of the robots --------------------------------------------------------------------------------------

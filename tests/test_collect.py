@@ -17,7 +17,6 @@ import filelock
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from commandline import TINY, child_environment, gq, gq_child, gq_command, train_tiny
 from gq import collecting
@@ -63,10 +62,11 @@ class FakePolicy:
 
     def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:
         self.returns_to_go, self.seeds = target_returns, seeds
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
 
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
         self.batches.append((rows, observations.copy()))
-        drawn = torch.randn(len(rows), len(self.action)).numpy()
+        drawn = np.array([self.generators[row].standard_normal(len(self.action)) for row in rows])
         return np.tile(self.action, (len(rows), 1)) + self.spread * drawn
 
     def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
@@ -150,12 +150,9 @@ def test_a_policy_that_acts_row_by_row_is_asked_for_running_episodes_only() -> N
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])
-def test_a_policy_that_draws_from_torch_is_repeated_too(num_envs: int) -> None:
-    torch.manual_seed(99)
-    state, recipe = torch.get_rng_state(), Recipe(seed=2, noise=0.1)
+def test_a_policy_that_draws_is_repeated_too(num_envs: int) -> None:
+    recipe = Recipe(seed=2, noise=0.1)
     actions = stacked_actions(record("Hopper-v5", FakePolicy(np.zeros(3), spread=0.2), recipe, 6))
-    assert torch.equal(state, torch.get_rng_state()), "the caller's random numbers go on as they were"
-    torch.manual_seed(7)
     again = record("Hopper-v5", FakePolicy(np.zeros(3), spread=0.2), recipe, 6, num_envs)
     assert np.array_equal(actions, stacked_actions(again))
     first, second = (np.stack(again[number].actions)[:10] for number in (0, 1))
@@ -431,6 +428,21 @@ def test_a_kill_between_the_file_and_the_removal_of_its_parts_is_harmless(
     assert (parts_of(output) / "request.json").exists()
     assert collect(run, output, num_episodes=3) == first
     assert names_in(tmp_path) == ["a.hdf5"]
+
+
+def test_the_same_command_again_keeps_what_another_one_began(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a.hdf5"
+    older = collect(run, output, num_episodes=3, **OPTIONS)
+    with monkeypatch.context() as patch:
+        first = count_episodes(patch, stop_after=7)
+        with pytest.raises(GqError, match="stopped"):
+            collect(run, output, num_episodes=20, force=True, **OPTIONS)
+    assert collect(run, output, num_episodes=3, **OPTIONS) == older
+    second = count_episodes(monkeypatch)
+    assert collect(run, output, num_episodes=20, force=True, **OPTIONS).episodes == 20
+    assert sorted(first + second) == list(range(20)), "no episode is run twice"
 
 
 def test_a_failed_write_keeps_the_episodes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,6 +23,7 @@ from downloading import (
     write_d4rl,
     write_minari,
 )
+from gq.data import old_ant
 from gq.data.datasets import download, load_dataset
 from gq.data.manifest import read_record
 from gq.data.registry import cached, resolve
@@ -71,6 +75,33 @@ def test_old_ant_observations_that_cannot_be_mapped_are_refused(site: Site) -> N
     with pytest.raises(DataError, match="columns 27 to 32 of the observations are not all zero"):
         download("ant-medium-v2")
     assert not cached(resolve("ant-medium-v2"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks well")
+def test_old_ant_observations_are_read_in_a_child_process_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, honest = os.getpid(), old_ant.pick_columns
+
+    def crash_in_children(*arguments: Any) -> Any:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return honest(*arguments)
+
+    monkeypatch.setattr(old_ant, "pick_columns", crash_in_children)
+    site.start()
+    write_old_ant(site.root / "gym_mujoco_v2" / "ant_medium-v2.hdf5")
+    with pytest.raises(DataError, match="the HDF5 library crashes on it"):
+        download("ant-medium-v2")
+
+
+def test_old_ant_observations_in_another_file_are_refused(tmp_path: Path) -> None:
+    write_old_ant(tmp_path / "other.hdf5")
+    with h5py.File(tmp_path / "ant.hdf5", "w") as root:
+        root["observations"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "observations")
+    for missing in (False, True):
+        if missing:
+            (tmp_path / "other.hdf5").unlink()
+        with pytest.raises(DataError, match="observations is a link to elsewhere"):
+            old_ant.read_old_ant(tmp_path / "ant.hdf5", "d4rl/ant-medium-v2")
 
 
 def test_data_of_another_width_are_refused(site: Site) -> None:

@@ -1,21 +1,28 @@
 """Runs and datasets to the Hub and back, through the real client where something is written, against a stand-in."""
 
 import json
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from commandline import copy_run, gq
-from downloading import isolate, write_d4rl, write_minari
-from gq.data.datasets import load_dataset
+from downloading import isolate, plain_server, write_d4rl, write_minari
+from gq.data import hub as hub_module
+from gq.data.cache import in_cache, remove
+from gq.data.datasets import download, load_dataset
 from gq.data.formats import read_trajectories
+from gq.data.manifest import record_path
+from gq.data.registry import cached, resolve
 from gq.engine.cards import CARD, CARD_BESIDE, is_own
 from gq.engine.checkpoint import OPTIMIZER
+from gq.errors import UsageError
 from gq.files import sha256
 from gq.sharing.pulling import pull_run
 from hubserver import serve_hub
@@ -218,8 +225,6 @@ def test_what_is_no_part_of_a_run_is_left_out(shared: Path, own_home: Path) -> N
 
 @pytest.mark.usefixtures("shared")
 def test_a_listing_that_repeats_a_file_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gq.data import hub as hub_module
-
     honest = hub_module.get_json
 
     def listing(url: str, first: str) -> Any:
@@ -236,8 +241,6 @@ def test_a_listing_that_repeats_a_file_is_refused(own_home: Path, monkeypatch: p
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gq.data import hub as hub_module
-
     honest = hub_module.get_json
 
     def listing(url: str, first: str) -> Any:
@@ -248,6 +251,41 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     result = gq("pull", "me/hopper")
     assert (result.exit_code, "which is no name of a file in it" in result.stderr) == (1, True)
     assert not (own_home / "runs").exists()
+
+
+def test_a_listing_of_many_pages_is_read_to_its_end(hub: Any, shared: Path) -> None:
+    assert len(files_in(shared)) > 6
+    for next_url in (hub.url, ""):  # addresses may be relative
+        hub.page_size, hub.next_url = 3, next_url
+        snapshot = hub_module.list_files(hub_module.parse_reference("me/hopper"), "models")
+        assert {file.path for file in snapshot.files} == files_in(shared)
+    assert gq("pull", "me/hopper").exit_code == 0
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_listing_that_goes_on_elsewhere_or_for_ever_is_refused(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.page_size = 3
+    with plain_server({}) as other:
+        hub.next_url = other.url
+        refused = gq("pull", "me/hopper")
+        assert (refused.exit_code, "goes on at another host" in refused.stderr) == (1, True)
+        assert other.log == [], "nor does that one see the token"
+    hub.next_url = hub.url
+    monkeypatch.setattr(hub_module, "MAX_NUM_PAGES", 2)
+    refused = gq("pull", "me/hopper")
+    assert (refused.exit_code, "has more than 2 pages" in refused.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_listing_is_asked_for_again_where_that_may_help(hub: Any) -> None:
+    hub.fault = {**hub.fault, "api": True, "fail_first": 2}
+    assert gq("pull", "me/hopper").exit_code == 0
+    hub.seen, hub.fault = 0, {**hub.fault, "fail_first": 100}
+    refused = gq("pull", "me/hopper", "--out", hub.root + "-out")
+    assert (refused.exit_code, "the server answers 503" in refused.stderr) == (1, True)
+    hub.fault = {**hub.fault, "fail_first": 0, "html_error": 200}
+    refused = gq("pull", "me/hopper", "--out", hub.root + "-out")
+    assert (refused.exit_code, "is not answered as the Hub does" in refused.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("fault", ["weights", "text", "manifest", "pointer", "config"])
@@ -357,6 +395,32 @@ def test_datasets_by_their_place_on_the_hub(hub: Any, own_home: Path) -> None:
     assert gq("download", "hf://them/sets@v1", "--offline").exit_code == 0, "it is in the cache"
     assert "forbids the network" in gq("download", "hf://them/nowhere", "--offline").stderr
     assert gq("download", "hf://nonsense").exit_code == 2
+
+
+def test_datasets_whose_names_differ_by_their_suffix_alone_are_told_apart(hub: Any) -> None:
+    repo = Path(hub.root) / "them" / "sets"
+    files = {"a.hdf5": "a.hdf5", "a.h5": "a.h5", "a": "a/data.hdf5"}
+    for seed, (name, file) in enumerate(files.items(), start=1):
+        write_d4rl(repo / file, seed=seed)
+        with h5py.File(repo / file, "r+") as root:
+            root.attrs["env_id"] = "Hopper-v5"
+        done = download(f"hf://them/sets/{name}")
+        assert not done.was_cached
+        expected = read_trajectories(repo / file)
+        np.testing.assert_array_equal(load_dataset(f"hf://them/sets/{name}").rewards, expected.rewards)
+    assert load_dataset("hf://them/sets/a.h5").num_episodes == 12, "it has a place of its own"
+    loser = resolve("hf://them/sets/a.hdf5")  # shares one with the folder
+    assert not cached(loser)
+    with pytest.raises(UsageError, match=r"a\.hdf5 is not in the cache"):
+        load_dataset(loser.id)
+    assert remove(loser) == 0
+    record = record_path(resolve("hf://them/sets/a.h5"))
+    shutil.copy(record, record.with_name("b.hdf5.json"))  # in the place of another
+    assert sorted(entry.id for entry in in_cache()) == ["hf://them/sets/a", "hf://them/sets/a.h5"]
+    notes: list[str] = []
+    assert not download(loser.id, note=notes.append).was_cached
+    assert notes == [], "no file is damaged"
+    np.testing.assert_array_equal(load_dataset(loser.id).rewards, read_trajectories(repo / "a.hdf5").rewards)
 
 
 def test_a_pickle_is_not_shared(hub: Any, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 
 import corruptions
 from corruptions import Stream, changed, notes, only, problems, simulated, whole_rows
+from gq.data.download import refused_file
 from gq.data.formats import read_trajectories
+from gq.data.registry import resolve
+from gq.envs.scores import origin_of, reference_for
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.repairing.repair import repair
@@ -150,6 +153,19 @@ def test_a_column_of_nothing_but_nan_leaves_nothing(task: str, tmp_path: Path) -
     assert report.health is None
     with pytest.raises(DataError, match="no whole episode"):
         repair(path, output=tmp_path / "good.hdf5")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("task", ["Hopper-v5", "Unknown-v5"])
+def test_infinite_values_are_reported_without_warnings(task: str, hopper: Stream, tmp_path: Path) -> None:
+    columns = {name: hopper.columns[name].copy() for name in ("observations", "actions", "rewards")}
+    start = hopper.ends[3] + 1
+    columns["observations"][start : start + 2, 3] = np.inf
+    columns["actions"][start], columns["rewards"][start : start + 2] = np.inf, [np.inf, -np.inf]
+    path = changed(hopper, **columns).write(tmp_path / "data.hdf5", env_id=task)
+    assert only(repair(path, output=tmp_path / "good.hdf5"), "non-finite").rows == (start, start + 1)
+    columns["observations"][:] = np.inf
+    assert only(repair(changed(hopper, **columns).write(path, env_id=task)), "non-finite").count == 600
 
 
 def test_actions_are_clipped_to_the_tasks_own_bound(tmp_path: Path) -> None:
@@ -350,6 +366,40 @@ def test_the_original_is_never_touched_nor_anything_else_overwritten(hopper: Str
     repair(original, output=tmp_path / "taken.hdf5", force=True)
     assert read_trajectories(tmp_path / "taken.hdf5").num_episodes == hopper.num_whole
     assert sha256(original) == before
+
+
+def test_data_of_an_environment_that_gq_does_not_know_are_copied(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    is_end = np.arange(200) % 50 == 49
+    columns = {
+        "observations": generator.standard_normal((200, 39)).astype(np.float32),
+        "actions": generator.uniform(-1, 1, (200, 28)).astype(np.float32),
+        "rewards": np.zeros(200, np.float32),
+        "terminals": np.zeros(200, bool),
+        "timeouts": is_end,
+    }
+    stream = corruptions.from_columns(columns)
+    report = repair(stream.write(tmp_path / "door.hdf5", env_id="AdroitHandDoor-v1"), output=tmp_path / "good.hdf5")
+    assert report.problems == ()
+    found = read_trajectories(tmp_path / "good.hdf5")
+    assert (found.task, found.num_episodes) == ("AdroitHandDoor-v1", 4)
+
+
+def test_a_copy_records_d4rl_as_its_source_however_the_file_was_named(hopper: Stream, tmp_path: Path) -> None:
+    entry = resolve("hopper-medium-v2")
+    entry.path.parent.mkdir(parents=True)
+    hopper.write(entry.path, env_id="Hopper-v5")
+    hopper.write(refused_file(entry), env_id="Hopper-v5")
+    once = hopper.write(tmp_path / "hopper-a.hdf5", source=entry.id)
+    again = hopper.write(tmp_path / "hopper-b.hdf5", source="elsewhere")
+    sources = {"hopper-medium-v2": entry.id, str(refused_file(entry)): entry.id, str(once): entry.id}
+    for name, source in {**sources, str(again): str(again)}.items():
+        repair(name, output=tmp_path / "good.hdf5", force=True)
+        found = read_trajectories(tmp_path / "good.hdf5")
+        assert found.attributes["source"] == source
+        reference = reference_for("Hopper-v5", origin_of("good.hdf5", found.attributes))
+        assert reference is not None
+        assert (reference.name == "d4rl") == (source == entry.id)
 
 
 def test_the_report_beside_a_copy_says_what_was_done(hopper: Stream, tmp_path: Path) -> None:

@@ -144,6 +144,33 @@ def test_a_pickle_that_was_cut_at_999_steps_is_put_together_again(cheetah: Strea
     assert read_trajectories(tmp_path / "good.hdf5").lengths.tolist() == [1000, 1000, 1000]
 
 
+def write_minari(path: Path, *, flag: str) -> Path:
+    generator = np.random.default_rng(0)
+    with h5py.File(path, "w") as root:
+        for number in range(3):
+            group = root.create_group(f"episode_{number}")
+            group["observations"] = generator.standard_normal((51, 7))
+            group["actions"] = generator.uniform(-1, 1, (50, 2)).astype(np.float32)
+            group["rewards"] = generator.standard_normal(50)
+            group[flag] = np.arange(50) == 49
+    return path
+
+
+def test_a_minari_file_without_truncations_is_read(tmp_path: Path) -> None:
+    path = write_minari(tmp_path / "main_data.hdf5", flag="terminations")
+    assert read_trajectories(path).num_episodes == 3
+    report = repair(path)
+    assert (problems(report), report.num_episodes, report.layout) == (set(), 3, "minari")
+
+
+def test_what_is_wrong_with_an_unreadable_minari_file_is_said_once(tmp_path: Path) -> None:
+    report = repair(write_minari(tmp_path / "main_data.hdf5", flag="truncations"))
+    assert [finding.message for finding in report.findings] == [
+        "3 of 3 episodes cannot be read and are left out",
+        "no episode can be read",
+    ]
+
+
 @needs_shared
 def test_minari_files_are_saved_in_part(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHARED / "minari" / "mujoco" / "hopper" / "medium-v0" / "data", tmp_path / "data"))

@@ -18,7 +18,7 @@ from gq.config import TDMPC2Config
 from gq.data.episode_log import EpisodeLog
 from gq.data.formats import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
 from gq.data.packaged_policy import load_policy
-from gq.data.parts import Request, begin, fingerprint, lock_parts, remove
+from gq.data.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
 from gq.data.trajectories import Trajectories
 from gq.engine.building import choose_modes, load_run
 from gq.engine.builtin_policy import BuiltinPolicy
@@ -257,7 +257,7 @@ def versions_for(task: str) -> dict[str, str]:
 
 
 def existing(output: Path, parts: Path, request: Request) -> Collected:
-    """Return what is in an output that the same request made, and remove parts that a kill left over.
+    """Return what is in an output that the same request made, and remove its parts if a kill left them over.
 
     Raises:
         UsageError: another request made it, or something else did.
@@ -279,7 +279,8 @@ def existing(output: Path, parts: Path, request: Request) -> Collected:
     if attributes["request_sha256"] != fingerprint(request):
         raise UsageError(f"{output} is there already, made by another gq", hint=hint)
     trajectories = read_trajectories(output)
-    remove(parts)
+    if is_begun_with(parts, request):
+        remove(parts)
     return summarise(output, request, trajectories)
 
 

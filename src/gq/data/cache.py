@@ -144,7 +144,7 @@ def check_unchanged(entry: DatasetEntry) -> None:
     state = manifest.state_of(entry)
     if state == "touched" and manifest.has_recorded_content(entry):
         manifest.accept_time(entry)
-    elif state in ("touched", "changed"):
+    elif state in ("touched", "changed", "absent"):
         raise DataError(f"{entry.path} has changed since gq put it there", hint=f"gq download {entry.id}")
 
 
@@ -204,6 +204,8 @@ def remove(entry: DatasetEntry) -> int:
         GqError: the cache cannot be written.
     """
     with holding(entry):
+        if manifest.is_anothers(entry):
+            return 0
         raw = raw_folder(entry)
         doomed = [path for path in (entry.path, refused_file(entry), *raw.rglob("*")) if path.is_file()]
         num_bytes = sum(path.stat().st_size for path in doomed)

@@ -66,7 +66,7 @@ def download(
     with holding(entry, note):
         stored = None if force else sound_record(entry)
         was_cached = stored is not None
-        if stored is None and entry.path.is_file() and not force:
+        if stored is None and registry.cached(entry) and not force:
             note(f"{entry.path} is damaged; getting it again")
         if stored is None and entry.kind == "builtin":
             num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions

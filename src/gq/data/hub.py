@@ -5,15 +5,15 @@ Reading needs no more than HTTP; what is listed is pinned to one commit, with th
 
 import os
 import re
-import tempfile
+import time
 import urllib.error
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
+from gq.data import transfer
 from gq.data.catalog import DatasetEntry
-from gq.data.transfer import RemoteFile, fetch
+from gq.data.connection import BrokenTransferError, open_url, origin_of
 from gq.errors import GqError, UsageError
 from gq.parsing import parse_json
 from gq.paths import datasets_folder, read_json
@@ -23,6 +23,8 @@ PREFIX = "hf://"
 NAME = r"[A-Za-z0-9][\w.-]*"
 REFERENCE = re.compile(rf"({NAME})/({NAME})(?:@([\w.%-]+))?((?:/[^/@]+)*)(?:@([\w.%-]+))?/?")
 SUFFIXES = (".hdf5", ".h5")
+MAX_NUM_PAGES = 100  # of a listing; the Hub puts a thousand files on one
+MAX_PAGE_BYTES = 64 << 20
 READ_HINT = "check its name and revision; for a private one set HF_TOKEN"
 
 Kind = Literal["models", "datasets"]
@@ -158,7 +160,7 @@ def listed_file(entry: dict[str, Any]) -> HubFile:
 
 
 def get_json(url: str, first: str) -> Any:
-    """Return the JSON document at an address of the Hub.
+    """Return the JSON document at an address of the Hub; a list together with its further pages.
 
     Args:
         first: the character that it begins with.
@@ -166,16 +168,61 @@ def get_json(url: str, first: str) -> Any:
     Raises:
         GqError: it cannot be had.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "answer.json"
+    document: Any = None
+    following = url
+    for _ in range(MAX_NUM_PAGES):
+        content, following = get_page(following)
         try:
-            fetch(RemoteFile(url=url, magic=first.encode(), hint=READ_HINT, token=hub_token()), file)
-            document = parse_json(file.read_bytes())
+            page = parse_json(content)
         except ValueError:
-            document = None
-    if not isinstance(document, dict if first == "{" else list):
-        raise GqError(f"{url} is not answered as the Hub does", hint="see HF_ENDPOINT")
-    return document
+            page = None
+        if not isinstance(page, dict if first == "{" else list):
+            raise GqError(f"{url} is not answered as the Hub does", hint="see HF_ENDPOINT")
+        document = page if document is None else document + page
+        if first == "{" or not following:
+            return document
+    raise GqError(f"{url} has more than {MAX_NUM_PAGES} pages", hint="name a folder or a file in the repository")
+
+
+def get_page(url: str) -> tuple[bytes, str]:
+    """Return what is at an address of the Hub, in as many attempts as it takes, and where the next page is, or nothing.
+
+    Raises:
+        GqError: it cannot be had, or goes on at another host.
+    """
+    for attempt in range(1, transfer.NUM_ATTEMPTS + 1):
+        try:
+            content, target = read_page(url)
+            break
+        except BrokenTransferError as error:
+            wait_s = max(error.wait_s, transfer.BACK_OFF_S * 2 ** (attempt - 1))
+            if attempt == transfer.NUM_ATTEMPTS or wait_s > transfer.LONGEST_WAIT_S:
+                raise GqError(f"cannot download {url}: {error}", hint=READ_HINT) from error
+        time.sleep(wait_s)
+    try:
+        following = urljoin(url, target) if target else ""
+        is_same_host = not following or origin_of(following) == origin_of(url)
+    except ValueError:  # no address at all
+        is_same_host = False
+    if not is_same_host:
+        raise GqError(f"{url} goes on at another host, {target}", hint="see HF_ENDPOINT")
+    return content, following
+
+
+def read_page(url: str) -> tuple[bytes, str]:
+    """Make one attempt at `get_page`; the next page's address is as the server writes it.
+
+    Raises:
+        BrokenTransferError: trying again may help.
+        GqError: the server refuses for good.
+    """
+    response, _ = open_url(url, {"Accept-Encoding": "identity"}, token=hub_token(), hint=READ_HINT)
+    with response:
+        content = transfer.read_from(response.read, MAX_PAGE_BYTES)
+        if response.length:
+            raise BrokenTransferError(f"it broke off after {len(content):,} bytes")
+        following = re.search(r'<([^>]*)>[^<]*?\brel="?next\b', response.headers["Link"] or "")
+    return content, following[1] if following else ""
 
 
 def is_missing(error: GqError) -> bool:
@@ -191,7 +238,7 @@ def hub_entry(name: str) -> DatasetEntry:
         UsageError: that is no such name.
     """
     reference = parse_reference(name)
-    stem = str(reference).removesuffix(Path(reference.path).suffix if reference.path.endswith(SUFFIXES) else "")
+    stem = str(reference).removesuffix(".hdf5") if reference.path else str(reference)
     return DatasetEntry(
         id=f"{PREFIX}{reference}",
         kind="hub",
@@ -209,9 +256,11 @@ def hub_entries() -> list[DatasetEntry]:
     entries = []
     for record in sorted((datasets_folder() / "hub").glob("**/*.hdf5.json")):
         try:
-            entries.append(hub_entry(str(read_json(record)["id"])))
+            entry = hub_entry(str(read_json(record)["id"]))
         except (GqError, KeyError, TypeError):
             continue  # not a record of ours
+        if entry.path == record.with_suffix(""):
+            entries.append(entry)
     return entries
 
 

@@ -15,7 +15,8 @@ from gq.data.catalog import DatasetEntry
 from gq.files import sha256, write_json
 from gq.parsing import parse_json
 
-# intact: size and time are those on record; touched: only the time is not; unrecorded: there is no record
+# intact: size and time are those on record; touched: only the time is not; unrecorded: there is no record;
+# absent: there is no file, or that of another dataset, as hf://o/n/a and hf://o/n/a.hdf5 share a place
 State = Literal["absent", "unrecorded", "intact", "touched", "changed"]
 
 
@@ -65,7 +66,13 @@ def record_path(entry: DatasetEntry) -> Path:
 
 
 def read_record(entry: DatasetEntry) -> Record:
-    """Return the record of a dataset; an empty one if there is none or it cannot be understood."""
+    """Return the record of a dataset; an empty one if there is none, it is another's, or it cannot be understood."""
+    record = record_there(entry)
+    return record if record is not None and record.id == entry.id else Record(id=entry.id)
+
+
+def record_there(entry: DatasetEntry) -> Record | None:
+    """Return the record in a dataset's place, whatever it is of; None if there is none or it cannot be understood."""
     try:
         document = parse_json(record_path(entry).read_text(encoding="utf-8"))
         source, stored = document["source"], document["stored"]
@@ -75,7 +82,13 @@ def read_record(entry: DatasetEntry) -> Record:
             stored=Stored(**stored) if stored else None,
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return Record(id=entry.id)
+        return None
+
+
+def is_anothers(entry: DatasetEntry) -> bool:
+    """Tell whether the file in a dataset's place is on record as another dataset."""
+    record = record_there(entry)
+    return record is not None and record.stored is not None and record.id != entry.id
 
 
 def write_record(entry: DatasetEntry, record: Record) -> None:
@@ -104,6 +117,8 @@ def state_of(entry: DatasetEntry) -> State:
     try:
         status = entry.path.stat()
     except OSError:
+        return "absent"
+    if is_anothers(entry):
         return "absent"
     stored = read_record(entry).stored
     if stored is None:

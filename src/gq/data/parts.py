@@ -12,7 +12,7 @@ import filelock
 
 from gq.errors import GqError, UsageError
 from gq.files import write_error, write_json
-from gq.paths import read_json
+from gq.paths import json_or_empty, read_json
 
 REQUEST_FILE = "request.json"
 
@@ -63,6 +63,11 @@ def begin(parts: Path, request: Request, *, force: bool, note: Callable[[str], N
         if old.name not in (".lock", REQUEST_FILE):
             old.unlink()
     write_json(file, request)
+
+
+def is_begun_with(parts: Path, request: Request) -> bool:
+    """Tell whether what is in the folder is of a request."""
+    return json_or_empty(parts / REQUEST_FILE) == request
 
 
 def remove(parts: Path) -> None:

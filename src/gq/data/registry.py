@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from gq.data import hub
+from gq.data import hub, manifest
 from gq.data.catalog import (
     BUILTIN_ENVIRONMENTS,
     BUILTIN_LEVELS,
@@ -49,7 +49,7 @@ def known_ids() -> list[str]:
 
 def cached(entry: DatasetEntry) -> bool:
     """Tell whether the file is in the cache; it is put there whole or not at all."""
-    return entry.path.is_file()
+    return entry.path.is_file() and not manifest.is_anothers(entry)
 
 
 def resolve(name: str, *, level: str | None = None) -> DatasetEntry:

@@ -18,7 +18,7 @@ from gq.repairing.content import (
     repeated_pieces,
 )
 from gq.repairing.findings import Finding
-from gq.repairing.motion import looks_initial, robot_of, terminates
+from gq.repairing.motion import ROUNDING, looks_initial, robot_of, terminates
 from gq.repairing.raw_columns import RawData
 from gq.repairing.raw_files import read_raw
 from gq.repairing.segments import Segments, cut
@@ -40,6 +40,7 @@ class Examined:
     findings: tuple[Finding, ...]
 
 
+@np.errstate(invalid="ignore", over="ignore")  # infinite values are findings, not warnings
 def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Progress) -> Examined:
     """Find out all there is to say about a file.
 
@@ -102,5 +103,6 @@ def find_episodes(raw: RawData, evidence: Evidence, limit: int | None) -> Segmen
         limit=limit,
         initial=looks_initial(robot, raw.observations) if robot else None,
         is_standard=evidence.judge is not None and evidence.judge.is_exact,
+        fallen=terminates(robot, raw.observations, rounding=-ROUNDING) == 1 if robot else None,
         ends_by_itself=ends_by_itself,
     )

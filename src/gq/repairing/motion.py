@@ -74,17 +74,17 @@ def looks_initial(robot: Robot, observations: np.ndarray) -> np.ndarray:
     return initial
 
 
-def terminates(robot: Robot, observations: np.ndarray) -> np.ndarray:
+def terminates(robot: Robot, observations: np.ndarray, *, rounding: float = ROUNDING) -> np.ndarray:
     """Tell whether an episode ends by itself on reaching an observation: int8 [n], 1 yes, 0 no, -1 for NaN.
 
-    What is within rounding of a bound counts as beyond it: asked about are steps after which something ended.
-    HalfCheetah never ends by itself.
+    What is within rounding of a bound counts as beyond it: asked about are steps after which something ended. With
+    -ROUNDING it counts as not there yet. HalfCheetah never ends by itself.
     """
     distance = np.where(np.isfinite(observations[:, 0]), np.inf, np.nan)  # to the nearest bound, negative beyond it
     for column, low, high in robot.healthy:
         values = observations[:, column].astype(np.float64)
         distance = np.minimum(distance, np.minimum(values - low, high - values))  # NaN stays NaN
-    return np.where(np.isnan(distance), -1, distance < ROUNDING).astype(np.int8)
+    return np.where(np.isnan(distance), -1, distance < rounding).astype(np.int8)
 
 
 def step_scores(observations: np.ndarray, actions: np.ndarray, robot: Robot | None) -> np.ndarray:

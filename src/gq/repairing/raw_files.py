@@ -52,7 +52,8 @@ def read_hdf5(path: Path, task: str | None) -> RawData:
                     return read_minari(path, root, names, task, size, findings)
                 return read_flat(path, root, task, size, findings)
             except UnreadableError as error:
-                raise UnreadableError(*findings, *error.findings) from error
+                before = [finding for finding in findings if finding not in error.findings]
+                raise UnreadableError(*before, *error.findings) from error
     except ForeignError:
         raise
     except DataError as error:
@@ -178,7 +179,8 @@ def read_minari(
         try:
             group = own_item(str(path), root, name)
             keys = ("observations", "actions", "rewards", *renamed)
-            columns = {renamed.get(key, key): own_item(f"{path}: {name}", group, key) for key in keys}
+            found = {renamed.get(key, key): own_item(f"{path}: {name}", group, key) for key in keys}
+            columns = {key: column for key, column in found.items() if column is not None}
             num_values += sum(math.prod((readable_length(c, num_bytes), *c.shape[1:])) for c in columns.values())
             check_size(path, [(num_values,)])
             parts.append(read_part(columns, num_bytes, num_final=1))

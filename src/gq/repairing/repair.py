@@ -8,6 +8,7 @@ import numpy as np
 
 from gq.data import registry
 from gq.data.datasets import canonical_name
+from gq.data.download import refused_file
 from gq.data.formats import data_file
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, UsageError
@@ -87,7 +88,7 @@ def repair(
         UsageError: there is no such file or task, or `output` is taken or the original.
         DataError: a copy was asked for and there is nothing to write.
     """
-    file = locate(name)
+    named, file = locate(name)
     asked = resolve_task(task).id if task else None
     if output is not None:
         output = Path(output).expanduser()
@@ -110,27 +111,32 @@ def repair(
     if output is None:
         return report
     progress("writing", 0, None)
-    repairs = write_copy(examined, file, output, fragments=fragments, source=str(name))
+    recorded = str(examined.raw.attributes.get("source", ""))
+    source = recorded if recorded.startswith("d4rl/") else named  # D4RL's references are for these
+    repairs = write_copy(examined, file, output, fragments=fragments, source=source)
     report = replace(report, output=output, repairs=repairs)
     write_json(report_path(output), report.document())
     return report
 
 
-def locate(name: str | Path) -> Path:
-    """Return the file of a dataset's id or path.
+def locate(name: str | Path) -> tuple[str, Path]:
+    """Return a dataset's id, or its path as it was given, and its file; one that a download kept aside has an id too.
 
     Raises:
         UsageError: there is no such file or dataset, or it is not in the cache.
     """
     found = canonical_name(str(name))
     if Path(found).is_absolute():
-        return data_file(Path(found))
+        path = Path(found)
+        aside = (entry.id for entry in registry.ENTRIES.values() if refused_file(entry).resolve() == path)
+        return next(aside, str(name)), data_file(path)
     entry = registry.resolve(found)
     if not registry.cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
-    return entry.path
+    return entry.id, entry.path
 
 
+@np.errstate(invalid="ignore", over="ignore")  # pieces with infinite rewards are left out after summing
 def describe(file: Path, examined: Examined) -> RepairReport:
     """Return the report about an examined file."""
     raw, segments = examined.raw, examined.segments

@@ -176,5 +176,5 @@ def write_checked(
             with h5py.File(temporary, "a") as root:
                 for name, values in extra.items():
                     root.create_dataset(name, data=values)
-        again = read_trajectories(temporary, task=trajectories.task)
+        again = read_trajectories(temporary)
         assert np.array_equal(again.offsets, trajectories.offsets), "the strict reader finds other episodes"

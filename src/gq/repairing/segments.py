@@ -46,6 +46,7 @@ def cut(
     limit: int | None,
     initial: np.ndarray | None,
     is_standard: bool = False,
+    fallen: np.ndarray | None = None,
     ends_by_itself: Callable[[np.ndarray], np.ndarray],
 ) -> Segments:
     """Cut N rows where the stream breaks and, in pieces that are too long, at the time limit.
@@ -61,6 +62,7 @@ def cut(
         limit: the task's, or None where the task is not known.
         initial: bool [N], whether an observation is one that episodes begin with, or None where that is not known.
         is_standard: whether the data are known to come from the task's own environment, so that `initial` holds.
+        fallen: bool [N], whether an episode ends on reaching an observation, or None where that is not known.
         ends_by_itself: tells for rows whether the step from there ends an episode: int8 [n], 1, 0 or -1 not known.
     """
     num_rows = len(terminals)
@@ -73,17 +75,18 @@ def cut(
     own[late - 1] = True
     own[early + 1] = True
     breaks = np.flatnonzero(is_end)
-    limit = limit or common_longest(np.diff(breaks, prepend=-1))
+    limit = limit or common_longest(np.diff(breaks, prepend=-1), own[breaks])
     ends = cut_at_limit(breaks, limit)
     offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
     at_limit = np.diff(offsets) == limit if limit else np.zeros(len(ends), bool)
     is_terminal = own[ends]
-    inside = begins_inside(initial, offsets, is_standard=is_standard) & ~at_limit
+    after_reset = np.append(False, (is_terminal | (at_limit & is_end[ends]))[:-1])
+    inside = begins_inside(initial, offsets, is_standard=is_standard, after_reset=after_reset) & ~at_limit
 
     asked = np.flatnonzero(is_terminal == at_limit)  # terminals at the limit, and other ends without one
     answers = np.full(len(ends), UNKNOWN, np.int8)
     answers[asked] = ends_by_itself(ends[asked])
-    lost = ~is_terminal & ~at_limit & (answers == 1)
+    lost = ~is_terminal & ~at_limit & (answers == 1) & ~went_on(fallen, offsets)
     only_limit = is_terminal & at_limit & (answers == 0)
     is_terminal = (is_terminal | lost) & ~only_limit
     marked = np.zeros(num_rows, bool) if timeouts is None else timeouts
@@ -123,10 +126,15 @@ def misplaced_terminals(is_end: np.ndarray, terminals: np.ndarray) -> tuple[np.n
     return rows[is_late], early, np.setdiff1d(rest, early)
 
 
-def common_longest(lengths: np.ndarray) -> int | None:
-    """Return the length of the longest pieces if there are at least two of it: then it is a limit."""
+def common_longest(lengths: np.ndarray, is_terminal: np.ndarray) -> int | None:
+    """Return the length of the longest pieces if it is a limit: of two at least, and of most that are not terminal.
+
+    Else they are as long by chance, and what a file marks as timeouts may vary in length.
+    """
     longest = int(lengths.max())
-    return longest if (lengths == longest).sum() > 1 else None
+    cut_lengths = lengths[~is_terminal]
+    num_longest = int((cut_lengths == longest).sum())
+    return longest if num_longest > 1 and 2 * num_longest > len(cut_lengths) else None
 
 
 def cut_at_limit(ends: np.ndarray, limit: int | None) -> np.ndarray:
@@ -138,17 +146,35 @@ def cut_at_limit(ends: np.ndarray, limit: int | None) -> np.ndarray:
     return np.sort(np.concatenate([ends, *cuts]))
 
 
-def begins_inside(initial: np.ndarray | None, offsets: np.ndarray, *, is_standard: bool) -> np.ndarray:
+def begins_inside(
+    initial: np.ndarray | None, offsets: np.ndarray, *, is_standard: bool, after_reset: np.ndarray | None = None
+) -> np.ndarray:
     """Return which pieces begin in mid-episode, bool [K].
 
     If none of several pieces begins like the task's episodes, resets may put this environment elsewhere; then nothing
-    is said unless the environment is known.
+    is said unless the environment is known and most pieces do not come after a reset.
+
+    Args:
+        after_reset: bool [K], pieces before which an episode ended by itself or at the time limit; None: no such.
     """
     starts = offsets[:-1]
-    if initial is None or (not is_standard and len(starts) > 2 and not initial[starts].any()):
+    num_resets = 0 if after_reset is None else int(after_reset.sum())
+    resets_differ = not is_standard or 2 * num_resets > len(starts) - 1
+    if initial is None or (len(starts) > 2 and resets_differ and not initial[starts].any()):
         return np.zeros(len(starts), bool)
     inside: np.ndarray = ~initial[starts]
     return inside
+
+
+def went_on(fallen: np.ndarray | None, offsets: np.ndarray) -> np.ndarray:
+    """Return in which pieces a step led to the last row although an episode ends there, bool [K].
+
+    Their environment does not end episodes so (`terminate_when_unhealthy=False`).
+    """
+    if fallen is None:
+        return np.zeros(len(offsets) - 1, bool)
+    there: np.ndarray = fallen[offsets[1:] - 1] & (np.diff(offsets) > 1)
+    return there
 
 
 def wrong_timeouts(marked: np.ndarray, ends: np.ndarray, *, right: np.ndarray) -> np.ndarray:
