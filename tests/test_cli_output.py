@@ -169,7 +169,7 @@ def test_render_in_three_modes(run: Path, tmp_path: Path) -> None:
     assert Path(line).parent == run / "videos"
     assert Path(line).stat().st_size > 1000
     assert Path(quiet_line(*command, "--output", video)) == video
-    printed = document(*command, "--output", video, "--target", "5,40")
+    printed = document(*command, "--output", video, "--force", "--target", "5,40")
     assert printed["path"] == str(video)
     assert video.is_file()
     assert printed["run"] == run.name
@@ -299,7 +299,7 @@ def in_terminal(*arguments: Any, **changes: str) -> str:
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env=child_environment(COLUMNS="100", TERM="xterm-256color", **changes),
+        env=child_environment(**{"COLUMNS": "100", "TERM": "xterm-256color"} | changes),
     )
     os.close(slave)
     shown = b""
@@ -339,6 +339,32 @@ def test_colours_and_the_bar_can_be_switched_off() -> None:
 def test_names_with_brackets_are_shown_as_they_are(trained: Path, tmp_path: Path) -> None:
     run = copy_run(trained, tmp_path / "[red]run:smile:")
     assert human_lines("eval", run, "--episodes", "1", "--target", "1")[0].startswith("[red]run:smile:, step-")
+
+
+def test_a_terminal_too_narrow_for_a_table_gets_all_of_it(run: Path) -> None:
+    shown = in_terminal("params", "tdmpc2", "--size", "5", "--no-color", COLUMNS="50")
+    assert "…" not in shown
+    for value in ("parameters 5,159,082", "with target 8,152,227", "q 2,993,145", "original 31.8 G", "update 15.6 G"):
+        assert value in shown
+    listed = in_terminal("runs", "list", "--no-color", COLUMNS="60").splitlines()
+    assert listed[0] == run.name
+    assert "state finished" in listed[1]
+    assert "changed (UTC)" in " ".join(listed)
+
+
+def test_commands_and_paths_are_whole_lines_in_a_terminal(run: Path) -> None:
+    lines = in_terminal("runs", "show", run, "--no-color", COLUMNS="60").splitlines()
+    (command,) = [line for line in lines if line.startswith("again: gq train dt ")]
+    assert command.endswith("model.context_length=4")
+    assert any(line.startswith(f"in {run}, ") for line in lines)
+
+
+def test_a_path_with_a_space_is_quoted_in_what_to_type_next(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    trained = gq("train", "dt", "--dataset", data, "--steps", "2", *TINY, "--set", "eval.every=0", "--out", run)
+    assert trained.stderr.splitlines()[-1] == f"next: gq eval '{run}'"
+    again = gq("train", "dt", "--dataset", data, "--out", run)
+    assert f"gq train dt --out '{run}' --resume" in again.stderr
 
 
 # As typed by a user

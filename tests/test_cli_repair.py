@@ -47,6 +47,17 @@ def test_people_are_told_where_and_what_to_do(hopper: Stream, tmp_path: Path) ->
     assert f"gq repair {bad} --apply -o OUT.hdf5" in result.stderr
 
 
+def test_a_picture_is_not_replaced_unasked(hopper: Stream, tmp_path: Path) -> None:
+    command = ("repair", hopper.write(tmp_path / "hopper.hdf5"), "--png", tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("precious")
+    refused = gq(*command)
+    assert refused.exit_code == 2
+    assert "a.png is there already" in refused.stderr
+    assert (tmp_path / "a.png").read_text() == "precious"
+    assert gq(*command, "--force").exit_code == 0
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
 def test_drift_is_measured_on_the_copy(hopper: Stream, tmp_path: Path) -> None:
     bad = corruptions.shift_terminals(hopper, 1).write(tmp_path / "hopper-bad.hdf5")
     result = gq("repair", bad, "--apply", "-o", tmp_path / "out.hdf5", "--replay", "3", "--json")

@@ -142,7 +142,7 @@ def test_nothing_is_written_into_a_run_that_is_gone(agent: Path, tmp_path: Path)
         if run.exists():
             run.rename(tmp_path / "renamed")
 
-    with pytest.raises(GqError, match="is no run any more"):
+    with pytest.raises(GqError, match="renamed or removed meanwhile"):
         evaluate(run, modes=["policy"], num_episodes=1, watch=rename)
     assert not run.exists()
 

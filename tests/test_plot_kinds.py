@@ -16,9 +16,10 @@ from gq.files import write_json
 from gq.plotting.asked import read_asked
 from gq.plotting.bands import aggregate, band_of
 from gq.plotting.curves import read_learning
-from gq.plotting.drawing import Table
+from gq.plotting.groups import repeated_seeds
 from gq.plotting.histograms import joined, read_data
 from gq.plotting.picture import label_x
+from gq.plotting.records import History, read_history
 from plotted import TASK, transformer_run, world_run
 from tiny import write_hopper_file
 
@@ -161,6 +162,33 @@ def test_seeds_are_one_line_at_the_targets_of_all(tmp_path: Path) -> None:
     assert [line.name for line in read_asked(runs).lines] == ["0", "1"], "no target of both"
 
 
+def test_a_repeated_seed_is_no_other_one(tmp_path: Path) -> None:
+    runs = [evaluate_as_if(transformer_run(tmp_path / name), {1000.0: [900.0, 901.0]}) for name in "ab"]
+    asked = read_asked(runs)
+    assert [(line.name, line.band, line.low) for line in asked.lines] == [("2 runs", "", None)]
+    assert "a and b have the same seed: no interval over runs" in asked.notes
+    evaluate_as_if(runs[1], {3000.0: [1.0, 2.0]})
+    apart = read_asked(runs)
+    assert [line.band for line in apart.lines] == ["episodes", "episodes"]
+    assert not any("same seed" in note for note in apart.notes)
+
+
+def test_imported_weights_and_children_of_other_seeds_are_seeds_of_their_own(tmp_path: Path) -> None:
+    runs = [world_run(tmp_path / name) for name in "abc"]
+    for run, digest in zip(runs, ("1", "2", "2"), strict=True):
+        (run / "environment.json").write_text(json.dumps({"imported": {"sha256": digest}}))
+    histories = [read_history(run) for run in runs]
+    assert repeated_seeds(histories[:2]) == ""
+    assert repeated_seeds(histories) == "b and c have the same seed: no interval over runs"
+    children = []
+    for seed, parent in enumerate("de"):
+        world_run(tmp_path / parent, train__seed=seed)
+        settings = {"train.seed": 0, "online.parent": str(tmp_path / parent)}
+        children.append(History(tmp_path / f"{parent}-on", settings, []))
+    assert repeated_seeds(children) == ""
+    assert repeated_seeds([children[0], children[0]])
+
+
 def test_without_stored_evaluations_the_last_one_of_the_training_counts(tmp_path: Path) -> None:
     asked = read_asked([transformer_run(tmp_path / "a")])
     assert (asked.lines[0].targets.tolist(), asked.lines[0].mean.tolist()) == ([1000, 3000], [900, 2200])
@@ -187,6 +215,17 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     run = evaluate_as_if(transformer_run(tmp_path / "a"), {1000.0: [1.0]})
     (run / "evals" / "9.json").write_text("{")
     with pytest.raises(GqError, match=r"cannot use .*9\.json"):
+        read_asked([run])
+
+
+@pytest.mark.parametrize(("key", "value"), [("target_return", ""), ("target_return", 1e400), ("episode_return", 1e400)])
+def test_a_return_that_is_no_number_is_damage(tmp_path: Path, key: str, value: object) -> None:
+    run = evaluate_as_if(transformer_run(tmp_path / "a"), {1000.0: [900.0], 3000.0: [2000.0]})
+    (file,) = (run / "evals").iterdir()
+    document = json.loads(file.read_text())
+    document["episodes"][0][key] = value
+    file.write_text(json.dumps(document))
+    with pytest.raises(GqError, match="cannot use"):
         read_asked([run])
 
 
@@ -299,12 +338,6 @@ def test_without_matplotlib_a_child_process_draws_in_characters(tmp_path: Path) 
     result = gq_child("plot", run, "--terminal", PYTHONPATH=f"{tmp_path}:{source}", COLUMNS="60")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{TASK}\nreturn\n839┤")
-
-
-def test_a_table_too_wide_becomes_lines() -> None:
-    table = Table(["return by updates", "1k", "last", "band"], [("a run with a name", "1", "2 at 1k", "1 … 3")])
-    assert table.width == 19 + 4 + 9 + 7
-    assert table.narrow(20) == ["a run with a name", "  1k 1  last 2 at 1k", "  band 1 … 3"]
 
 
 def test_a_script_gets_the_last_values_where_no_file_is_written(tmp_path: Path) -> None:

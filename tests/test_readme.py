@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from commandline import gq
+from gq.cli import params
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -25,6 +28,18 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     *_, path = capsys.readouterr().out.split("\n")[:-1]
     assert path.endswith(".mp4")
     assert Path(path).stat().st_size > 1000
+
+
+def test_costs_of_models_are_what_the_program_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = ("Hopper-v5", 100_430)  # of the built-in dataset, which would have to be simulated
+    monkeypatch.setattr(params, "data_facts", lambda dataset, task: hopper if dataset else (task, None))
+    samples = re.findall(r"```sh\n(gq params [^\n]*)\n```\n\n```text\n(.*?)```", README, re.DOTALL)
+    assert len(samples) == 3
+    for command, shown in samples:
+        result = gq(*command.split()[1:])
+        printed = " ".join(f"{result.stdout} {result.stderr}".split())
+        for line in shown.splitlines():
+            assert line == "..." or " ".join(line.split()) in printed, (command, line)
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -1,14 +1,19 @@
 """Films show every episode, in real time, with the camera on the robot."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from commandline import train_tiny
-from gq.errors import UsageError
+from commandline import copy_run, gq, train_tiny
+from gq import rendering, video
+from gq.engine.evaluate import evaluate, play
+from gq.errors import GqError, UsageError
 from gq.rendering import camera_option, render, tile
+from gq.reporting.footage import film
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,50 @@ def test_a_film_has_a_frame_every_stride_of_the_longest_episode(run: Path, tmp_p
     assert frames[0].shape == (48, 128, 3), "two episodes side by side"
 
 
+def test_a_gif_has_no_more_frames_than_players_show(run: Path, tmp_path: Path) -> None:
+    film = render(run, output=tmp_path / "a.gif", width=64, height=48)
+    assert film.fps == pytest.approx(1 / 0.024)  # three steps of 8 ms; two would take 16 ms, and 20 are the least
+    assert film.num_frames == -(-film.episodes[0].length // 3)
+
+
+def test_two_films_at_once_have_names_of_their_own(run: Path, tmp_path: Path) -> None:
+    copy = copy_run(run, tmp_path / "run")
+    for _ in range(2):
+        render(copy, width=32, height=32, overlay=False)
+    film(copy, lambda _run, _what: None)
+    names = [path.name for path in (copy / "videos").iterdir()]
+    assert all(re.fullmatch(r"\d{8}-\d{6}-\d{6}(-report)?\.mp4", name) for name in names), names
+    assert len(names) == 3
+
+
+def test_a_film_is_not_replaced_unasked(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, reason in (("a.mp4", ""), ("b.gif", "no h264 here")):
+        monkeypatch.setattr(video, "h264_problem", lambda reason=reason: reason)
+        (tmp_path / name).write_text("precious")
+        command = ("render", run, "--size", "32x32", "--output", tmp_path / f"{name[0]}.mp4")
+        refused = gq(*command)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"{name} is there already" in refused.stderr
+        assert (tmp_path / name).read_text() == "precious"
+        assert gq(*command, "--force").exit_code == 0
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_a_run_that_was_renamed_meanwhile_is_not_begun_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_run(run, tmp_path / "run")
+
+    def rename_and_play(*arguments: Any, **options: Any) -> Any:
+        copy.rename(tmp_path / "renamed")
+        return play(*arguments, **options)
+
+    monkeypatch.setattr(rendering, "play", rename_and_play)
+    with pytest.raises(GqError, match="it was renamed or removed meanwhile"):
+        render(copy, width=32, height=32)
+    assert not copy.exists()
+
+
 def test_the_overlay_can_be_switched_off(run: Path, tmp_path: Path) -> None:
     films = {}
     for overlay in (True, False):
@@ -43,8 +92,6 @@ def test_the_overlay_can_be_switched_off(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_episodes_as_evaluation(run: Path, tmp_path: Path) -> None:
-    from gq.engine.evaluate import evaluate
-
     film = render(run, targets=[50.0], seed=3, output=tmp_path / "a.gif", width=64, height=64, fps=5)
     measured = evaluate(run, targets=[50.0], seed=3, num_episodes=1)
     assert measured.results[0].return_mean == pytest.approx(film.episodes[0].episode_return)

@@ -7,19 +7,21 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+import gq.reporting.report as reporting
 from commandline import gq, train_tiny
 from gq import presets
 from gq.data.datasets import load_dataset
 from gq.reporting.axes import Scale, ticks
 from gq.reporting.charts import swarm
 from gq.reporting.facts import Facts
-from gq.reporting.gather import Wishes
+from gq.reporting.gather import Wishes, gather
 from gq.reporting.markup import Markup, join, tag
 from gq.reporting.report import report
 from measured import LAST, dt_config, write_evaluation, write_run
@@ -133,6 +135,33 @@ def test_seeds_are_grouped_with_an_interval_over_runs(tmp_path: Path, data: Path
     assert "interval over runs" in parsed.words
 
 
+def test_a_repeated_seed_gives_no_interval_over_runs(tmp_path: Path, data: Path) -> None:
+    runs = [*seeds(tmp_path, data, 2), tmp_path / "again"]
+    shutil.copytree(runs[0], runs[2])
+    facts, page = page_of(*runs)
+    (group,) = facts.groups
+    assert (group.name, len(group.runs)) == ("3 runs", 3)
+    assert [row.ci95 for row in group.rows] == [None, None]
+    note = "seed-0 and again have the same seed: no interval over runs"
+    assert facts.notes == [note]
+    assert note in page
+    assert "no interval: a seed is repeated" in page
+    shown = gq("report", *runs, "--no-rollouts", "-o", tmp_path / "page.md")
+    assert note in shown.stderr.splitlines()
+    assert f"- Note: {note}" in (tmp_path / "page.md").read_text()
+    assert page_of(*runs[1:])[0].groups[0].rows[0].ci95 is not None
+
+
+def test_runs_with_other_budgets_are_no_seeds_of_one_experiment(tmp_path: Path) -> None:
+    runs = []
+    for seed, decisions in enumerate((1000, 9000)):
+        config = presets.tdmpc2("1").replace({"task": "dog-run", "train.seed": seed, "train.decisions": decisions})
+        runs.append(write_run(tmp_path / str(seed), config))
+        write_evaluation(runs[-1], {"plan": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    facts, _ = page_of(*runs)
+    assert [group.name for group in facts.groups] == ["train.decisions 1000", "train.decisions 9000"]
+
+
 def test_nothing_from_files_becomes_markup(tmp_path: Path, data: Path) -> None:
     evil = "<script>alert(1)<" + "img src=x onerror=alert(2)> & \" ' `"
     (run,) = seeds(tmp_path, data, 1)
@@ -189,6 +218,19 @@ def test_an_incomplete_run_is_reported_with_what_is_missing(tmp_path: Path) -> N
     for said in ("no checkpoint yet", "environment.json is missing", "no learning curve", "interrupted", "are missing"):
         assert said in notes
     assert "It has not been evaluated yet." in outline(page).words
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3])
+def test_records_of_the_wrong_type_count_as_missing(tmp_path: Path, data: Path, value: object) -> None:
+    (run,) = seeds(tmp_path, data, 1)
+    state = run / "checkpoints" / "step-000000100" / "state.json"
+    state.write_text(json.dumps({"progress": value}))
+    facts = json.loads((run / "environment.json").read_text())
+    wrong = dict.fromkeys(("versions", "dataset", "parent", "imported"), value)
+    (run / "environment.json").write_text(json.dumps(facts | wrong))
+    for kind in ("html", "md", "json"):
+        result = gq("report", run, "--no-rollouts", "-o", tmp_path / f"page.{kind}")
+        assert result.exit_code == 0, result.stderr
 
 
 def test_a_trial_of_few_episodes_is_no_evaluation(tmp_path: Path, data: Path) -> None:
@@ -251,6 +293,25 @@ def test_a_small_film_is_made_and_embedded_when_asked(tmp_path: Path) -> None:
         assert (video.streams.video[0].width, video.streams.video[0].height) == (200, 200)
         assert sum(1 for _ in video.decode(video=0)) > 1
     assert file.stat().st_size < 5_000_000
+
+
+def test_a_report_of_a_run_that_is_gone_is_written_elsewhere_only(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = seeds(tmp_path, data, 1)
+
+    def gather_and_rename(*arguments: Any) -> Facts:
+        found = gather(*arguments)
+        run.rename(tmp_path / "renamed")
+        return found
+
+    monkeypatch.setattr(reporting, "gather", gather_and_rename)
+    refused = gq("report", run)
+    assert refused.exit_code == 1
+    assert "was renamed or removed meanwhile" in refused.stderr
+    assert not run.exists()
+    (tmp_path / "renamed").rename(run)
+    assert gq("report", run, "-o", tmp_path / "page.html").exit_code == 0
 
 
 def test_a_file_is_not_replaced_unasked(tmp_path: Path, data: Path) -> None:

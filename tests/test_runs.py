@@ -25,6 +25,7 @@ from gq.managing.details import describe
 from gq.managing.lineage import children_of
 from gq.managing.records import list_runs, read_run, score_of
 from gq.paths import all_runs, checkpoint_folders
+from gq.sharing.files import run_uploads
 
 HOLD = """
 import sys, time
@@ -204,6 +205,21 @@ def test_show_tells_what_differs_and_how_to_make_it_again(run: Path) -> None:
     assert gq("runs", "show", run, "-q").stdout == f"{run}\n"
 
 
+@pytest.mark.parametrize("results", [None, 3, ["x"], [{"mode": "a", "return_mean": "high"}]])
+def test_an_evaluation_of_the_wrong_type_is_left_out(run: Path, results: object) -> None:
+    (run / "evals").mkdir(exist_ok=True)
+    (run / "evals" / "20990101-000000.json").write_text(json.dumps({"results": results}))
+    result = gq("runs", "show", run)
+    assert result.exit_code == 0, result.stderr
+    assert "20990101" not in result.stdout
+
+
+def test_a_number_that_is_too_large_is_damage(run: Path) -> None:
+    (run / "checkpoints" / "best.json").write_text('{"checkpoint": "step-000000004", "score": 1e400}')
+    with pytest.raises(GqError, match=r"cannot read .*best\.json"):
+        run_uploads(run, "me/run")
+
+
 def test_the_command_makes_an_equal_run(run: Path, tmp_path: Path) -> None:
     import shlex
 
@@ -359,6 +375,15 @@ def test_a_path_into_a_run_is_not_taken_for_the_run(run: Path) -> None:
         assert "is inside a run, not a run" in result.stderr
     assert checkpoint_folders(run)
     assert gq("runs", "remove", run, "--yes").exit_code == 0
+
+
+def test_an_empty_name_is_no_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    for command in (["runs", "remove", "", "--yes"], ["runs", "show", ""], ["plot", ""], ["eval", ""]):
+        result = gq(*command)
+        assert result.exit_code == 2, command
+        assert "the run's name is empty" in result.stderr
+    assert checkpoint_folders(run)
 
 
 def test_of_a_link_only_the_link_is_removed(trained: Path, runs: Path) -> None:

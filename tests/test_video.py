@@ -78,6 +78,26 @@ def test_a_gif_has_the_frames_added_and_loops(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.gif"]
 
 
+@pytest.mark.parametrize("fps", [50, 1 / 0.024, 30, 7])
+def test_a_gif_takes_as_long_as_its_frames_whatever_it_rounds_them_to(fps: float, tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    write(path, moving_frames(47), fps=fps)
+    durations = []
+    with Image.open(path) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            durations.append(image.info["duration"])
+    assert sum(durations) == pytest.approx(1000 * 47 / fps, abs=5)
+    assert min(durations) >= 20
+    assert max(durations) - min(durations) <= 10
+
+
+def test_a_gif_can_have_one_frame(tmp_path: Path) -> None:
+    write(tmp_path / "a.gif", moving_frames(1), fps=25)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 1
+
+
 def failing_frames() -> Iterator[np.ndarray]:
     yield from moving_frames(40)
     raise RuntimeError("the episode failed")

@@ -284,8 +284,12 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     """
     import pydantic
 
-    for key in flatten(tree):
-        check_key(flatten(dataclasses.asdict(kind())), key, "")  # type: ignore[call-arg]
+    usual = flatten(dataclasses.asdict(kind()))  # type: ignore[call-arg]
+    for key, value in flatten(tree).items():
+        check_key(usual, key, "")
+        if is_flag_for_number(value, usual[key]):
+            message = f"{key} = {toml_value(value)}: a number is wanted, not true or false"
+            raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}")
     try:
         config: AnyConfig = adapter_of(kind).validate_python(dict(tree))  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
@@ -298,6 +302,13 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     if problem := next(filter(None, problems), None):
         raise UsageError(problem, hint="change one of the two with --set")
     return config
+
+
+def is_flag_for_number(value: Any, usual: Any) -> bool:
+    """Tell whether true or false stands where the usual value has numbers; Python takes them for 1 and 0."""
+    if isinstance(usual, list | tuple):
+        return isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value)
+    return isinstance(value, bool) and isinstance(usual, int | float) and not isinstance(usual, bool)
 
 
 @cache

@@ -1,7 +1,9 @@
 """Where things lie: the cache, datasets, runs, and how a run is named and found."""
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,12 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.toml").is_file()
 
 
+def check_still_there(path: Path, run: Path) -> None:
+    """Raise GqError if a path lies in a folder that was a run, and is none any more: nothing is to be written there."""
+    if run.resolve() in path.resolve().parents and not is_run(run):
+        raise GqError(f"{run} is gone: it was renamed or removed meanwhile", hint="see what is there: gq runs")
+
+
 def all_runs() -> list[Path]:
     """Return the runs of the runs folder, newest first."""
     folder = runs_folder()
@@ -61,10 +69,13 @@ def algo_of(run: Path) -> str:
 
 
 def existing(name: str) -> Path | None:
-    """Return the path that a name is, if something is there; what can be no path of this system leads nowhere."""
+    """Return the path that a name is, if something is there; what can be no path of this system leads nowhere.
+
+    Neither does "", which as a path would be the folder that one stands in.
+    """
     try:
         path = Path(name).expanduser()
-        return path if path.exists() else None
+        return path if name and path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, with a null character, of no user's home
         return None
 
@@ -96,6 +107,8 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
             hint = f"train one: gq train {algos[0] if algos else 'dt'}"
             raise UsageError(f"there is no {kind} with a checkpoint in {runs_folder()}", hint=hint)
         raise UsageError("no run given", hint="name one, or take the newest with --latest")
+    if not name:
+        raise UsageError("the run's name is empty", hint="name one, or take the newest with --latest")
     if path := existing(name):
         for folder in (path, *path.resolve().parents):
             if is_run(folder):
@@ -157,6 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = parse_json(path.read_text(encoding="utf-8"))
+        json.dumps(document, allow_nan=False)  # 1e400 would be read as an infinite number, which no JSON of ours holds
     except (OSError, ValueError) as error:
         raise GqError(f"cannot read {path}: {error}", hint="put the file back from a copy") from error
     if not isinstance(document, dict):
@@ -170,3 +184,9 @@ def json_or_empty(path: Path) -> dict[str, Any]:
         return read_json(path)
     except GqError:
         return {}
+
+
+def section(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object in a document that was read; an empty one where there is none, or something else."""
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}

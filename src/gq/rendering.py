@@ -19,9 +19,10 @@ from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Step
 from gq.evaluation.statistics import Episode
+from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
-from gq.video import STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
+from gq.video import MIN_GIF_FRAME_MS, STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
 
 RENDER_SEED = 0
 SIDE_PIXELS = (16, 4096)  # of each episode's picture; larger ones are beyond what OpenGL drivers promise
@@ -80,7 +81,7 @@ def render(
         corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
         output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
         width, height: pixels of each episode's picture.
-        fps: about so many frames a second of simulated time; playback is in real time.
+        fps: about so many frames a second of simulated time, of a gif at most 50; playback is in real time.
         camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
         overlay: write time, return and return-to-go on each picture; of TD-MPC2 the reward and, by planning, the
             discounted return that the plan is thought to earn, what gave the action (with the plan's age), the number
@@ -107,7 +108,7 @@ def render(
         if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
             raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
         return watch_live(loaded, pairs[:1], options)
-    date = datetime.now().strftime("%Y%m%d-%H%M%S")
+    date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     path, reason = writer_path(output or run / "videos" / f"{date}.mp4")
     if reason:
         note(f"writing {path.name} instead of mp4: {reason}")
@@ -214,8 +215,11 @@ class Film:
 
     def open(self, step: Step) -> None:
         """Choose the stride that gives real time at nearest to the asked frames a second, and open the file."""
+        check_still_there(self.path, self.loaded.run)
         seconds_per_step = step.environments[0].unwrapped.dt
-        self.stride = max(1, round(1 / (seconds_per_step * self.wanted_fps)))
+        shortest = MIN_GIF_FRAME_MS / 1000 if self.path.suffix.lower() == ".gif" else 0.0
+        fewest = math.ceil(shortest / seconds_per_step - 1e-6)  # steps in a frame that players show as long as it takes
+        self.stride = max(1, fewest, round(1 / (seconds_per_step * self.wanted_fps)))
         self.fps = 1 / (seconds_per_step * self.stride)
         self.pictures = [step.environments[row].render() for row in range(len(self.targets))]
         self.writer = VideoWriter(self.path, self.fps).__enter__()

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -61,7 +62,7 @@ class GifEncoder:
     """Collect frames in 256 colours and write them as a gif that loops."""
 
     def __init__(self, target: Path, fps: float) -> None:
-        self.target, self.frame_ms = target, max(MIN_GIF_FRAME_MS, 10 * round(100 / fps))
+        self.target, self.fps = target, fps
         self.images: list[Image.Image] = []
 
     def add(self, frame: np.ndarray) -> None:
@@ -71,7 +72,10 @@ class GifEncoder:
     def finish(self) -> None:
         """Write the file."""
         first, *others = self.images
-        first.save(self.target, format="GIF", save_all=True, append_images=others, duration=self.frame_ms, loop=0)
+        # In ms; of a frame's end, not its length, so that rounding does not add up.
+        ends = [10 * round(100 * index / self.fps) for index in range(len(self.images) + 1)]
+        durations = [max(MIN_GIF_FRAME_MS, end - start) for start, end in itertools.pairwise(ends)]
+        first.save(self.target, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
     def abandon(self) -> None:
         """Forget the frames."""
@@ -82,7 +86,8 @@ class VideoWriter:
     """Write frames to a video: mp4 (h264), or gif for a path that ends in .gif.
 
     A context manager. The file appears when the block ends; when it raises, nothing is left behind. An mp4 pads odd
-    sizes to even ones. A gif shows a frame for a multiple of 10 ms, at least 20, and joins equal neighbours into one.
+    sizes to even ones. A gif shows a frame for a multiple of 10 ms, at least 20, in real time up to 50 frames a second,
+    and joins equal neighbours into one.
 
     Raises:
         GqError: the folder cannot be written or the disk is full.

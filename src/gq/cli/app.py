@@ -19,6 +19,7 @@ from gq.cli import (
     render,
     repair,
     report,
+    streams,
 )
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.runs_changes import runs_app
@@ -97,4 +98,5 @@ app.command(epilog=doctor.EXAMPLES, short_help="Examine this machine, the cache 
 
 def main() -> None:
     """Run the command line."""
+    streams.prepare()
     app(prog_name="gq")  # also under `python -m gq`, so that messages name a command that works when typed

@@ -1,5 +1,6 @@
 """What `gq download` does with official TD-MPC2 checkpoints: runs are made of them."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def import_file(output: Output, file: Path, task: str | None, **options: Any) ->
     )
     for note in found.provenance.notes:
         output.note(f"known of it: {note}")
-    output.note(f"next: gq eval {found.run.name}")
+    output.note(f"next: gq eval {shlex.quote(found.run.name)}")
     document = {**asdict(found), "run": str(found.run), **asdict(found.provenance)}
     del document["provenance"]
     return document

@@ -1,6 +1,7 @@
 """What all commands that train share: where a run goes, what it is set to, and how it begins and ends."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,5 +105,5 @@ def show_result(output: Output, result: Any, human: Any, *, more: str = "") -> N
     from gq.paths import runs_folder
 
     output.result({**dataclasses.asdict(result), "run": str(result.run)}, quiet=result.run, human=human)
-    name = "--latest" if result.run.parent == runs_folder() else result.run
+    name = "--latest" if result.run.parent == runs_folder() else shlex.quote(str(result.run))
     output.note(f"next: gq eval {name}" + (f", or {more} {name}" if more else ""))

@@ -44,16 +44,17 @@ class Output:
             os.environ["GQ_DEBUG"] = "1"  # tracebacks, see gq.cli.errors
 
     def console(self, *, stderr: bool = False) -> "Console":
-        """Return a Rich console on stdout or stderr; in a pipe it neither wraps nor colours."""
+        """Return a Rich console on stdout or stderr; in a pipe it has no colours, and room for any table."""
         from rich.console import Console
 
+        from gq.cli.tables import ANY_WIDTH
+
         stream = sys.stderr if stderr else sys.stdout
-        is_pipe = not stream.isatty()
         return Console(
             file=stream,
             no_color=self.no_color,
-            width=200 if is_pipe else None,
-            soft_wrap=is_pipe,
+            width=None if stream.isatty() else ANY_WIDTH,
+            soft_wrap=True,  # commands and paths are to be copied: a terminal breaks lines by itself
             highlight=False,
             markup=False,  # paths may hold brackets and colons
             emoji=False,
@@ -87,16 +88,10 @@ class Output:
             self.console().print(human)
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> Any:
-        """Return a table; the first columns are aligned to the left, all others to the right."""
-        from rich import box
-        from rich.table import Table
+        """Return a table for `result`; the first columns are aligned to the left, all others to the right."""
+        from gq.cli.tables import Listing
 
-        table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if index < num_left else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
+        return Listing(headings, rows, num_left=num_left, ruled=sys.stdout.isatty())
 
     @contextmanager
     def progress(self, description: str, *, unit: str = "bytes") -> Iterator[Any]:

@@ -245,10 +245,7 @@ def overview(output: Output, drawing: "Drawing", path: str, *, draws: bool) -> A
         rows = drawing.in_terminal(min(columns, MAX_WIDTH))
         parts += [Text.assemble(*row, no_wrap=True, overflow="ignore") for row in rows]
     for table in drawing.tables:
-        if sys.stdout.isatty() and table.width > columns:
-            parts.append(Text("\n".join(table.narrow(columns))))
-        else:
-            parts.append(output.table(table.headings, table.rows))
+        parts.append(output.table(table.headings, table.rows))
         if table.caption:
             parts.append(Text(table.caption))
     if drawing.caption:

@@ -1,5 +1,6 @@
 """`gq pull`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,5 +52,5 @@ def pull(
         pulled = pull_run(repo, out=out, report=move, note=output.note)
     state = "is here already" if pulled.was_there else f"{pulled.files} files, {pulled.size_bytes / 1e6:,.1f} MB"
     output.note(f"{pulled.repo} at {pulled.commit[:12]}: {state}")
-    output.note(f"next: gq eval {pulled.run.name if out is None else pulled.run}")
+    output.note(f"next: gq eval {shlex.quote(pulled.run.name if out is None else str(pulled.run))}")
     output.result({**vars(pulled), "run": str(pulled.run)}, quiet=pulled.run, human=str(pulled.run))

@@ -39,10 +39,12 @@ def render(
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
     seed: options.EpisodeSeed = 0,
     device: options.Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     *,
     output: Output,
 ) -> None:
     """Film a run and print the video's path. Works without a display."""
+    from gq.errors import UsageError
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)
@@ -56,6 +58,10 @@ def render(
     if not live:
         output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
     from gq.rendering import render as render_run
+    from gq.video import writer_path
+
+    if video and not force and (place := writer_path(video)[0]).exists():
+        raise UsageError(f"{place} is there already", hint="--force replaces it")
 
     limit = options.max_steps(folder)
     with output.progress("filming", unit="steps") as move:

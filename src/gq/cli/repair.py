@@ -1,5 +1,6 @@
 """`gq repair`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,7 +46,7 @@ def repair(
     ],
     apply: Annotated[bool, typer.Option("--apply", help="Write a repaired copy, and a report beside it.")] = False,
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the copy goes.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a copy that is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and FILE, if they are there.")] = False,
     fragments: Annotated[
         Literal["drop", "keep", "bootstrap"], typer.Option(help="What becomes of pieces of episodes; see below.")
     ] = "drop",
@@ -67,12 +68,14 @@ def repair(
     from gq.errors import UsageError
 
     if apply != (out is not None):
-        hint = f"gq repair {dataset} --apply -o OUT.hdf5"
+        hint = f"gq repair {shlex.quote(dataset)} --apply -o OUT.hdf5"
         raise UsageError("--apply and -o belong together" if apply else "-o says where --apply writes", hint=hint)
     if png is not None:
         from gq.plotting.style import check_name
 
         check_name(png)
+        if png.exists() and not force:
+            raise UsageError(f"{png} is there already", hint="--force replaces it")
     from gq.repairing.repair import repair as repair_dataset
 
     with output.progress("examining", unit="steps") as move:
@@ -96,7 +99,7 @@ def repair(
     output.result(document, quiet=report.output or " ".join(f.code for f in report.problems), human=text)
     if report.problems and report.output is None:
         if report.layout:
-            output.note(f"hint: write a repaired copy: gq repair {dataset} --apply -o OUT.hdf5")
+            output.note(f"hint: write a repaired copy: gq repair {shlex.quote(dataset)} --apply -o OUT.hdf5")
         raise typer.Exit(1)
 
 

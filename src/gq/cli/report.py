@@ -72,6 +72,8 @@ def report(
             watch=lambda step: move(step.index + 1, None),
         )
         facts, _ = write_report(folders, path, wishes)
+    for note in facts.notes:
+        output.note(note)
     for run in facts.runs:
         for note in dict.fromkeys(run.notes):
             output.note(f"{run.name}: {note}")

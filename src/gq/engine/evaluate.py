@@ -19,12 +19,12 @@ from gq.engine.sweep import SWEEP, Frontier, frontiers, standard_modes
 from gq.envs.engines import installed_engines, mismatch
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
-from gq.errors import GqError, UsageError
+from gq.errors import UsageError
 from gq.evaluation.rollout import Step, roll_out
 from gq.evaluation.statistics import Episode, Summary, retention, summarise
 from gq.files import sha256, write_json
 from gq.models.config import Context
-from gq.paths import is_run
+from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import Mode, label_of
 from gq.versions import versions
@@ -239,9 +239,8 @@ def corrector_warnings(way: LoadedRun) -> list[str]:
 def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> Evaluation:
     """Write an evaluation with its episodes under a run, and its card anew; return it."""
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    if not is_run(run):
-        raise GqError(f"{run} is no run any more: nothing was written", hint="was it renamed or removed meanwhile?")
     file = run / "evals" / f"{date}.json"
+    check_still_there(file, run)
     write_json(file, {**evaluation.to_dict(), "episodes": episodes})
     edited = refresh_card(run)
     return replace(evaluation, file=file, warnings=[*evaluation.warnings, *([edited] if edited else [])])

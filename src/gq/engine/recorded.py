@@ -8,7 +8,7 @@ from gq.engine.checkpoint import choose_checkpoint
 from gq.envs.engines import engines_of
 from gq.errors import GqError
 from gq.evaluation.stored import StoredEvaluation, Way, read_evaluations
-from gq.paths import read_json, read_settings
+from gq.paths import read_json, read_settings, section
 
 PLANNING = ("plan", "baseline")  # the modes that plan at every decision, as the planner is set
 
@@ -49,7 +49,8 @@ def read_recorded(run: Path, folder: Path | None, checkpoint: str, notes: list[s
     chosen = folder or choose_checkpoint(run, checkpoint)
     evaluations, problems = read_evaluations(run, asks=takes_target(algo))
     notes += problems
-    context = settings.get("eval", {}).get("context", "sliding")
+    context = section(settings, "eval").get("context", "sliding")
+    targets = section(settings, "eval").get("targets")
     fitting = [
         one
         for one in evaluations
@@ -60,8 +61,8 @@ def read_recorded(run: Path, folder: Path | None, checkpoint: str, notes: list[s
         checkpoint=chosen.resolve(),
         algo=algo,
         task=task,
-        dataset=str(settings.get("data", {}).get("dataset", "")),
-        targets=tuple(settings.get("eval", {}).get("targets", ())) if takes_target(algo) else (),
+        dataset=str(section(settings, "data").get("dataset", "")),
+        targets=tuple(targets) if takes_target(algo) and isinstance(targets, list) else (),
         evaluations=fitting,
     )
 
@@ -79,5 +80,5 @@ def engines_in(versions: Mapping[str, str], task: str) -> dict[str, str]:
 def recorded_origin(run: Path, dataset: str) -> str:
     """Return where a run's data come from, as its training put it on record."""
     path = run / "environment.json"
-    facts = read_json(path).get("dataset", {}) if path.is_file() else {}
+    facts = section(read_json(path), "dataset") if path.is_file() else {}
     return str(facts.get("origin", dataset))

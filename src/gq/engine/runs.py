@@ -17,7 +17,7 @@ from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import write_error, write_text
 from gq.parsing import parse_toml
-from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, new_run_folder, read_json, runs_folder
+from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, new_run_folder, read_json, runs_folder, section
 
 
 def read_config(run: Path) -> TrainedConfig:
@@ -110,13 +110,14 @@ def refuse_imported(run: Path) -> None:
     if is_imported(run):
         raise UsageError(
             f"{run} was imported: the official file has no optimiser and no replay, so it cannot be trained on",
-            hint=f"gq eval {run}, gq render or gq collect; or train a new one without --resume, in another --out",
+            hint=f"gq eval {shlex.quote(str(run))}, gq render or gq collect; or train a new one without --resume, "
+            "in another --out",
         )
     if is_without_optimizer(run):
         raise UsageError(
             f"{run} was shared without its optimiser, so it cannot be trained on",
             hint=f"train a new one: gq {'finetune' if algo_of(run) == 'finetune' else f'train {algo_of(run)}'} "
-            f"--config {run / 'config.toml'}; its owner shares all of it with gq push --all",
+            f"--config {shlex.quote(str(run / 'config.toml'))}; its owner shares all of it with gq push --all",
         )
 
 
@@ -128,7 +129,7 @@ def is_without_optimizer(run: Path) -> bool:
 
 def resume_command(algo: str, run: Path) -> str:
     """Return what to type to go on with a run."""
-    return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {run} --resume"
+    return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {shlex.quote(str(run))} --resume"
 
 
 def repeat_command(settings: Mapping[str, Any], environment: Mapping[str, Any], options: Sequence[str]) -> str:
@@ -140,7 +141,7 @@ def repeat_command(settings: Mapping[str, Any], environment: Mapping[str, Any], 
         options: what sets it up as it was.
     """
     algo = settings.get("algo")
-    if imported := environment.get("imported"):
+    if imported := section(environment, "imported"):
         return shlex.join(["gq", "download", str(imported.get("source", "")), "--task", str(settings.get("task", ""))])
     if algo not in CONFIGS:
         return ""

@@ -36,5 +36,6 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-        with suppress(RuntimeError):  # it came in the middle of other output, which cannot be entered twice
+        # RuntimeError: it came in the middle of other output, which cannot be entered twice; else: nobody listens.
+        with suppress(RuntimeError, OSError, ValueError):
             self._note(f"{self.requested}: saving at the end of this step; once more ends at once")

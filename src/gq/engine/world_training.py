@@ -1,5 +1,6 @@
 """Training TD-MPC2: from a configuration to a finished run."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,5 +158,7 @@ def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
 def refuse_other_number(run: Path, checkpoint: "Checkpoint | None", num_processes: int) -> None:
     """Raise UsageError if a run goes on with another number of processes."""
     if checkpoint and (number := len(checkpoint.state["processes"])) != num_processes:
-        hint = f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {run} --resume"
+        hint = (
+            f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {shlex.quote(str(run))} --resume"
+        )
         raise UsageError(f"the run began with {number} processes, not {num_processes}", hint=hint)

@@ -1,5 +1,6 @@
 """Evaluations that lie under a run: what `gq eval` measured, to be used again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_evaluation(file: Path, *, asks: bool) -> StoredEvaluation:
         document = parse_json(file.read_text(encoding="utf-8"))
         episodes: dict[Way, list[Episode]] = {}
         for entry in document["episodes"]:
-            way = Way(mode=way_name(entry)) if entry.get("mode") else Way(entry["target_return"] if asks else None)
+            way = Way(mode=way_name(entry)) if entry.get("mode") else Way(asked_of(entry) if asks else None)
             episodes.setdefault(way, []).append(one_episode(entry))
         return StoredEvaluation(
             file=file,
@@ -86,12 +87,26 @@ def way_name(entry: Mapping[str, Any]) -> str:
     return str(entry.get("label") or entry["mode"])
 
 
+def asked_of(entry: dict[str, Any]) -> float | None:
+    """Return the return that an episode on record was asked for. Raises what a damaged one raises."""
+    asked = entry["target_return"]
+    return None if asked is None else finite(asked)
+
+
+def finite(value: Any) -> float:
+    """Return a number on record. Raises what a damaged one raises."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no return")
+    return number
+
+
 def one_episode(entry: dict[str, Any]) -> Episode:
     """Return an episode on record. Raises what a damaged one raises."""
     return Episode(
         seed=int(entry["seed"]),
-        target_return=float(entry.get("target_return") or 0.0),
-        episode_return=float(entry["episode_return"]),
+        target_return=finite(entry.get("target_return") or 0.0),
+        episode_return=finite(entry["episode_return"]),
         length=int(entry["length"]),
         terminated=bool(entry["terminated"]),
     )

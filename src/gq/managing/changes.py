@@ -17,7 +17,7 @@ from gq.errors import GqError, UsageError
 from gq.files import sync, write_error, write_json, write_text
 from gq.managing.lineage import children_of
 from gq.managing.records import RunRecord, measure
-from gq.paths import checkpoint_folders, json_or_empty, runs_folder
+from gq.paths import checkpoint_folders, json_or_empty, runs_folder, section
 
 REMOVED = ".removed.partial"  # ending of what is being removed; what a kill leaves of it goes with the next removal
 SECONDS_PER_DAY = 86_400
@@ -83,7 +83,7 @@ def point_to_parent(child: Path, old: str, new: str) -> None:
     write_text(path, text.replace(f"parent = {toml_value(old)}\n", f"parent = {toml_value(new)}\n"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     environment = json_or_empty(child / "environment.json")
-    if environment.get("parent", {}).get("run") == old:
+    if section(environment, "parent").get("run") == old:
         write_json(child / "environment.json", environment | {"parent": environment["parent"] | {"run": new}})
 
 

@@ -10,8 +10,9 @@ from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, to
 from gq.engine.checkpoint import pointed
 from gq.engine.runs import read_config, repeat_command
 from gq.errors import GqError, UsageError
+from gq.evaluation.stored import way_name
 from gq.managing.lineage import CorrectorRecord, Parent, children_of, correctors_of, parent_of
-from gq.managing.records import RunRecord, measure, read_run
+from gq.managing.records import RunRecord, measure, number_in, read_run
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 
 NAMING = ("algo", "task", "size", "data.dataset", "online.parent", "online.checkpoint")  # said apart from what differs
@@ -200,10 +201,11 @@ def read_evaluations(run: Path) -> list[EvaluationRecord]:
     found = []
     for file in sorted((run / "evals").glob("*.json")):
         document = json_or_empty(file)
+        listed = document.get("results")
         results = {
-            str(result.get("mode") or result.get("target_return")): result["return_mean"]
-            for result in document.get("results", [])
-            if isinstance(result, dict) and "return_mean" in result
+            way_name(result) if result.get("mode") else str(result.get("target_return")): mean
+            for result in (listed if isinstance(listed, list) else [])
+            if isinstance(result, dict) and (mean := number_in(result, "return_mean")) is not None
         }
         if results:
             found.append(EvaluationRecord(file, str(document.get("checkpoint", "")), results))

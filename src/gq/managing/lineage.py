@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gq.paths import all_runs, checkpoint_folders, is_run, json_or_empty, read_settings
+from gq.paths import all_runs, checkpoint_folders, is_run, json_or_empty, read_settings, section
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class CorrectorRecord:
 
 def parent_of(run: Path) -> Parent | None:
     """Return the run that a run was finetuned from, None for others."""
-    online: dict[str, Any] = read_settings(run).get("online", {})
+    online = section(read_settings(run), "online")
     if not online.get("parent"):
         return None
-    folder = Path(online["parent"])
+    folder = Path(str(online["parent"]))
     return Parent(folder, str(online.get("checkpoint", "")), is_run(folder))
 
 

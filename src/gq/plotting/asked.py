@@ -1,5 +1,6 @@
 """What policies achieved over what they were asked for, beside what their data returned."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from gq.evaluation.statistics import bootstrap_interval
 from gq.evaluation.stored import read_evaluations
 from gq.plotting.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
 from gq.plotting.drawing import Drawing, Table, between
-from gq.plotting.groups import groups_by_task
-from gq.plotting.records import History, read_records, read_settings
+from gq.plotting.groups import groups_by_task, repeated_seeds
+from gq.plotting.records import History, is_number, read_records, read_settings
 from gq.plotting.style import (
     GREY,
     MAX_COLUMNS,
@@ -113,8 +114,10 @@ def read_asked(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Ban
         if not one.checkpoint
     ]
     lines, data = [], {}
-    for _, name, group in groups_by_task([one.history for one in found.values()]):
+    for _, name, group in groups_by_task([one.history for one in found.values()], final=True):
         lines += group_lines(name, [found[history.run] for history in group], aggregate, band)
+        if len(lines[-1].runs) > 1 and (repeated := repeated_seeds(group)):
+            notes.append(repeated)
     for task in dict.fromkeys(line.task for line in lines):
         histories = [one.history for one in found.values() if one.history.settings["task"] == task]
         returns, problem = returns_of_data(histories)
@@ -128,7 +131,7 @@ def read_achieved(run: Path) -> Achieved:
     """Return what the newest evaluated checkpoint of a run achieved. Raises GqError."""
     settings = read_settings(run)
     if settings["algo"] in ("bc", "tdmpc2"):
-        hint = f"its returns: gq plot {run}"
+        hint = f"its returns: gq plot {shlex.quote(str(run))}"
         raise UsageError(f"{run} is a {settings['algo']} run, which is asked for no return", hint=hint)
     history = History(run, settings, [])
     evaluations, problems = read_evaluations(run, asks=True)
@@ -144,10 +147,10 @@ def read_achieved(run: Path) -> Achieved:
         return Achieved(history, dict(sorted(returns.items())), evaluations[0].checkpoint)
     for record in read_records(run / "metrics.jsonl"):
         for target, key in keys_by_target(record).items():
-            if isinstance(record[key], int | float):
+            if is_number(record[key]):
                 returns[target] = np.array([record[key]], float)
     if not returns:
-        raise UsageError(f"{run} has no evaluation yet", hint=f"gq eval {run}")
+        raise UsageError(f"{run} has no evaluation yet", hint=f"gq eval {shlex.quote(str(run))}")
     return Achieved(history, dict(sorted(returns.items())), "")
 
 
@@ -158,7 +161,7 @@ def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Ba
         apart = [", ".join(filter(None, [name, one.history.run.name])) for one in group]
         return [line for own, one in zip(apart, group, strict=True) for line in group_lines(own, [one], how, wanted)]
     values = np.array([[one.returns[target].mean() for target in targets] for one in group])  # [runs, targets]
-    band = kind_of_band(len(group), wanted)
+    band = kind_of_band(len(group), "none" if repeated_seeds([one.history for one in group]) else wanted)
     low, high = band_of(values, how, band)
     if len(group) == 1 and group[0].checkpoint and wanted != "none":
         band = "episodes"

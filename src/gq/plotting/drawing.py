@@ -2,7 +2,6 @@
 
 import csv
 import io
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from gq.plotting.style import brief
 from gq.plotting.terminal import Row
-
-HARD_SPACE = "\u00a0"  # where lines do not break
 
 
 @dataclass(frozen=True)
@@ -21,23 +18,6 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[tuple[str, ...]]
     caption: str = ""
-
-    @property
-    def width(self) -> int:
-        """Characters of a row, with two between columns."""
-        columns = zip(self.headings, *self.rows, strict=True)
-        return sum(max(map(len, column)) + 2 for column in columns)
-
-    def narrow(self, width: int) -> list[str]:
-        """Return the table for a terminal that is too narrow for it: below each name its values, named too."""
-        lines = []
-        for name, *values in self.rows:
-            pairs = [f"{heading} {value}" for heading, value in zip(self.headings[1:], values, strict=True) if value]
-            lines += textwrap.wrap(name, width)
-            unbroken = "  ".join(pair.replace(" ", HARD_SPACE) for pair in pairs)
-            wrapped = textwrap.wrap(unbroken, width - 2, break_long_words=False)
-            lines += [f"  {line.replace(HARD_SPACE, ' ')}" for line in wrapped]
-        return lines
 
 
 @dataclass(frozen=True)

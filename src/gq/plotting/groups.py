@@ -8,44 +8,75 @@ from typing import Any
 
 from gq.engine.runs import CHANGEABLE
 from gq.errors import GqError
+from gq.paths import json_or_empty
 from gq.plotting.records import History, read_settings
 
 # Runs that differ in these alone are seeds of the same experiment. A schedule that falls depends on train.steps.
 INCIDENTAL = (*(key for key in CHANGEABLE if key != "train.steps"), "train.seed")
+# Curves may be of different lengths; what runs came to in the end can be compared only after as long a training.
+BUDGETS = ("train.decisions", "online.environment_steps", "online.iterations", "online.minutes")
 NAMES_OF_KINDS = ("algo", "size", "data.dataset")  # these tell groups apart without saying which key they are
 MAX_DIFFERENCES = 3  # settings that a label names; where more differ, it names the run
 
 
-def groups_by_task(histories: Sequence[History]) -> list[tuple[str, str, list[History]]]:
-    """Return task, name and runs of each experiment, in the order of the runs."""
+def groups_by_task(histories: Sequence[History], *, final: bool = False) -> list[tuple[str, str, list[History]]]:
+    """Return task, name and runs of each experiment, in the order of the runs.
+
+    Args:
+        final: they are to be compared by what they came to in the end, so that their budgets must agree too.
+    """
     experiments: dict[str, list[History]] = {}
     for history in histories:
-        experiments.setdefault(experiment_of(history.settings), []).append(history)
+        experiments.setdefault(experiment_of(history.settings, final=final), []).append(history)
     found = []
     for task in dict.fromkeys(str(history.settings["task"]) for history in histories):
         members = [group for group in experiments.values() if group[0].settings["task"] == task]
-        found += [(task, name, group) for name, group in zip(group_names(members), members, strict=True)]
+        found += [(task, name, group) for name, group in zip(group_names(members, final=final), members, strict=True)]
     return found
 
 
-def experiment_of(settings: dict[str, Any]) -> str:
+def repeated_seeds(group: Sequence[History]) -> str:
+    """Return a note about runs of a group that have the same seed, so that they are not independent; "" without any."""
+    owners: dict[str, list[str]] = {}
+    for history in group:
+        owners.setdefault(seed_of(history), []).append(history.run.name)
+    alike = [names for names in owners.values() if len(names) > 1]
+    return "; ".join(f"{' and '.join(names)} have the same seed: no interval over runs" for names in alike)
+
+
+def seed_of(history: History) -> str:
+    """Return what makes a run independent of others: its seed, with that of its parent; else the run itself."""
+    settings = history.settings
+    if imported := json_or_empty(history.run / "environment.json").get("imported"):
+        return json.dumps(imported)  # config.toml does not know with which seed these weights were trained
+    seeds = [settings.get("train.seed", str(history.run))]
+    if parent := str(settings.get("online.parent", "")):
+        try:
+            seeds.append(read_settings(Path(parent)).get("train.seed", parent))
+        except GqError:
+            seeds.append(parent)
+    return json.dumps(seeds)
+
+
+def experiment_of(settings: dict[str, Any], *, final: bool = False) -> str:
     """Return what seeds of one experiment have in common; of finetuned runs, their parents' settings too."""
-    kept = without_incidentals(settings)
+    kept = without_incidentals(settings, final=final)
     if parent := str(kept.get("online.parent", "")):
         with suppress(GqError):  # it is gone: runs belong together only if they name the same one
-            kept["online.parent"] = without_incidentals(read_settings(Path(parent)))
+            kept["online.parent"] = without_incidentals(read_settings(Path(parent)), final=final)
     return json.dumps(kept, sort_keys=True)
 
 
-def without_incidentals(settings: dict[str, Any]) -> dict[str, Any]:
+def without_incidentals(settings: dict[str, Any], *, final: bool) -> dict[str, Any]:
     """Return the settings that tell experiments apart."""
-    sections = tuple(key for key in INCIDENTAL if key.endswith("."))
-    return {key: value for key, value in settings.items() if key not in INCIDENTAL and not key.startswith(sections)}
+    incidental = [key for key in INCIDENTAL if not (final and key in BUDGETS)]
+    sections = tuple(key for key in incidental if key.endswith("."))
+    return {key: value for key, value in settings.items() if key not in incidental and not key.startswith(sections)}
 
 
-def group_names(groups: Sequence[Sequence[History]]) -> list[str]:
+def group_names(groups: Sequence[Sequence[History]], *, final: bool) -> list[str]:
     """Return what tells groups of runs apart, as short as can be; "" for a single group."""
-    settings = [json.loads(experiment_of(group[0].settings)) for group in groups]
+    settings = [json.loads(experiment_of(group[0].settings, final=final)) for group in groups]
     names = [name_by(one, differing(settings, NAMES_OF_KINDS)) for one in settings]
     if len(set(names)) < len(names):
         for name in dict.fromkeys(names):

@@ -83,7 +83,7 @@ def of_episodes(returns: Histogram, lengths: Histogram, targets: dict[str, float
 
 
 def statistics(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return mean, sample standard deviation, minimum and maximum under names that start with `name`."""
+    """Return mean, standard deviation of these values, minimum and maximum under names that start with `name`."""
     wide = values.astype(np.float64)
     found = {"mean": wide.mean(), "std": wide.std(), "min": wide.min(), "max": wide.max()}
     return {f"{name}_{key}": float(value) for key, value in found.items()}

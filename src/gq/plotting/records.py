@@ -1,5 +1,6 @@
 """What a run logged of its returns, or of anything else, from config.toml, metrics.jsonl and times.jsonl."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def when_to_come_back(run: Path, settings: dict[str, Any]) -> str:
     """Return the next step for someone who wants to plot a run that has nothing to show."""
     every = settings.get("eval.every", 0)
     if not every:
-        return f"it does not evaluate while it trains (eval.every = 0): gq eval {run}"
+        return f"it does not evaluate while it trains (eval.every = 0): gq eval {shlex.quote(str(run))}"
     unit = UNITS.get(settings["algo"], "updates")
     return f"the first one comes after {every:,} {unit}, and one when the run ends"
 

@@ -1,6 +1,7 @@
 """What modes of a planner return for what they cost, as pictures: the newest sweep of each run."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def read_sweep(run: Path) -> Sweep:
             raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
         if len(rows) > 1:
             return Sweep(run, file, document["task"], document["checkpoint"], rows)
-    raise UsageError(f"{run} has no evaluation of several modes", hint=f"make one: gq eval {run} --mode sweep")
+    hint = f"make one: gq eval {shlex.quote(str(run))} --mode sweep"
+    raise UsageError(f"{run} has no evaluation of several modes", hint=hint)
 
 
 def document_of(sweeps: Sequence[Sweep]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class GroupRow:
     target: float | None
     means: list[float]  # of each run
     mean: float
-    ci95: tuple[float, float] | None  # over runs; of a single run over its episodes
+    ci95: tuple[float, float] | None  # over runs, None if they share a seed; of a single run over its episodes
     iqm: float  # of all episodes
     score: float | None
     last_mean: float | None  # of the last checkpoints, where all runs have it

@@ -34,5 +34,5 @@ def film(run: Path, begin: Callable[[Path, str], None]) -> None:
     from gq.rendering import render
 
     begin(run, "filming")
-    path = run / "videos" / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-report.mp4"
+    path = run / "videos" / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}-report.mp4"
     render(run, output=path, width=SIDE_PIXELS, height=SIDE_PIXELS, fps=FPS)

@@ -20,7 +20,7 @@ from gq.errors import GqError
 from gq.evaluation.rollout import Step
 from gq.evaluation.statistics import summarise
 from gq.evaluation.stored import StoredEvaluation, Way
-from gq.paths import checkpoint_folders, read_json, read_settings
+from gq.paths import checkpoint_folders, read_json, read_settings, section
 from gq.plotting.curves import Learning, read_learning
 from gq.plotting.records import read_settings as read_flat_settings
 from gq.reporting.data import read_data
@@ -81,7 +81,7 @@ def gather(runs: Sequence[Path], wishes: Wishes) -> Facts:
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         version=__version__,
         runs=found,
-        groups=group_runs(found),
+        groups=group_runs(found, notes),
         learning=learning,
         command="gq report " + " ".join(shlex.quote(str(run)) for run in runs),
         notes=notes,
@@ -180,7 +180,8 @@ def gather_checkpoint(
     ]
     if len(measures) < len(ways):
         wanted = f"{wishes.num_episodes or ENOUGH_EPISODES} episodes or more"
-        notes.append(f"{folder.name} has no evaluation of {wanted}: gq eval {run} --checkpoint {int(folder.name[5:])}")
+        command = f"gq eval {shlex.quote(str(run))} --checkpoint {int(folder.name[5:])}"
+        notes.append(f"{folder.name} has no evaluation of {wanted}: {command}")
     own = {name for names in ways for name in names}
     others = dict.fromkeys(way for evaluation in recorded.evaluations for way in evaluation.episodes)
     for way in others:
@@ -224,7 +225,7 @@ def read_progress(run: Path, folder: Path) -> dict[str, int]:
     """Return how far a checkpoint had come, in all that was counted."""
     found = {"updates": int(folder.name.removeprefix("step-"))}
     with suppress(GqError):
-        progress = read_json(folder / "state.json").get("progress", {})
+        progress = section(read_json(folder / "state.json"), "progress")
         if isinstance(decisions := progress.get("decisions"), int):
             repeat = resolve_task(str(read_flat_settings(run)["task"])).action_repeat
             found |= {"decisions": decisions, "frames": decisions * repeat}

@@ -1,29 +1,37 @@
 """Runs that differ by their seeds alone, together: means over runs with intervals over runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gq.evaluation.comparison import mean_interval
 from gq.evaluation.statistics import interquartile_mean
-from gq.plotting.groups import groups_by_task
+from gq.plotting.groups import groups_by_task, repeated_seeds
 from gq.plotting.records import History
 from gq.reporting.facts import CheckpointFacts, Group, GroupRow, Measure, RunFacts
 
 
-def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
-    """Return the groups, task by task in the order of the runs."""
+def group_runs(runs: Sequence[RunFacts], notes: list[str]) -> list[Group]:
+    """Return the groups, task by task in the order of the runs; note which runs repeat a seed."""
     facts = {run.path: run for run in runs}
     found = []
-    for task, name, histories in groups_by_task([History(run.path, run.settings, []) for run in runs]):
+    for task, name, histories in groups_by_task([History(run.path, run.settings, []) for run in runs], final=True):
         members = [facts[history.run] for history in histories]
-        label = name or (members[0].name if len(members) == 1 else f"{len(members)} seeds")
-        found.append(Group(name=label, task=task, runs=[run.name for run in members], rows=rows_of(members)))
+        repeated = repeated_seeds(histories)
+        notes += [repeated] if repeated else []
+        label = name or (members[0].name if len(members) == 1 else f"{len(members)} {'runs' if repeated else 'seeds'}")
+        rows = rows_of(members, independent=not repeated)
+        found.append(Group(name=label, task=task, runs=[run.name for run in members], rows=rows))
     return found
 
 
-def rows_of(group: Sequence[RunFacts]) -> list[GroupRow]:
-    """Return what a group's runs have in common: the ways that all were evaluated in, by their best checkpoints."""
+def rows_of(group: Sequence[RunFacts], *, independent: bool) -> list[GroupRow]:
+    """Return what a group's runs have in common: the ways that all were evaluated in, by their best checkpoints.
+
+    Args:
+        independent: each run has a seed of its own, so that there is an interval over runs.
+    """
     if any(run.best is None for run in group):
         group = [run for run in group if run.best]
     labels = [measure.label for run in group[:1] for measure in own_measures(run.best)]
@@ -33,7 +41,8 @@ def rows_of(group: Sequence[RunFacts]) -> list[GroupRow]:
         found = [measure for measure in measures if measure]
         if len(found) == len(group):
             last = [find(run.last or run.best, label) for run in group]
-            rows.append(one_row(label, found, [measure for measure in last if measure], group))
+            row = one_row(label, found, [measure for measure in last if measure], group)
+            rows.append(row if independent or len(group) == 1 else replace(row, ci95=None))
     return rows
 
 

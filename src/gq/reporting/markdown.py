@@ -16,6 +16,7 @@ def render_markdown(facts: Facts) -> str:
     lines = [f"# {plain(run_title(facts))}", ""]
     if len(facts.runs) > 1:
         lines += ["Best checkpoints; runs that differ by their seed alone are one line.", "", *comparison(facts)]
+        lines += [*[f"- Note: {plain(note)}" for note in facts.notes], ""] if facts.notes else []
     for run in facts.runs:
         if len(facts.runs) > 1:
             lines += [f"## {plain(run.name)}", ""]

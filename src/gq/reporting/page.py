@@ -85,8 +85,8 @@ def sentence_of(group: Group) -> str:
     name = f"{group.name} ({len(group.runs)} runs)" if len(group.runs) > 1 else group.name
     if not row:
         return f"{name}: not evaluated yet."
-    interval = between(row.ci95)
-    how = f"95 % interval over runs {interval}" if len(row.means) > 1 else f"95 % interval over episodes {interval}"
+    over = "runs" if len(row.means) > 1 else "episodes"
+    how = f"95 % interval over {over} {between(row.ci95)}" if row.ci95 else "no interval: a seed is repeated"
     asked = f", asked for {row.target:,.10g}" if row.target is not None else ""
     return f"{name}: {show(row.mean)} on average{asked} ({how})."
 

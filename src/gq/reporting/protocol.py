@@ -1,5 +1,6 @@
 """How the numbers of a report came about."""
 
+from gq.paths import section
 from gq.reporting.facts import CheckpointFacts, RunFacts
 from gq.reporting.words import counted
 
@@ -18,12 +19,12 @@ def protocol_of(run: RunFacts) -> list[tuple[str, list[str]]]:
     if run.dataset:
         digest = environment.get("dataset_sha256")
         found.append(("Data", [run.dataset, *([f"{ARRAYS} {digest}"] if digest else [])]))
-        recorded = {name: value for name, value in environment.get("dataset", {}).items() if name != "origin"}
+        recorded = {name: value for name, value in section(environment, "dataset").items() if name != "origin"}
         found.append(("Data made with", [listed(recorded)]))
-    if parent := environment.get("parent"):
+    if parent := section(environment, "parent"):
         found.append(("Finetuned from", [f"{parent.get('run')}, {parent.get('checkpoint')}"]))
     found.append(("Computed on", [str(environment.get("compute", ""))]))
-    found.append(("Trained with", [listed(environment.get("versions", {}))]))
+    found.append(("Trained with", [listed(section(environment, "versions"))]))
     found.append(("Evaluated with", versions_of(run)))
     return [(name, lines) for name, lines in found if any(lines)]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gq.errors import UsageError
 from gq.files import write_json, write_text
+from gq.paths import check_still_there
 from gq.reporting.facts import Facts
 from gq.reporting.gather import Wishes, gather
 
@@ -27,6 +28,8 @@ def report(runs: Sequence[Path], output: Path | None = None, wishes: Wishes | No
     check_kind(output)
     facts = gather(list(dict.fromkeys(run.resolve() for run in runs)), wishes or Wishes())
     if output:
+        for run in runs:
+            check_still_there(output, run)
         write(facts, output)
     return facts, output
 
