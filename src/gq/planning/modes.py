@@ -140,7 +140,7 @@ def resolve_mode(text: str, **changes: Any) -> Mode:
         changes = {"accept_threshold": mode.accept_threshold / mode.threshold * changes["threshold"], **changes}
     mode = replace(mode, **changes)
     if problem := mode.problem():
-        raise UsageError(f"mode {text} is impossible: {problem}", hint=f"for example {MODES[5]}, or hybrid6+rescore@1")
+        raise UsageError(f"mode {text} is impossible: {problem}", hint="for example naive3, or hybrid6+rescore@1")
     return mode
 
 
