@@ -525,7 +525,7 @@ def test_a_corrector_that_does_not_fit_is_refused_unbuilt(runs: dict[str, Path],
         {"execution_horizon": float("inf")},
     ):
         (folder / "corrector.json").write_text(json.dumps(document | changes))
-        with pytest.raises(GqError, match="cannot (be used|read)"):
+        with pytest.raises(GqError, match=r"cannot (be used|read)"):
             load_corrector(folder, teacher)
 
 
