@@ -13,7 +13,7 @@ from commandline import copy_run, gq
 from gq import rendering
 from gq.engine.building import load_run
 from gq.engine.correctors import correctors_folder, fitting_corrector, save_corrector
-from gq.engine.evaluate import evaluate
+from gq.engine.evaluate import LEFT_OUT, evaluate
 from gq.engine.sweep import standard_modes
 from gq.errors import GqError, UsageError
 from gq.evaluation.rollout import Step
@@ -207,6 +207,7 @@ def test_a_sweep_takes_the_corrector_that_fits_or_none(corrected: Path) -> None:
     assert fitting_corrector(corrected, fitting) is None
     evaluation = evaluate(corrected, modes=["sweep"], num_episodes=1)
     assert [row.mode for row in evaluation.results] == standard_modes(corrected=False)
+    assert evaluation.warnings == [LEFT_OUT]
     add_corrector(corrected, "temporal", fitting)
     assert fitting_corrector(corrected, fitting) == "temporal"
 

@@ -355,7 +355,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def test_metrics_go_on_where_those_of_the_next_updates_are() -> None:
-    saved = {"sum/loss": torch.ones(3), "rng/sampler": torch.zeros(16, dtype=torch.uint8)}
+    saved = {"metric/loss": torch.ones(3), "rng/sampler": torch.zeros(16, dtype=torch.uint8)}
     (found,) = restored_metrics(saved, torch.device("meta")).items()
     assert found[0] == "loss"
     assert [values.device.type for values in found[1]] == ["meta"]

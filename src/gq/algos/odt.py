@@ -196,7 +196,7 @@ class ODTPolicy(DTPolicy):
         self.generators: list[torch.Generator] = []
         if self.stochastic:
             assert len(seeds) == len(target_returns)
-            self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     @torch.no_grad()
     def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
@@ -204,7 +204,6 @@ class ODTPolicy(DTPolicy):
         context = self.context(rows, observations)
         draws = None
         if self.stochastic:
-            chosen = [self.generators[row] for row in rows]
-            each = [torch.randn(self.action_dim, generator=one, device=self.device) for one in chosen]
-            draws = torch.stack(each)
+            each = [torch.randn(self.action_dim, generator=self.generators[row]) for row in rows]
+            draws = torch.stack(each).to(self.device)
         return self.model.act(*context, draws, cache=self.cache).float().cpu().numpy()

@@ -30,6 +30,7 @@ from gq.planning.modes import Mode, label_of
 from gq.versions import versions
 
 EVALUATION_SEED = 0
+LEFT_OUT = "its correctors were distilled from other weights than this checkpoint's: the sweep is without their modes"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def evaluate(
         folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
         weights = folder / "model.safetensors"
         corrector = fitting_corrector(run, sha256(weights)) if known_correctors(run) and weights.is_file() else None
+    left_out = SWEEP in modes and corrector is None and bool(known_correctors(run))
     asked = expand(modes, corrected=corrector is not None)
     chosen_modes = choose_modes(config, asked, **(mode_options or {}))
     targets = choose_targets(config, targets)
@@ -123,6 +125,7 @@ def evaluate(
             stochastic=stochastic,
             watch=watch or (lambda step: None),
             begin=begin,
+            warnings=[LEFT_OUT] if left_out else [],
         )
     finished = play(loaded, pairs, watch)
     evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=seed, stochastic=stochastic)
@@ -143,8 +146,9 @@ def evaluate_modes(
     stochastic: bool,
     watch: Callable[[Step], None],
     begin: Callable[[str, int, int], None],
+    warnings: Sequence[str] = (),
 ) -> Evaluation:
-    """Evaluate a world model in each of the modes."""
+    """Evaluate a world model in each of the modes; `warnings` go with the result."""
     is_on_cpu = next(run.model.parameters()).device.type == "cpu"
     ways = [
         # One at a time on a CPU, so that each decision has its own time; on a GPU that would take too long.
@@ -170,7 +174,7 @@ def evaluate_modes(
     evaluation = replace(
         evaluation,
         corrector=used[0].corrector.folder.name if used and used[0].corrector else None,
-        warnings=[*evaluation.warnings, *(warning for way in used for warning in corrector_warnings(way))],
+        warnings=[*evaluation.warnings, *warnings, *(warning for way in used for warning in corrector_warnings(way))],
         frontiers=frontiers(results, None if baseline is None else float(baseline.mean())) if len(results) > 1 else [],
     )
     return write(run.run, evaluation, episodes)

@@ -282,7 +282,7 @@ class Loop:
         self.log.sync()
         self.times.sync()
         model = {name: on_host(tensor) for name, tensor in self.learner.model.state_dict().items()}
-        metrics = {f"sum/{name}": flat(values) for name, values in self.metrics.items()}
+        metrics = {f"metric/{name}": flat(values) for name, values in self.metrics.items()}
         optimizer = self.learner.state_tensors() | self.other_tensors() | metrics
         self.saved_step = step = self.progress.step
         if not self.writes:  # its shards went to the process that does
@@ -309,7 +309,7 @@ class Loop:
 
 def restored_metrics(tensors: dict[str, Tensor], device: torch.device) -> dict[str, list[Tensor]]:
     """Return the metrics among a checkpoint's tensors, where those of the next updates will be."""
-    saved = {name.removeprefix("sum/"): values for name, values in tensors.items() if name.startswith("sum/")}
+    saved = {name.removeprefix("metric/"): values for name, values in tensors.items() if name.startswith("metric/")}
     return {name: [values.to(device)] for name, values in saved.items()}
 
 
