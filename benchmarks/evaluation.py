@@ -42,8 +42,8 @@ def environment_options(task: str) -> dict[str, bool]:
 def make_own(backbone: str, context: str, task: str, device: str) -> Evaluate:
     """Return the evaluation of `gq eval`."""
     from gq.algos.dt import DTPolicy
-    from gq.engine.precision import choose_compute
-    from gq.evaluation.rollout import roll_out
+    from gq.policies.compute import choose_compute
+    from gq.rollouts.episodes import roll_out
 
     compute = choose_compute(device)
     policy = DTPolicy(make_model(backbone, task).to(compute.device), autocast=compute.autocast, context=context)  # type: ignore[arg-type]
@@ -210,9 +210,9 @@ def measure_cache(size: str, num_episodes: int, rounds: int, table: Table) -> No
     import torch
 
     from gq.algos.dt import DTPolicy
-    from gq.engine.precision import choose_compute
     from gq.models.decision_transformer import DecisionTransformer
     from gq.models.sizes import resolve_size
+    from gq.policies.compute import choose_compute
 
     compute = choose_compute("cpu")
     torch.manual_seed(0)

@@ -35,15 +35,15 @@ OWN, OTHERS = ("gq", "gq streamed"), ("plain", "published", "d3rlpy")
 
 
 def read_own(path: str, task: str) -> Any:
-    from gq.data.formats import read_trajectories
+    from gq.data.reading import read_trajectories
 
     return read_trajectories(Path(path), task=task)
 
 
 def index_own(name: str, trajectories: Any, num_steps: int, device: str = "cpu") -> Any:
     """Return the sampler; what normalises the observations is computed as well."""
-    from gq.data.sampler import WindowSampler
     from gq.data.streaming import StreamingSampler
+    from gq.data.windows import WindowSampler
 
     trajectories.observation_statistics()
     return (WindowSampler if name == "gq" else StreamingSampler)(trajectories, num_steps, device=device)
@@ -159,9 +159,9 @@ def make(contender: str, file: str, task: str, batch_size: int, num_steps: int) 
 
     is_own, missing = contender in OWN, {}
     if is_own:
-        import gq.data.formats
+        import gq.data.reading
         import gq.data.streaming  # noqa: F401
-        from gq.engine.offline import fingerprint
+        from gq.training.offline import fingerprint
     elif contender == "d3rlpy":
         import d3rlpy  # noqa: F401
     before = memory_bytes("VmRSS")

@@ -23,7 +23,7 @@ READER = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np, h5py
-from gq.data.formats import read_trajectories
+from gq.data.reading import read_trajectories
 path = Path(sys.argv[1])
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

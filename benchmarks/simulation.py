@@ -15,10 +15,10 @@ import multiprocessing
 import statistics
 import time
 
-from gq.data.builtin import num_cores, simulate
-from gq.data.builtin_worker import NUM_SLOTS, simulate_in_workers
-from gq.data.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_LEVELS
 from gq.data.trajectories import Trajectories
+from gq.datasets.builtin import num_cores, simulate
+from gq.datasets.builtin_worker import NUM_SLOTS, simulate_in_workers
+from gq.datasets.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_LEVELS
 
 
 def step_recorded(recorded: Trajectories, first: int, stride: int) -> float:

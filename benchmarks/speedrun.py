@@ -92,7 +92,7 @@ class Runner:
 
 def load() -> Any:
     """Return the dataset, made if it is not there."""
-    from gq.data.datasets import download, load_dataset
+    from gq.datasets.loading import download, load_dataset
 
     download(DATASET)
     return load_dataset(DATASET)
@@ -119,9 +119,9 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
     import torch
 
     from gq.algos.supervised import learning_rate
-    from gq.engine.building import build_learner, build_policy
-    from gq.engine.precision import choose_compute
-    from gq.evaluation.rollout import roll_out
+    from gq.policies.compute import choose_compute
+    from gq.policies.loading import build_learner, build_policy
+    from gq.rollouts.episodes import roll_out
 
     began, is_plain = time.perf_counter(), contender == "plain"
     compute = choose_compute(options.device, "float32" if is_plain else "auto")

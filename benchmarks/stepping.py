@@ -23,7 +23,7 @@ import mujoco.rollout
 import numpy as np
 
 from gq.envs.make import make
-from gq.evaluation.stepping import Stepper
+from gq.rollouts.stepping import Stepper
 
 Step = Callable[[np.ndarray], Any]  # of actions [E, A]
 

@@ -53,7 +53,7 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
     from gq.algos.supervised import SupervisedLearner
     from gq.config import OptimConfig, TrainConfig
     from gq.data.streaming import StreamingSampler
-    from gq.engine.precision import choose_compute
+    from gq.policies.compute import choose_compute
 
     compute = choose_compute(device)
     is_captured = compute.device.type == "cuda" and not isinstance(sampler, StreamingSampler)
@@ -96,8 +96,8 @@ def make_model(backbone: str, shape: Shape, dropout: float) -> Any:
 def make_sampler(shape: Shape, device: str) -> Any:
     import numpy as np
 
-    from gq.data.sampler import WindowSampler
     from gq.data.trajectories import Trajectories
+    from gq.data.windows import WindowSampler
 
     generator, num_episodes = np.random.default_rng(0), 200
     num_rows = num_episodes * MAX_TIMESTEP
@@ -326,7 +326,7 @@ def loss_gap(shape: Shape) -> float:
     """Return the relative difference of gq's loss, as it trains, from the plain one on the same weights and batch."""
     import torch
 
-    from gq.engine.precision import choose_compute
+    from gq.policies.compute import choose_compute
 
     model, batch = make_model("gpt2", shape, 0.0), make_sampler(shape, "cpu").sample(64)
     with torch.no_grad(), choose_compute("cpu").autocast():

@@ -106,7 +106,7 @@ def main() -> None:
     import torch
 
     from gq.devices import device_here, resolve_device
-    from gq.engine.precision import choose_compute
+    from gq.policies.compute import choose_compute
 
     torch.set_num_threads(options.threads)
     compute = choose_compute(options.device)

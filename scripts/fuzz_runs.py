@@ -34,8 +34,8 @@ def write_runs(folder: Path) -> list[Path]:
     import torch
 
     from gq.config import CONFIGS, to_toml
-    from gq.engine.building import build_model, build_world_model
-    from gq.engine.checkpoint import save_checkpoint
+    from gq.policies.loading import build_model, build_world_model
+    from gq.runs.checkpoint import save_checkpoint
 
     runs = []
     for algo, task in TASKS.items():
@@ -91,9 +91,9 @@ def write_records(run: Path, algo: str) -> None:
 
 def write_corrector(run: Path) -> None:
     """Write a corrector of the run's last checkpoint."""
-    from gq.engine.correctors import save_corrector
     from gq.files import sha256
     from gq.models.corrector import Corrector, CorrectorConfig
+    from gq.policies.correctors import save_corrector
 
     config = CorrectorConfig(latent_dim=8, action_dim=3, hidden_dim=8, num_layers=1)
     teacher = sha256(run / "checkpoints/step-000000004/model.safetensors")
@@ -177,7 +177,7 @@ def change_file(random: Random, file: Path) -> None:
 
 def load_checkpoints(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """A run whose checkpoint is loaded to act: `gq eval`, `gq render`, `gq collect`."""
-    from gq.engine.building import load_run
+    from gq.policies.loading import load_run
 
     runs = write_runs(seeds)
 
@@ -201,8 +201,8 @@ def load_checkpoints(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]
 
 def load_correctors(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """What `gq eval --mode spec3` loads beside the checkpoint."""
-    from gq.engine.correctors import find_corrector, load_corrector
     from gq.files import sha256
+    from gq.policies.correctors import find_corrector, load_corrector
 
     run = write_runs(seeds)[-1]
     source, teacher = run / "correctors" / "two-tower", sha256(run / "checkpoints/step-000000004/model.safetensors")
@@ -222,10 +222,10 @@ def load_correctors(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
 
 def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """What `gq compare`, `gq report` and `gq plot` read of earlier evaluations."""
-    from gq.engine.card_results import stored_rows
-    from gq.engine.checkpoint import choose_checkpoint
-    from gq.engine.recorded import read_recorded
-    from gq.evaluation.stored import read_evaluation
+    from gq.runs.card_results import stored_rows
+    from gq.runs.checkpoint import choose_checkpoint
+    from gq.runs.evaluations import read_evaluation
+    from gq.runs.recorded import read_recorded
 
     runs = write_runs(seeds)
 
@@ -244,12 +244,12 @@ def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]
 
 def load_runs(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """What `gq runs`, `gq plot` and a run's card read."""
-    from gq.engine.cards import card_text
-    from gq.engine.checkpoint import choose_checkpoint
-    from gq.engine.recorded import read_recorded
-    from gq.managing.details import describe
-    from gq.managing.records import read_run
-    from gq.plotting.records import read_history
+    from gq.results.history import read_history
+    from gq.runs.card import card_text
+    from gq.runs.checkpoint import choose_checkpoint
+    from gq.runs.details import describe
+    from gq.runs.recorded import read_recorded
+    from gq.runs.records import read_run
 
     runs = write_runs(seeds)
     readers: list[Callable[[Path], Any]] = [read_run, describe, read_history, card_text]
@@ -269,8 +269,8 @@ def load_runs(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
 
 def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """A repository whose server and owner are both hostile: `gq pull` and `gq download hf://...`."""
-    from gq.data import hub
-    from gq.sharing import pulling
+    from gq.datasets import hub
+    from gq.hub import pull as pulling
 
     runs = write_runs(seeds)
     commit = "0" * 40

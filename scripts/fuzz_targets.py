@@ -29,7 +29,7 @@ class Target:
 
 def load_datasets(seeds: Path) -> Make:
     """HDF5 files and pickles, read to train on them, as `gq train --dataset FILE` does."""
-    from gq.data.formats import read_trajectories
+    from gq.data.reading import read_trajectories
 
     write = hostile_dataset(seeds)
 
@@ -42,7 +42,7 @@ def load_datasets(seeds: Path) -> Make:
 
 def load_repair(seeds: Path) -> Make:
     """The same files, read as far as they can be, as `gq repair FILE` does; the simulator stays out of it."""
-    from gq.repairing.repair import repair
+    from gq.repair.repair import repair
 
     write = hostile_dataset(seeds)
 
@@ -101,8 +101,8 @@ def load_torch(seeds: Path) -> Make:
     """`.pt` files, as `gq download tdmpc2/...` and `gq eval FILE.pt` read them."""
     import torch
 
-    from gq.data.torch_files import read_torch_file
-    from gq.engine.importing import import_tdmpc2
+    from gq.official.importing import import_tdmpc2
+    from gq.official.torch_files import read_torch_file
 
     base = torch.arange(24.0).reshape(4, 6)
     torch.save(
@@ -140,7 +140,7 @@ def load_plan_data(seeds: Path) -> Make:
     import numpy as np
     from fuzz_hdf5 import change_structure
 
-    from gq.data.plan_data import ARRAYS, PlanEpisode, read_plan_data, write_plan_data
+    from gq.speculation.plan_data import ARRAYS, PlanEpisode, read_plan_data, write_plan_data
 
     arrays: dict[str, Any] = {name: np.zeros((3, 2, 2)[: 1 + name.startswith("plan")], np.float32) for name in ARRAYS}
     episodes = [PlanEpisode(**arrays, number=number, round=0, driver="planner", seed=0) for number in range(2)]
@@ -161,7 +161,7 @@ def load_plan_data(seeds: Path) -> Make:
 def load_config(_: Path) -> Make:
     """TOML files given with --config, and config.toml of runs."""
     from gq.config import CONFIGS, flatten, read_config_file, to_toml, validate
-    from gq.engine.runs import read_config
+    from gq.runs.folder import read_config
 
     texts = {algo: to_toml(kind()).encode() for algo, kind in CONFIGS.items()}
 
@@ -221,12 +221,12 @@ def load_modes(_: Path) -> Make:
 
 def load_names(seeds: Path) -> Make:
     """Names of datasets, repositories, runs and tasks."""
-    from gq.data.datasets import canonical_name
-    from gq.data.hub import hub_entry, parse_reference
-    from gq.data.registry import ENTRIES, all_levels, resolve
+    from gq.datasets.hub import hub_entry, parse_reference
+    from gq.datasets.loading import canonical_name
+    from gq.datasets.names import ENTRIES, all_levels, resolve
     from gq.envs.tasks import resolve_task
-    from gq.managing.changes import rename
     from gq.paths import find_run
+    from gq.runs.changes import rename
 
     names = [
         *ENTRIES,

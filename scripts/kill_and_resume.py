@@ -71,11 +71,11 @@ def preload() -> None:
 
     import gq.cli
     import gq.collecting
-    import gq.data.datasets
-    import gq.engine.distilling
-    import gq.engine.finetuning
-    import gq.engine.online
-    import gq.engine.world_loop
+    import gq.datasets.loading
+    import gq.speculation.distil
+    import gq.training.finetuning
+    import gq.training.online
+    import gq.training.world_loop
 
     assert torch.get_num_threads() == 1
     for task in ("Hopper-v5", WORLD_TASK):

@@ -122,10 +122,10 @@ class Training(Job):
 
     def check_readable(self, folder: Path) -> None:
         """Verify the hashes of each checkpoint, the pointers, the configuration and the environment."""
-        from gq.engine.checkpoint import pointed, verify_checkpoint
-        from gq.engine.runs import read_config
         from gq.errors import GqError
         from gq.paths import checkpoint_folders, read_json
+        from gq.runs.checkpoint import pointed, verify_checkpoint
+        from gq.runs.folder import read_config
 
         run = folder / "run"
         try:
@@ -143,7 +143,7 @@ class Training(Job):
 
     def differences(self, folder: Path, reference: Path) -> list[str]:
         """Compare checkpoints with all that is in them, metrics and logs."""
-        from gq.doctoring.sameness import differences
+        from gq.doctor.sameness import differences
 
         found = differences(folder / "run", reference / "run")
         return found if (folder / "run" / "README.md").is_file() else [*found, "README.md"]
@@ -164,9 +164,9 @@ class Files(Job):
 
     def check_readable(self, folder: Path) -> None:
         """Read every data file."""
-        from gq.data.formats import read_trajectories
-        from gq.data.plan_data import read_plan_data
+        from gq.data.reading import read_trajectories
         from gq.errors import GqError
+        from gq.speculation.plan_data import read_plan_data
 
         for name in self.results:
             file = folder / name

@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.packaged_policy import NAMES, Slots, load_policy
 from gq.envs.make import make
 from gq.envs.tasks import TASKS
-from gq.evaluation.statistics import bootstrap_interval
 from gq.files import write_json
+from gq.policies.packaged import NAMES, Slots, load_policy
+from gq.rollouts.statistics import bootstrap_interval
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
 TABLE = SOURCE / "envs" / "reference_scores.json"
-POLICIES = SOURCE / "data" / "policies"
+POLICIES = SOURCE / "policies" / "packaged_weights"
 SEED = 0
 NUM_EXPERT_EPISODES = 100
 NUM_RANDOM_EPISODES = 1000

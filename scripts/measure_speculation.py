@@ -26,16 +26,16 @@ threads.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from gq.engine.behaviour import ModeSummary  # noqa: E402
-from gq.engine.building import LoadedRun, act_in, load_run  # noqa: E402
-from gq.engine.correctors import correctors_folder, known_correctors  # noqa: E402
-from gq.engine.evaluate import play_and_log, summarise_mode  # noqa: E402
-from gq.engine.sweep import Point, best  # noqa: E402
-from gq.evaluation.statistics import retention  # noqa: E402
 from gq.files import sha256, write_json, write_text  # noqa: E402
 from gq.paths import read_json  # noqa: E402
 from gq.planning import acting  # noqa: E402
 from gq.planning.modes import resolve_mode  # noqa: E402
+from gq.policies.correctors import correctors_folder, known_correctors  # noqa: E402
+from gq.policies.loading import LoadedRun, act_in, load_run  # noqa: E402
+from gq.results.behaviour import ModeSummary  # noqa: E402
+from gq.results.evaluate import play_and_log, summarise_mode  # noqa: E402
+from gq.results.frontier import Point, best  # noqa: E402
+from gq.rollouts.statistics import retention  # noqa: E402
 from gq.versions import versions  # noqa: E402
 
 BEGIN, END = "<!-- begin: scripts/measure_speculation.py -->", "<!-- end -->"

@@ -1,8 +1,8 @@
 """Package snapshots of a search as the policies behind the built-in datasets, with their measured returns.
 
     python scripts/package_builtin_policies.py measure ars/hopper --iteration 120 220 --noise 0.1 0.2
-    python scripts/package_builtin_policies.py export ars/hopper --output src/gq/data/policies/hopper.safetensors \
-        --medium 120 0.2 --expert 220 0.1 --replay 120 0.2
+    python scripts/package_builtin_policies.py export ars/hopper \
+        --output src/gq/policies/packaged_weights/hopper.safetensors --medium 120 0.2 --expert 220 0.1 --replay 120 0.2
 
 `--medium` and `--expert` take a snapshot's iteration and a noise in half action ranges; `--replay` takes the last of
 its snapshots, which are spread evenly over the search up to there, and a noise. Every figure is of the first
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gq.data.builtin_worker import simulate_policy
-from gq.data.packaged_policy import Network, PackagedPolicy
+from gq.datasets.builtin_worker import simulate_policy
 from gq.envs.make import make
 from gq.files import atomic_path
+from gq.policies.packaged import Network, PackagedPolicy
 
 NUM_REPLAY_NETWORKS = 7
 NUM_LENGTH_EPISODES = 20  # to learn how long the episodes of one network are

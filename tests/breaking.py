@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gq.engine import checkpoint as checkpoints
-from gq.engine import loop as loops
-from gq.engine.metrics import MetricsLog
+from gq.runs import checkpoint as checkpoints
+from gq.runs.metrics import MetricsLog
+from gq.training import loop as loops
 
 NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a run's progress
 

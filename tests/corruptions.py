@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from gq.repairing.findings import Finding
-from gq.repairing.repair import RepairReport
+from gq.repair.findings import Finding
+from gq.repair.repair import RepairReport
 
 TERMINAL, LIMIT, CUT = "terminal", "limit", "cut"
 

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 import pytest
 
-from gq.data import transfer
-from gq.data.datasets import load_dataset
-from gq.data.formats import read_trajectories
-from gq.data.registry import resolve
+from gq.data.reading import read_trajectories
+from gq.datasets import fetch as transfer
+from gq.datasets.loading import load_dataset
+from gq.datasets.names import resolve
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 FAKEHUB = SHARED / "tools" / "fakehub.py"

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from commandline import gq
 from gq import presets
-from gq.data.datasets import load_dataset
-from gq.engine import batch_size
-from gq.engine.batch_size import Trial, choose_batch_size, is_saturated, smallest_fast, try_sizes
-from gq.engine.checkpoint import choose_checkpoint
+from gq.datasets.loading import load_dataset
 from gq.errors import GqError, UsageError
+from gq.runs.checkpoint import choose_checkpoint
+from gq.training import batch_size
+from gq.training.batch_size import Trial, choose_batch_size, is_saturated, smallest_fast, try_sizes
 from tiny import SETTINGS, as_flags
 
 SHAPES = {key: value for key, value in SETTINGS.items() if key != "train.batch_size"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gq
-from gq.data.formats import read_trajectories
+from gq.data.reading import read_trajectories
 from tiny import write_hopper_file
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

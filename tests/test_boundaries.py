@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import corruptions
 from corruptions import CUT, LIMIT, TERMINAL, Stream, simulated
-from gq.envs.restore import LAYOUTS
-from gq.envs.transitions import replay_transitions
-from gq.repairing import boundaries
-from gq.repairing.boundaries import examine
-from gq.repairing.examination import Examined, examine_file
-from gq.repairing.motion import ROBOTS, looks_initial, robot_of, step_scores, terminates
-from gq.repairing.segments import begins_inside, cut
-from gq.repairing.verdicts import BREAK, FOLLOWS, UNKNOWN, by_flags
+from gq.repair import boundaries
+from gq.repair.boundaries import examine
+from gq.repair.examination import Examined, examine_file
+from gq.repair.motion import ROBOTS, looks_initial, robot_of, step_scores, terminates
+from gq.repair.restore import LAYOUTS
+from gq.repair.segments import begins_inside, cut
+from gq.repair.transitions import replay_transitions
+from gq.repair.verdicts import BREAK, FOLLOWS, UNKNOWN, by_flags
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")

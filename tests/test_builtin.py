@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from gq.data.builtin import download_builtin, simulate
-from gq.data.builtin_worker import simulate_in_workers, simulate_policy
-from gq.data.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_RETURNS
-from gq.data.formats import read_trajectories
-from gq.data.packaged_policy import NAMES, Network, PackagedPolicy, Slots, load_policy
+from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
+from gq.datasets.builtin import download_builtin, simulate
+from gq.datasets.builtin_worker import simulate_in_workers, simulate_policy
+from gq.datasets.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_RETURNS
 from gq.errors import GqError, UsageError
+from gq.policies.packaged import NAMES, Network, PackagedPolicy, Slots, load_policy
 
 MEDIUM, EXPERT = "builtin/hopper/medium", "builtin/hopper/expert"
 SOURCE_FOLDER = Path(__file__).parents[1] / "src"
@@ -119,7 +119,7 @@ def test_expert_is_better_than_medium_and_medium_than_its_past(environment: str)
 
 
 def test_every_environment_has_its_file_and_all_together_are_small() -> None:
-    files = sorted((SOURCE_FOLDER / "gq" / "data" / "policies").iterdir())
+    files = sorted((SOURCE_FOLDER / "gq" / "policies" / "packaged_weights").iterdir())
     assert [path.stem for path in files] == sorted(BUILTIN_ENVIRONMENTS)
     assert sum(path.stat().st_size for path in files) < 1_000_000
 
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_simulating(tmp_path: 
 
 
 def test_a_script_without_a_main_guard_works_and_leaves_no_file(tmp_path: Path) -> None:
-    code = f"from gq.data.builtin import simulate\nprint(simulate({MEDIUM!r}, 1500, num_workers=2).num_transitions)"
+    code = f"from gq.datasets.builtin import simulate\nprint(simulate({MEDIUM!r}, 1500, num_workers=2).num_transitions)"
     result = run_python(code, tmp_path)
     assert result.stderr == ""
     assert int(result.stdout) >= 1500
@@ -256,7 +256,7 @@ def test_a_script_without_a_main_guard_works_and_leaves_no_file(tmp_path: Path) 
 def test_neither_the_caller_nor_the_workers_import_torch(tmp_path: Path) -> None:
     for package in ("torch", "h5py"):
         (tmp_path / f"{package}.py").write_text(f"raise RuntimeError('{package} was imported')")  # found first
-    code = f"from gq.data.builtin import simulate\nprint(simulate({MEDIUM!r}, 1500, num_workers=2).num_transitions)"
+    code = f"from gq.datasets.builtin import simulate\nprint(simulate({MEDIUM!r}, 1500, num_workers=2).num_transitions)"
     assert run_python(code, tmp_path).stderr == ""
     assert "torch was imported" in run_python("import torch", tmp_path).stderr
 
@@ -273,8 +273,8 @@ def test_a_worker_that_fails_gives_one_error_with_its_reason(tmp_path: Path, mon
 def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     code = f"""
 import signal
-import gq.data.builtin_worker as worker
-from gq.data.builtin import simulate
+import gq.datasets.builtin_worker as worker
+from gq.datasets.builtin import simulate
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
 start, pids = worker.start_worker, []
 def remember(call):

@@ -11,11 +11,11 @@ import pytest
 
 from downloading import D4RL_FILE, D4RL_HOPPER, HOPPER, MINARI_FILE, Site, assert_cached, write_minari
 from gq import __version__
-from gq.data import cache, manifest
-from gq.data.cache import holding, in_cache, remove, verify
-from gq.data.datasets import download, load_dataset
-from gq.data.manifest import read_record, record_path, state_of
-from gq.data.registry import resolve
+from gq.datasets import cache, manifest
+from gq.datasets.cache import holding, in_cache, remove, verify
+from gq.datasets.loading import download, load_dataset
+from gq.datasets.manifest import read_record, record_path, state_of
+from gq.datasets.names import resolve
 from gq.errors import DataError, GqError
 from gq.files import sha256
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from commandline import TINY, gq, train_tiny
-from gq.engine.cards import CARD, CARD_BESIDE, card_text, is_own, refresh_card, write_card
+from gq.runs.card import CARD, CARD_BESIDE, card_text, is_own, refresh_card, write_card
 from tiny import write_hopper_file
 
 

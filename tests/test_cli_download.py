@@ -8,7 +8,7 @@ import pytest
 
 from commandline import gq, gq_child
 from downloading import D4RL_HOPPER, HOPPER, Site, write_d4rl, write_minari
-from gq.data.registry import ENTRIES, resolve
+from gq.datasets.names import ENTRIES, resolve
 
 BUILTIN = "builtin/hopper/medium"
 

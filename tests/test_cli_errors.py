@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command
-from gq.engine.runs import lock_run
 from gq.envs import gl
 from gq.errors import GqError
+from gq.runs.folder import lock_run
 
 FAILED, USAGE = 1, 2
 
@@ -345,6 +345,6 @@ def test_what_does_not_fit_in_memory_is_named(trained: Path, monkeypatch: pytest
     def build(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("gq.engine.building.build_learner", build)
+    monkeypatch.setattr("gq.policies.loading.build_learner", build)
     result = gq("train", "dt", "--dataset", trained.parent / "data.hdf5", *TINY)
     assert_refused(result, FAILED, "do not fit in memory", "train.num_micro_batches")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commandline import TINY, child_environment, gq, gq_command
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 
 DEADLINE_S = 120
 

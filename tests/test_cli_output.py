@@ -15,7 +15,7 @@ import pytest
 
 from commandline import TINY, child_environment, copy_run, document, gq, gq_child, gq_command
 from gq.config import read_config_file
-from gq.data.registry import ENTRIES
+from gq.datasets.names import ENTRIES
 from gq.envs.tasks import resolve_task
 from gq.models.sizes import SIZES
 
@@ -60,7 +60,7 @@ def human_lines(*arguments: Any) -> list[str]:
 
 
 def test_training_simulates_a_built_in_dataset_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gq.data.datasets.DEFAULT_NUM_TRANSITIONS", 200)
+    monkeypatch.setattr("gq.datasets.loading.DEFAULT_NUM_TRANSITIONS", 200)
     name = "builtin/hopper/medium"
     assert gq("train", "dt", "--dataset", name, "--dry-run").exit_code == 2, "a rehearsal makes nothing"
     command = ("train", "dt", "--dataset", name, "--steps", "1", *TINY, "--out", tmp_path / "run")

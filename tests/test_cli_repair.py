@@ -8,8 +8,8 @@ import h5py
 import corruptions
 from commandline import gq
 from corruptions import Stream
-from gq.data.formats import read_trajectories
-from gq.repairing.repair import repair
+from gq.data.reading import read_trajectories
+from gq.repair.repair import repair
 
 
 def test_exit_codes_and_modes(hopper: Stream, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_drift_is_measured_on_the_copy(hopper: Stream, tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_the_cache_is_found_by_name(hopper: Stream, tmp_path: Path) -> None:
-    from gq.data.registry import resolve
+    from gq.datasets.names import resolve
 
     entry = resolve("builtin/hopper/medium")
     entry.path.parent.mkdir(parents=True)

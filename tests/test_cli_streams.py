@@ -10,8 +10,8 @@ import pytest
 
 from commandline import TINY, child_environment, gq_command
 from gq.cli.streams import ForgivingStream
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.signals import StopRequest
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.training.signals import StopRequest
 from test_cli_interrupt import DEADLINE_S, wait_for_training
 
 QUICK = ("--set", "train.log_every=1", "--set", "eval.every=0", "--set", "checkpoint.every=0")

@@ -22,11 +22,11 @@ from commandline import TINY, child_environment, gq, gq_child, gq_command, train
 from gq import collecting
 from gq.collecting import Collected, collect
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
-from gq.data.formats import read_trajectories
+from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.errors import DataError, GqError, UsageError
-from gq.evaluation.recording import BLOCK_SIZE, Recipe, RecordedEpisode, episode_start, run_episodes
+from gq.rollouts.recording import BLOCK_SIZE, Recipe, RecordedEpisode, episode_start, run_episodes
 from tiny import write_hopper_file
 
 DEADLINE_S = 120

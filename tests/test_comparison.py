@@ -9,9 +9,9 @@ import pytest
 
 from commandline import copy_run, gq, train_tiny
 from gq import presets
-from gq.engine.comparing import compare_runs
-from gq.engine.evaluate import evaluate
-from gq.evaluation.comparison import (
+from gq.results.compare import compare_runs
+from gq.results.evaluate import evaluate
+from gq.rollouts.comparison import (
     compare_paired,
     episodes_needed,
     mean_interval,
@@ -21,7 +21,7 @@ from gq.evaluation.comparison import (
     sentence,
     student_t,
 )
-from gq.evaluation.rollout import Step
+from gq.rollouts.episodes import Step
 from measured import BEST, ENGINES, LAST, dt_config, write_evaluation, write_run
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from commandline import child_environment, gq
 from gq.cli import app
-from gq.data.registry import known_ids
+from gq.datasets.names import known_ids
 from gq.envs.tasks import TASKS
 from gq.models.sizes import SIZES
 from tiny import write_hopper_file

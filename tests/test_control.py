@@ -11,11 +11,11 @@ import pytest
 from gymnasium.spaces import Box
 
 from commandline import child_environment
-from gq.data.tdmpc2 import DMCONTROL
 from gq.envs import control_extras, gl
 from gq.envs.make import make
 from gq.envs.tasks import CONTROL_SUITE, CONTROL_TASKS, TASKS, Task, resolve_task
 from gq.errors import GqError, UsageError
+from gq.official.names import DMCONTROL
 
 SOURCE = Path(__file__).parents[1] / "src"
 ONE_OF_EACH = [f"{domain}-{names.split()[0]}" for domain, _, _, names in CONTROL_SUITE]

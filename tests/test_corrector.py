@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gq.engine.correctors import find_corrector, known_correctors, load_corrector, save_corrector
 from gq.errors import GqError, UsageError
 from gq.models.corrector import (
     ARCHITECTURES,
@@ -19,6 +18,7 @@ from gq.models.corrector import (
     CorrectorInputs,
     corrector_parameters,
 )
+from gq.policies.correctors import find_corrector, known_correctors, load_corrector, save_corrector
 
 LATENT, LENGTH = 16, 4
 FORMS: list[dict[str, Any]] = [{}, {"published": True}, {"use_age": False}, {"dropout": 0.3}]

@@ -15,22 +15,22 @@ import pytest
 import torch
 
 from commandline import child_environment, copy_run, gq
-from gq.algos.distill import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
-from gq.data.plan_data import PlanEpisode, read_plan_data, write_plan_data
-from gq.engine.building import load_run
-from gq.engine.corrector_samples import Samples, build_samples
-from gq.engine.corrector_training import TrainSettings, measure, train_corrector
-from gq.engine.correctors import load_corrector
-from gq.engine.distill_settings import DistillSettings, prepare
-from gq.engine.distilling import distill
-from gq.engine.plan_collection import PlannerDriver, StudentDriver, Teacher, collect_episode
 from gq.envs.make import make
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
-from gq.evaluation.recording import episode_start
 from gq.files import sha256
 from gq.models.corrector import ARCHITECTURES, Architecture, Corrector, CorrectorConfig, CorrectorInputs
 from gq.planning.acting import PlanningPolicy
+from gq.policies.correctors import load_corrector
+from gq.policies.loading import load_run
+from gq.rollouts.recording import episode_start
+from gq.speculation.distil import distill
+from gq.speculation.lesson import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
+from gq.speculation.plan_collection import PlannerDriver, StudentDriver, Teacher, collect_episode
+from gq.speculation.plan_data import PlanEpisode, read_plan_data, write_plan_data
+from gq.speculation.samples import Samples, build_samples
+from gq.speculation.settings import DistillSettings, prepare
+from gq.speculation.training import TrainSettings, measure, train_corrector
 from test_corrector import LATENT, make_corrector, make_inputs
 from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
@@ -447,7 +447,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import torch
 from test_distill import TINY, stop_at
-from gq.engine.distilling import distill
+from gq.speculation.distil import distill
 
 torch.set_num_threads(1)
 distill(Path(sys.argv[1]), TINY, out=Path(sys.argv[2]), progress=stop_at(1, lambda: os.kill(os.getpid(), 9)))

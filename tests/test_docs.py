@@ -17,7 +17,7 @@ from commandline import child_environment
 from gq.cli import app
 from gq.envs import gl
 from gq.errors import GqError
-from test_import_graph import APART, BASICS, FLOORS
+from test_import_graph import FLOORS
 from tiny import as_flags
 
 ROOT = Path(__file__).parents[1]
@@ -125,14 +125,10 @@ def test_the_reference_of_the_commands_is_current() -> None:
     assert writer.FILE.read_text(encoding="utf-8") == writer.page(), "docs/commands.md is out of date: make commands"
 
 
-def test_the_architecture_page_has_the_rooms_and_their_doors() -> None:
+def test_the_architecture_page_has_the_rooms() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    floors = re.findall(r"^\| \d \| (.*) \|$", text, re.MULTILINE)
+    floors = re.findall(r"^\| \d+ \| (.*) \|$", text, re.MULTILINE)
     assert [set(re.findall(r"`(\w+)`", rooms)) for rooms in reversed(floors)] == FLOORS
-    doors = dict(re.findall(r"^\| `(\w+)` \| (nothing else|`.*) \|$", text, re.MULTILINE))
-    assert {room: set(re.findall(r"`([\w.]+)`", seen)) for room, seen in doors.items()} == {
-        room: seen - BASICS for room, seen in APART.items() if room not in BASICS
-    }
 
 
 # Running what the pages say

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from commandline import copy_run, gq
-from gq.doctoring import machine, network, selftest, storage
-from gq.doctoring.findings import Finding
-from gq.doctoring.sameness import differences
-from gq.doctoring.software import BOUNDS, OPTIONAL, examine_versions, installed_versions, is_before
-from gq.engine.runs import lock_run
+from gq.doctor import machine, network, selftest, storage
+from gq.doctor.findings import Finding
+from gq.doctor.sameness import differences
+from gq.doctor.software import BOUNDS, OPTIONAL, examine_versions, installed_versions, is_before
 from gq.envs import gl
 from gq.files import write_json
+from gq.runs.folder import lock_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -284,8 +284,8 @@ def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes seconds: child processes."""
-    monkeypatch.setattr("gq.doctoring.examine.examine_torch", lambda: ([Finding("torch computes", "ok", "x")], 1))
-    monkeypatch.setattr("gq.doctoring.examine.examine_graphics", lambda: [Finding("rendering", "ok", "x")])
+    monkeypatch.setattr("gq.doctor.examine.examine_torch", lambda: ([Finding("torch computes", "ok", "x")], 1))
+    monkeypatch.setattr("gq.doctor.examine.examine_graphics", lambda: [Finding("rendering", "ok", "x")])
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**12}))
 
 

@@ -19,12 +19,12 @@ from downloading import (
     write_d4rl,
     write_minari,
 )
-from gq.data import transfer
-from gq.data.datasets import download, load_dataset
-from gq.data.download import refused_file
-from gq.data.formats import read_trajectories
-from gq.data.manifest import read_record
-from gq.data.registry import cached, resolve
+from gq.data.reading import read_trajectories
+from gq.datasets import fetch as transfer
+from gq.datasets.download import refused_file
+from gq.datasets.loading import download, load_dataset
+from gq.datasets.manifest import read_record
+from gq.datasets.names import cached, resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 from gq.paths import last_dataset

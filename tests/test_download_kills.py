@@ -22,9 +22,9 @@ from downloading import (
     write_d4rl,
     write_minari,
 )
-from gq.data.datasets import download, load_dataset
-from gq.data.formats import read_trajectories
-from gq.data.registry import resolve
+from gq.data.reading import read_trajectories
+from gq.datasets.loading import download, load_dataset
+from gq.datasets.names import resolve
 from gq.errors import UsageError
 
 CHUNK_BYTES = 16_384
@@ -33,8 +33,8 @@ FILES = {HOPPER: MINARI_FILE, D4RL_HOPPER: D4RL_FILE}
 CHILD = f"""
 import json, os, signal, sys
 import h5py
-from gq.data import transfer
-from gq.data.datasets import download
+from gq.datasets import fetch as transfer
+from gq.datasets.loading import download
 name, kill_at_event, kill_at_byte = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 transfer.CHUNK_BYTES = {CHUNK_BYTES}
 events = 0

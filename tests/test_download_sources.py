@@ -24,9 +24,9 @@ from downloading import (
     write_minari,
 )
 from gq.data import old_ant
-from gq.data.datasets import download, load_dataset
-from gq.data.manifest import read_record
-from gq.data.registry import cached, resolve
+from gq.datasets.loading import download, load_dataset
+from gq.datasets.manifest import read_record
+from gq.datasets.names import cached, resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gq.algos.bc import BCPolicy
 from gq.algos.dt import DTPolicy
-from gq.data.sampler import WindowSampler
 from gq.data.trajectories import Trajectories
+from gq.data.windows import WindowSampler
 from gq.models.config import MLPConfig, ModelConfig
 from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import DecisionTransformer

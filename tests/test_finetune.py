@@ -19,23 +19,23 @@ from torch import Tensor
 from commandline import copy_run, document, gq
 from comparing import assert_equal
 from gq.algos.odt import ODTLearner
-from gq.data.datasets import load_dataset
 from gq.data.episode_log import EpisodeLog, LoggedEpisode
 from gq.data.replay import ReplayBuffer
-from gq.engine import finetuning, online
-from gq.engine.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
-from gq.engine.evaluate import evaluate
-from gq.engine.finetuning import Evaluations, FinetuneResult, finetune, online_target, prepare_finetuning
-from gq.engine.loop import Loop
-from gq.engine.metrics import Silence
-from gq.engine.offline import SELECTION_SEED
-from gq.engine.online import EXPLORATION_SEED
-from gq.engine.runs import lock_run
+from gq.datasets.loading import load_dataset
 from gq.envs.make import make
 from gq.envs.scores import GQ_V5
-from gq.evaluation import rollout
-from gq.evaluation.recording import Recipe, RecordedEpisode, episode_start
-from gq.evaluation.statistics import Episode, Summary, summarise
+from gq.results.evaluate import evaluate
+from gq.rollouts import episodes as rollout
+from gq.rollouts.recording import Recipe, RecordedEpisode, episode_start
+from gq.rollouts.statistics import Episode, Summary, summarise
+from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
+from gq.runs.folder import lock_run
+from gq.runs.metrics import Silence
+from gq.training import finetuning, online
+from gq.training.finetuning import Evaluations, FinetuneResult, finetune, online_target, prepare_finetuning
+from gq.training.loop import Loop
+from gq.training.offline import SELECTION_SEED
+from gq.training.online import EXPLORATION_SEED
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 PRETRAINING = {
@@ -246,7 +246,7 @@ def test_a_run_stops_with_the_iteration_that_uses_its_minutes_up(
 ) -> None:
     """Every look at the clock takes five seconds, so that the minute may end between any two of them."""
     run, ticks = tmp_path / "run", count(step=5)
-    monkeypatch.setattr("gq.engine.loop.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr("gq.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     given = {"online.iterations": 0, "online.minutes": 2.0, "train.log_every": 1}
     result = finetuned(parent, run, **given)
     times = {line["step"]: line["seconds"] for line in map(json.loads, (run / "times.jsonl").read_text().splitlines())}

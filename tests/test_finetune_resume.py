@@ -23,11 +23,11 @@ from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.episode_log import EpisodeLog
 from gq.data.replay import ReplayBuffer
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.finetuning import Evaluations, finetune, prepare_finetuning
-from gq.engine.online import ReplayStore
-from gq.engine.runs import resume_config
 from gq.errors import GqError, Interrupted
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.runs.folder import resume_config
+from gq.training.finetuning import Evaluations, finetune, prepare_finetuning
+from gq.training.online import ReplayStore
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 PRETRAINING = {

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gq.data.formats import read_trajectories, time_limits, write_canonical
+from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError, GqError, UsageError
 
@@ -475,7 +475,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from gq.data.formats import read_trajectories, time_limits, write_canonical
+from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.errors import GqError
 path = Path({str(path)!r})
 found = read_trajectories(path)

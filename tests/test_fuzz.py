@@ -21,25 +21,25 @@ import pytest
 
 from gq.cli.errors import MAX_LETTERS, tidy
 from gq.data import rehearsal
-from gq.data.formats import open_hdf5, plain_attributes, read_trajectories
 from gq.data.own_content import ForeignError, check_size
 from gq.data.pickle_reader import load_pickle
-from gq.data.plan_data import read_plan_data
+from gq.data.reading import open_hdf5, plain_attributes, read_trajectories
 from gq.data.rehearsal import rehearse
 from gq.data.step_log import StepLog
-from gq.engine.building import load_run
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
-from gq.engine.correctors import load_corrector
 from gq.errors import DataError, GqError, UsageError
-from gq.evaluation.stored import read_evaluation
 from gq.files import sha256
-from gq.managing.records import read_run
 from gq.parsing import MAX_DEPTH, parse_json, parse_toml, parse_whole_number
 from gq.paths import checkpoint_folders, existing, find_run, read_json
 from gq.planning.modes import resolve_mode
-from gq.plotting.records import read_history
-from gq.repairing.raw_columns import UnreadableError
-from gq.repairing.raw_files import read_raw
+from gq.policies.correctors import load_corrector
+from gq.policies.loading import load_run
+from gq.repair.raw_columns import UnreadableError
+from gq.repair.raw_files import read_raw
+from gq.results.history import read_history
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
+from gq.runs.evaluations import read_evaluation
+from gq.runs.records import read_run
+from gq.speculation.plan_data import read_plan_data
 from tiny import write_hopper_file
 
 ROOT = Path(__file__).parents[1]
@@ -352,7 +352,7 @@ def test_a_rehearsal_changes_nothing_here(tmp_path: Path, capfd: pytest.CaptureF
 @only_linux
 def test_only_files_that_gq_did_not_write_are_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("gq.data.formats.rehearse", lambda path, _: read.append(path))
+    monkeypatch.setattr("gq.data.reading.rehearse", lambda path, _: read.append(path))
     path = write_hopper_file(tmp_path / "a.hdf5")
     read_trajectories(path, is_known=True)
     assert read == []

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gq.errors import GqError
-from gq.plotting import style
-from gq.plotting.histograms import of_health, write_histograms
-from gq.repairing.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale
+from gq.repair.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale
+from gq.results import style
+from gq.results.histograms import of_health, write_histograms
 
 
 def example() -> Health:

@@ -14,18 +14,18 @@ import torch
 from commandline import document, gq
 from downloading import isolate, plain_server
 from gq.config import to_toml
-from gq.data.registry import resolve
-from gq.data.tdmpc2 import checkpoint_task, task_in_file_name
-from gq.engine.building import load_run
-from gq.engine.evaluate import evaluate
-from gq.engine.imported_runs import ImportedRun, import_run
-from gq.engine.importing import import_tdmpc2
-from gq.engine.runs import is_imported, newest_unfinished, read_config
-from gq.engine.world_training import train_world_model
+from gq.datasets.names import resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 from gq.models.world_config import WORLD_MODEL_SIZES, PlannerConfig, WorldModelConfig
+from gq.official.imported_runs import ImportedRun, import_run
+from gq.official.importing import import_tdmpc2
+from gq.official.names import checkpoint_task, task_in_file_name
 from gq.planning.acting import PlanningPolicy
+from gq.policies.loading import load_run
+from gq.results.evaluate import evaluate
+from gq.runs.folder import is_imported, newest_unfinished, read_config
+from gq.training.world import train_world_model
 from test_importing import TINY, official, random_model
 
 WALKER = {"observation_dim": 24, "action_dim": 6}

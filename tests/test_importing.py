@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gq.engine.importing import ImportedModel, import_tdmpc2, infer_shape, official_name
-from gq.engine.task_slice import MT30
 from gq.envs.tasks import CONTROL_TASKS, resolve_task
 from gq.errors import DataError, GqError, UsageError
 from gq.models.world_config import WORLD_MODEL_SIZES, WorldModelConfig
 from gq.models.world_model import WorldModel
+from gq.official.importing import ImportedModel, import_tdmpc2, infer_shape, official_name
+from gq.official.task_slice import MT30
 from test_parity import Recorded, assert_close
 
 TINY = WorldModelConfig(encoder_dim=12, mlp_dim=10, latent_dim=16, num_q=3)

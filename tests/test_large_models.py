@@ -15,15 +15,15 @@ from torch import Tensor
 from gq import presets
 from gq.config import BCConfig, DTConfig
 from gq.data.trajectories import Trajectories
-from gq.engine import checkpoint as checkpoints
-from gq.engine import loop as loops
-from gq.engine import offline
-from gq.engine.background import Background
-from gq.engine.building import build_learner
-from gq.engine.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
-from gq.engine.offline import train
-from gq.engine.precision import choose_compute
 from gq.errors import GqError, Interrupted, UsageError
+from gq.policies.compute import choose_compute
+from gq.policies.loading import build_learner
+from gq.runs import checkpoint as checkpoints
+from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
+from gq.training import loop as loops
+from gq.training import offline
+from gq.training.background import Background
+from gq.training.offline import train
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file

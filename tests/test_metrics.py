@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gq.engine.metrics import MetricsLog
+from gq.runs.metrics import MetricsLog
 
 
 def test_the_log_is_cut_to_the_checkpoint_and_goes_on(tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import pytest
 
 from commandline import copy_run, gq
 from gq import rendering
-from gq.engine.building import load_run
-from gq.engine.correctors import correctors_folder, fitting_corrector, save_corrector
-from gq.engine.evaluate import LEFT_OUT, evaluate
-from gq.engine.sweep import standard_modes
 from gq.errors import GqError, UsageError
-from gq.evaluation.rollout import Step
-from gq.evaluation.stored import read_evaluations
 from gq.files import sha256
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
+from gq.policies.correctors import correctors_folder, fitting_corrector, save_corrector
+from gq.policies.loading import load_run
 from gq.rendering import SOURCE_COLOURS, render
+from gq.results.evaluate import LEFT_OUT, evaluate
+from gq.results.frontier import standard_modes
+from gq.rollouts.episodes import Step
+from gq.runs.evaluations import read_evaluations
 from gq.video import draw_overlay
 from test_world_runs import trained
 

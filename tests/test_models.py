@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gq.algos import dt
-from gq.data.sampler import Batch
+from gq.data.windows import Batch
 from gq.models import attention, decision_transformer, gpt2, transformer
 from gq.models.config import MLPConfig, ModelConfig
 from gq.models.decision_transformer import DecisionTransformer

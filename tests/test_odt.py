@@ -15,8 +15,8 @@ from comparing import assert_equal
 from gq.algos import odt
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy, policy_metrics
 from gq.config import EntropyConfig, ODTConfig, OptimConfig, TrainConfig, UpdateConfig, validate
-from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
+from gq.data.windows import Batch, WindowSampler
 from gq.errors import UsageError
 from gq.models.config import StochasticModelConfig
 from gq.models.distributions import ActionDistribution

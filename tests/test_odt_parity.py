@@ -10,8 +10,8 @@ from torch import Tensor
 from gq.algos import odt
 from gq.algos.odt import EntropyConstraint, ODTLearner
 from gq.config import EntropyConfig, OptimConfig, TrainConfig
-from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
+from gq.data.windows import Batch, WindowSampler
 from gq.models.config import StochasticModelConfig
 from gq.models.scaling import Scaling
 from gq.models.stochastic_transformer import StochasticTransformer

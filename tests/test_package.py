@@ -51,7 +51,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("gym_qwen-*.whl")
     inside = names_in(wheel)
     assert {name for name in inside if ".dist-info/" not in name} == FILES
-    assert {"gq/py.typed", "gq/reporting/style.css", "gq/envs/reference_scores.json"} <= inside
+    assert {"gq/py.typed", "gq/results/style.css", "gq/envs/reference_scores.json"} <= inside
     archive, information = zipfile.ZipFile(wheel), f"gym_qwen-{__version__}.dist-info"
     metadata = Parser().parsestr(archive.read(f"{information}/METADATA").decode())
     assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == ("gym-qwen", __version__, ">=3.11")

@@ -17,11 +17,11 @@ from comparing import assert_equal
 from gq import presets
 from gq.algos.supervised import SupervisedLearner
 from gq.config import OfflineConfig
-from gq.data.sampler import Share
-from gq.engine import parallel_loop
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.offline import train
+from gq.data.windows import Share
 from gq.errors import GqError, Interrupted
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.training import parallel_loop
+from gq.training.offline import train
 from test_world_processes import torchrun
 from tiny import SETTINGS, as_flags, write_hopper_file
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gq.parameters as params
+import gq.costs as params
 from commandline import gq
 from gq import presets
 from gq.envs.tasks import resolve_task
@@ -117,7 +117,7 @@ def test_counting_leaves_torch_as_it_was() -> None:
 
 def test_nothing_imports_torch_before_counting_nor_its_compiler_after() -> None:
     program = (
-        "import sys; import gq.parameters as params; print('torch' in sys.modules);"
+        "import sys; import gq.costs as params; print('torch' in sys.modules);"
         "params.report('1m', task='Hopper-v5'); print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     shown = subprocess.run(
@@ -285,7 +285,7 @@ def test_the_tables_of_world_models() -> None:
 
 def test_world_models_are_counted_without_torch() -> None:
     code = (
-        "import sys; from gq import presets; from gq.parameters import report_world;"
+        "import sys; from gq import presets; from gq.costs import report_world;"
         "report_world(presets.tdmpc2('5').replace({'task': 'dog-run'})); print('torch' in sys.modules)"
     )
     child = subprocess.run(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gq.algos.dt import action_loss
 from gq.algos.supervised import SupervisedLearner
 from gq.config import OptimConfig, TrainConfig
-from gq.data.sampler import Batch
+from gq.data.windows import Batch
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.transformer import Qwen3Backbone, rotary_table

@@ -11,7 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gq.data.plan_data import (
+from gq.errors import DataError, UsageError
+from gq.models.world_config import WorldModelConfig
+from gq.models.world_model import WorldModel
+from gq.speculation.plan_data import (
     ARRAYS,
     EpisodeParts,
     PlanEpisode,
@@ -20,10 +23,7 @@ from gq.data.plan_data import (
     read_plan_data,
     write_plan_data,
 )
-from gq.engine.corrector_samples import Samples, build_samples, thin
-from gq.errors import DataError, UsageError
-from gq.models.world_config import WorldModelConfig
-from gq.models.world_model import WorldModel
+from gq.speculation.samples import Samples, build_samples, thin
 
 OBSERVATION, LATENT, ACTION, HORIZON = 5, 16, 2, 3
 ATTRIBUTES = {"teacher_sha256": "a" * 64, "plan_horizon": HORIZON}

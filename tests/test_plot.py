@@ -16,13 +16,14 @@ from gq import presets
 from gq.config import to_toml
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.evaluation.official import official_curve
-from gq.plotting import picture, style
-from gq.plotting.curves import Learning, read_learning, running_mean
-from gq.plotting.learning import learning_drawing, lines_of
-from gq.plotting.records import read_history, read_records
-from gq.plotting.style import brief, compact, shorter
-from gq.plotting.terminal import draw_lines
+from gq.results import figures as picture
+from gq.results import style
+from gq.results.curves import Learning, read_learning, running_mean
+from gq.results.history import read_history, read_records
+from gq.results.learning import learning_drawing, lines_of
+from gq.results.official import official_curve
+from gq.results.style import brief, compact, shorter
+from gq.results.terminal import draw_lines
 from plotted import TASK, transformer_run, world_run, write_run
 
 

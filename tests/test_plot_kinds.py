@@ -13,13 +13,13 @@ from PIL import Image
 from commandline import gq, gq_child
 from gq.errors import GqError, UsageError
 from gq.files import write_json
-from gq.plotting.asked import read_asked
-from gq.plotting.bands import aggregate, band_of
-from gq.plotting.curves import read_learning
-from gq.plotting.groups import repeated_seeds
-from gq.plotting.histograms import joined, read_data
-from gq.plotting.picture import label_x
-from gq.plotting.records import History, read_history
+from gq.results.asked import read_asked
+from gq.results.bands import aggregate, band_of
+from gq.results.curves import read_learning
+from gq.results.figures import label_x
+from gq.results.groups import repeated_seeds
+from gq.results.histograms import joined, read_data
+from gq.results.history import History, read_history
 from plotted import TASK, transformer_run, world_run
 from tiny import write_hopper_file
 
@@ -280,7 +280,7 @@ def test_runs_and_datasets_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
     run = transformer_run(tmp_path / "runs" / "hopper-v5-dt")
     assert gq("plot", "hopper", "--json").exit_code == 0, "the dataset is not in the cache, so the run is meant"
     file = tmp_path / "datasets" / "mujoco" / "hopper" / "medium-v0.hdf5"
-    from gq.data import registry
+    from gq.datasets import names as registry
 
     entry = registry.resolve("hopper")
     entry.path.parent.mkdir(parents=True)

@@ -11,12 +11,12 @@ import pytest
 from commandline import child_environment, document, gq
 from gq import presets
 from gq.config import DTConfig
-from gq.data.datasets import load_dataset
-from gq.data.sampler import WindowSampler
+from gq.data.windows import WindowSampler
+from gq.datasets.loading import load_dataset
 from gq.devices import DEVICES, Device, device_here, known_devices, resolve_device
-from gq.engine.building import build_learner
-from gq.engine.precision import choose_compute
 from gq.errors import UsageError
+from gq.policies.compute import choose_compute
+from gq.policies.loading import build_learner
 from gq.predictions import Prediction, best_way, devices_needed, predict, ways_to_train
 from tiny import SETTINGS, write_hopper_file
 

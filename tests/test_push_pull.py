@@ -14,17 +14,17 @@ import pytest
 
 from commandline import copy_run, gq
 from downloading import isolate, plain_server, write_d4rl, write_minari
-from gq.data import hub as hub_module
-from gq.data.cache import in_cache, remove
-from gq.data.datasets import download, load_dataset
-from gq.data.formats import read_trajectories
-from gq.data.manifest import record_path
-from gq.data.registry import cached, resolve
-from gq.engine.cards import CARD, CARD_BESIDE, is_own
-from gq.engine.checkpoint import OPTIMIZER
+from gq.data.reading import read_trajectories
+from gq.datasets import hub as hub_module
+from gq.datasets.cache import in_cache, remove
+from gq.datasets.loading import download, load_dataset
+from gq.datasets.manifest import record_path
+from gq.datasets.names import cached, resolve
 from gq.errors import UsageError
 from gq.files import sha256
-from gq.sharing.pulling import pull_run
+from gq.hub.pull import pull_run
+from gq.runs.card import CARD, CARD_BESIDE, is_own
+from gq.runs.checkpoint import OPTIMIZER
 from hubserver import serve_hub
 
 STEP = "checkpoints/step-000000004"

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from gq.data.registry import ENTRIES, GROUPS, all_levels, known_ids, resolve
-from gq.data.tdmpc2 import TASKS_OF
+from gq.datasets.names import ENTRIES, GROUPS, all_levels, known_ids, resolve
 from gq.envs.tasks import TASKS
 from gq.errors import UsageError
+from gq.official.names import TASKS_OF
 
 HOPPER = "mujoco/hopper/medium-v0"
 
@@ -222,9 +222,8 @@ def test_sound_data_have_no_note(name: str) -> None:
 
 
 def test_the_registry_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, gq.data.registry, gq.data.manifest; print({'numpy', 'h5py', 'torch', 'mujoco'} & set(sys.modules))"
-    )
+    modules = "gq.datasets.names, gq.datasets.manifest"
+    code = f"import sys, {modules}; print({{'numpy', 'h5py', 'torch', 'mujoco'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert result.stdout.strip() == "set()"

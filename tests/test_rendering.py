@@ -10,10 +10,10 @@ import pytest
 
 from commandline import copy_run, gq, train_tiny
 from gq import rendering, video
-from gq.engine.evaluate import evaluate, play
 from gq.errors import GqError, UsageError
 from gq.rendering import camera_option, render, tile
-from gq.reporting.footage import film
+from gq.results.evaluate import evaluate, play
+from gq.results.footage import film
 
 
 @pytest.fixture(scope="module")

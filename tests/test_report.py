@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gq.reporting.report as reporting
+import gq.results.report as reporting
 from commandline import gq, train_tiny
 from gq import presets
-from gq.data.datasets import load_dataset
-from gq.reporting.axes import Scale, ticks
-from gq.reporting.charts import swarm
-from gq.reporting.facts import Facts
-from gq.reporting.gather import Wishes, gather
-from gq.reporting.markup import Markup, join, tag
-from gq.reporting.report import report
+from gq.datasets.loading import load_dataset
+from gq.results.axes import Scale, ticks
+from gq.results.charts import swarm
+from gq.results.facts import Facts
+from gq.results.gather import Wishes, gather
+from gq.results.markup import Markup, join, tag
+from gq.results.report import report
 from measured import LAST, dt_config, write_evaluation, write_run
 from tiny import write_hopper_file
 

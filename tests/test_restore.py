@@ -11,8 +11,8 @@ import pytest
 from conftest import SHARED
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
 from gq.envs.make import make
-from gq.envs.restore import can_restore, correct, position_velocity_columns, predict_in, restorable_rows, restore
 from gq.envs.tasks import TASKS
+from gq.repair.restore import can_restore, correct, position_velocity_columns, predict_in, restorable_rows, restore
 
 RESTORABLE = [task for task in TASKS if task.split("-")[0] in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")]
 # Largest differences between predictions and what followed in float32 files of the same engine version.

@@ -22,11 +22,11 @@ from gq.algos.random_states import restore_generator
 from gq.algos.supervised import SupervisedLearner
 from gq.cli import app
 from gq.config import BCConfig, DTConfig
-from gq.engine import checkpoint as checkpoints
-from gq.engine.loop import Loop, restored_metrics
-from gq.engine.offline import TrainResult, train
-from gq.engine.runs import lock_run, resume_config, was_elsewhere
 from gq.errors import GqError, Interrupted, UsageError
+from gq.runs import checkpoint as checkpoints
+from gq.runs.folder import lock_run, resume_config, was_elsewhere
+from gq.training.loop import Loop, restored_metrics
+from gq.training.offline import TrainResult, train
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}

@@ -15,22 +15,22 @@ import pytest
 
 from commandline import child_environment, copy_run, gq
 from gq.config import FinetuneConfig, to_toml
-from gq.engine.cards import is_own, write_card
-from gq.engine.run_state import FAILURE_FILE, is_held, state_of
-from gq.engine.runs import lock_run, read_config
 from gq.errors import GqError, Interrupted
 from gq.files import write_json, write_text
-from gq.managing.changes import REMOVED, rename
-from gq.managing.details import describe
-from gq.managing.lineage import children_of
-from gq.managing.records import list_runs, read_run, score_of
+from gq.hub.files import run_uploads
 from gq.paths import all_runs, checkpoint_folders
-from gq.sharing.files import run_uploads
+from gq.runs.card import is_own, write_card
+from gq.runs.changes import REMOVED, rename
+from gq.runs.details import describe
+from gq.runs.folder import lock_run, read_config
+from gq.runs.lineage import children_of
+from gq.runs.records import list_runs, read_run, score_of
+from gq.runs.state import FAILURE_FILE, is_held, state_of
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gq.engine.runs import lock_run
+from gq.runs.folder import lock_run
 with lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corruptions import Stream, only, problems, simulated, whole_rows
-from gq.data.formats import read_trajectories
+from gq.data.reading import read_trajectories
 from gq.errors import DataError
-from gq.repairing.raw_columns import UnreadableError
-from gq.repairing.raw_files import read_raw
-from gq.repairing.repair import repair
+from gq.repair.raw_columns import UnreadableError
+from gq.repair.raw_files import read_raw
+from gq.repair.repair import repair
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparing import chi_square
-from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
+from gq.data.windows import Batch, WindowSampler
 
 
 def make_trajectories(lengths: list[int], rewards: list[float] | None = None) -> Trajectories:

@@ -11,11 +11,11 @@ import h5py
 import pytest
 
 from commandline import TINY, gq
-from gq.engine import evaluate as evaluating
-from gq.engine.evaluate import evaluate, version_warnings
 from gq.envs.engines import installed_engines
 from gq.envs.scores import D4RL, GQ_V5, Reference, origin_of, reference_for
 from gq.envs.tasks import TASKS
+from gq.results import evaluate as evaluating
+from gq.results.evaluate import evaluate, version_warnings
 from tiny import write_hopper_file
 
 MAIN_TASKS = ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
@@ -82,7 +82,7 @@ def test_packaged_experts_are_those_that_were_measured(table: dict[str, Any]) ->
 
     for task in MAIN_TASKS:
         expected = table["tasks"][task]["expert"].get("sha256")
-        packaged = resources.files("gq.data") / "policies" / f"{task.split('-')[0].lower()}.safetensors"
+        packaged = resources.files("gq.policies") / "packaged_weights" / f"{task.split('-')[0].lower()}.safetensors"
         if expected:
             with resources.as_file(packaged) as path:
                 assert sha256(path) == expected, "measure it: python scripts/measure_reference_scores.py --expert"

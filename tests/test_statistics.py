@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gq.envs.make import make
 from gq.envs.scores import D4RL, GQ_V5, Reference, reference_for
-from gq.evaluation import rollout
-from gq.evaluation.rollout import Step, roll_out
-from gq.evaluation.statistics import Episode, bootstrap_interval, interquartile_mean, summarise
+from gq.rollouts import episodes as rollout
+from gq.rollouts.episodes import Step, roll_out
+from gq.rollouts.statistics import Episode, bootstrap_interval, interquartile_mean, summarise
 
 # --- statistics -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gq.data import step_log
 from gq.data.step_log import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, row_width
-from gq.data.step_ring import StepRing
+from gq.data.steps import StepRing
 from gq.errors import DataError
 
 HORIZON = 3

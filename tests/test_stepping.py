@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gq.envs.make import make
-from gq.evaluation import stepping
-from gq.evaluation.rollout import roll_out
-from gq.evaluation.stepping import MIN_SHARE, Stepper, shares
+from gq.rollouts import stepping
+from gq.rollouts.episodes import roll_out
+from gq.rollouts.stepping import MIN_SHARE, Stepper, shares
 
 NUM_EPISODES = 3 * MIN_SHARE + 1
 MAX_STEPS = 60

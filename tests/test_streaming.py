@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from gq import presets
 from gq.data import layouts, streaming
-from gq.data.formats import read_trajectories
-from gq.data.sampler import Batch, Share, WindowSampler
+from gq.data.reading import read_trajectories
 from gq.data.streaming import NUM_AHEAD, StreamingSampler, is_to_be_streamed
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.offline import train
+from gq.data.windows import Batch, Share, WindowSampler
 from gq.errors import DataError, Interrupted
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.training.offline import train
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file

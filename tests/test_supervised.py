@@ -16,8 +16,8 @@ from comparing import assert_equal
 from gq.algos import bc, dt
 from gq.algos.supervised import SupervisedLearner, learning_rate, num_windows
 from gq.config import OptimConfig, TrainConfig
-from gq.data.sampler import Batch, WindowSampler
 from gq.data.trajectories import Trajectories
+from gq.data.windows import Batch, WindowSampler
 from gq.models.config import MLPConfig, ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP

@@ -20,16 +20,16 @@ from PIL import Image
 from commandline import gq
 from gq import presets
 from gq.config import to_toml
-from gq.engine.behaviour import NUM_WARM_UP_STEPS, DecisionLog, ModeSummary, plain
-from gq.engine.building import choose_modes
-from gq.engine.sweep import Point, area_under, best, frontiers, standard_modes, strategy_of
 from gq.errors import GqError, UsageError
-from gq.evaluation.statistics import Episode, retention, summarise
 from gq.planning.interfaces import Events, Source
 from gq.planning.modes import resolve_mode
-from gq.plotting import style
-from gq.plotting import sweep as drawing
-from gq.plotting.sweep import read_sweep, sweep_drawing
+from gq.policies.loading import choose_modes
+from gq.results import style
+from gq.results import sweep as drawing
+from gq.results.behaviour import NUM_WARM_UP_STEPS, DecisionLog, ModeSummary, plain
+from gq.results.frontier import Point, area_under, best, frontiers, standard_modes, strategy_of
+from gq.results.sweep import read_sweep, sweep_drawing
+from gq.rollouts.statistics import Episode, retention, summarise
 
 TDMPC2 = presets.tdmpc2("1").replace({"task": "cartpole-swingup"})
 

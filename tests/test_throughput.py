@@ -9,10 +9,10 @@ import torch
 from gq import presets
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, rounded
-from gq.engine import throughput
-from gq.engine.offline import train
-from gq.engine.throughput import Throughput, UpdateCosts
 from gq.models.transformer_costs import training_flops
+from gq.training import throughput
+from gq.training.offline import train
+from gq.training.throughput import Throughput, UpdateCosts
 from tiny import SETTINGS, write_hopper_file
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gq.data.torch_files import MAX_PICKLE_BYTES, STORAGES, Inert, read_torch_file
 from gq.errors import DataError
+from gq.official.torch_files import MAX_PICKLE_BYTES, STORAGES, Inert, read_torch_file
 
 MALICIOUS = Path(__file__).parents[1].parent / "shared" / "fixtures" / "malicious_checkpoint.pt"
 PROTOCOLS = [2, 3, 4, 5]

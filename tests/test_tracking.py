@@ -12,8 +12,8 @@ import pytest
 
 from commandline import TINY, child_environment, gq
 from gq.config import LogConfig
-from gq.engine import tracking
-from gq.engine.tracking import Trackers, identity
+from gq.training import trackers as tracking
+from gq.training.trackers import Trackers, identity
 from tiny import write_hopper_file
 
 
@@ -147,7 +147,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from gq.config import LogConfig
-from gq.engine.tracking import Trackers
+from gq.training.trackers import Trackers
 run, start, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 notes = []
 trackers = Trackers(LogConfig(**settings), run, {"algo": "dt", "train": {"steps": 4}}, notes.append)

@@ -16,15 +16,18 @@ from gq import presets
 from gq.algos import captured, dt
 from gq.algos.supervised import SupervisedLearner, build_optimizer
 from gq.config import BCConfig, DTConfig, ODTConfig, OfflineConfig, OptimConfig, TrainConfig
-from gq.data.sampler import WindowSampler
 from gq.data.trajectories import Trajectories
-from gq.engine import building, compilation, precision
-from gq.engine.compilation import choose_compilation
+from gq.data.windows import WindowSampler
 from gq.errors import UsageError
-from gq.models import dropout, fused, gpt2, transformer
+from gq.models import dropout, gpt2, transformer
+from gq.models import kernels as fused
 from gq.models.attention import causal_mask, grouped_matmul_attention
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
+from gq.policies import compilation
+from gq.policies import compute as precision
+from gq.policies import loading as building
+from gq.policies.compilation import choose_compilation
 
 QWEN3 = ModelConfig(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=5, max_timestep=50)
 GPT2 = replace(QWEN3, backbone="gpt2", num_kv_heads=4, mlp_ratio=4.0, activation="relu")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from downloading import isolate, plain_server
-from gq.data import transfer
-from gq.data.transfer import Expected, RemoteFile, fetch
+from gq.datasets import fetch as transfer
+from gq.datasets.fetch import Expected, RemoteFile, fetch
 from gq.errors import GqError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gq.algos.tdmpc2 import TDMPC2Learner, draw, td_target, unroll, world_losses
-from gq.data.step_ring import SequenceBatch
-from gq.engine.precision import choose_compute
+from gq.data.steps import SequenceBatch
 from gq.models.world_config import (
     WORLD_MODEL_SIZES,
     PlannerConfig,
@@ -21,6 +20,7 @@ from gq.models.world_config import (
 from gq.models.world_costs import original_plan_cost, plan_cost, row_costs, update_cost, update_memory_bytes
 from gq.models.world_model import WorldModel
 from gq.planning.mppi import Planner
+from gq.policies.compute import choose_compute
 
 TINY = WorldModelConfig(encoder_dim=24, num_encoder_layers=3, mlp_dim=20, latent_dim=16, num_q=3)
 DIMS = {"observation_dim": 7, "action_dim": 3}

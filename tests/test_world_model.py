@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gq.costs import weights_without_memory
 from gq.errors import UsageError
 from gq.models.activations import normed_mish, simplicial
 from gq.models.two_hot import symexp, symlog, two_hot, two_hot_decode, two_hot_loss
@@ -23,7 +24,6 @@ from gq.models.world_config import (
     resolve_world_model_size,
 )
 from gq.models.world_model import EnsembleLinear, WorldModel
-from gq.parameters import weights_without_memory
 from test_parity import Recorded, assert_close
 
 OBSERVATION_DIM, ACTION_DIM = 7, 3

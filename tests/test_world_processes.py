@@ -18,10 +18,10 @@ from commandline import child_environment, gq
 from comparing import assert_equal
 from gq.algos.tdmpc2 import SequenceBatch, TDMPC2Learner, UpdateDraws, draw
 from gq.data.step_log import FIRST, StepLog
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.distributed import Processes
 from gq.models.world_config import WorldModelConfig, WorldUpdateConfig
 from gq.models.world_model import WorldModel
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.training.processes import Processes
 from test_world_resume import TINY
 from tiny import as_flags
 

@@ -22,14 +22,14 @@ from comparing import assert_equal
 from gq import presets
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
 from gq.data.step_log import FIRST, TERMINATED, StepLog
-from gq.data.step_ring import StepRing
-from gq.engine import checkpoint as checkpoints
-from gq.engine.checkpoint import choose_checkpoint, load_checkpoint
-from gq.engine.interaction import Interaction
-from gq.engine.world_loop import WorldLoop
-from gq.engine.world_training import train_world_model
+from gq.data.steps import StepRing
 from gq.errors import GqError, Interrupted
 from gq.planning.acting import PlanningPolicy
+from gq.runs import checkpoint as checkpoints
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.training.interaction import Interaction
+from gq.training.world import train_world_model
+from gq.training.world_loop import WorldLoop
 from tiny import as_flags
 
 TINY = {

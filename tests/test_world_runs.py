@@ -17,15 +17,15 @@ from commandline import TINY, child_environment, copy_run, gq, train_tiny
 from gq import presets
 from gq.collecting import collect
 from gq.config import TDMPC2Config
-from gq.data.formats import read_trajectories
-from gq.engine.building import load_run
-from gq.engine.evaluate import evaluate
-from gq.engine.world_training import train_world_model
+from gq.data.reading import read_trajectories
 from gq.envs.make import make
 from gq.errors import Interrupted, UsageError
-from gq.evaluation.recording import episode_start
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy
+from gq.policies.loading import load_run
 from gq.rendering import render
+from gq.results.evaluate import evaluate
+from gq.rollouts.recording import episode_start
+from gq.training.world import train_world_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

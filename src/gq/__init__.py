@@ -12,44 +12,44 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gq import presets as presets
     from gq.collecting import collect as collect
-    from gq.data.datasets import download as download
-    from gq.data.datasets import load_dataset as load_dataset
-    from gq.engine.building import load_run as load_run
-    from gq.engine.comparing import compare_runs as compare  # noqa: F401
-    from gq.engine.distill_settings import DistillSettings as DistillSettings
-    from gq.engine.distilling import distill as distill
-    from gq.engine.evaluate import evaluate as evaluate
-    from gq.engine.finetuning import finetune as finetune
-    from gq.engine.finetuning import prepare_finetuning as prepare_finetuning
-    from gq.engine.offline import train as train
-    from gq.engine.world_training import train_world_model as train_world_model
+    from gq.costs import report as params  # noqa: F401
+    from gq.datasets.loading import download as download
+    from gq.datasets.loading import load_dataset as load_dataset
     from gq.errors import GqError as GqError
-    from gq.parameters import report as params  # noqa: F401
     from gq.paths import find_run as find_run
+    from gq.policies.loading import load_run as load_run
     from gq.rendering import render as render
-    from gq.repairing.repair import repair as repair
-    from gq.reporting.report import report as report
+    from gq.repair.repair import repair as repair
+    from gq.results.compare import compare_runs as compare  # noqa: F401
+    from gq.results.evaluate import evaluate as evaluate
+    from gq.results.report import report as report
+    from gq.speculation.distil import distill as distill
+    from gq.speculation.settings import DistillSettings as DistillSettings
+    from gq.training.finetuning import finetune as finetune
+    from gq.training.finetuning import prepare_finetuning as prepare_finetuning
+    from gq.training.offline import train as train
+    from gq.training.world import train_world_model as train_world_model
 
 _WHERE = {
-    "DistillSettings": ("gq.engine.distill_settings", "DistillSettings"),
+    "DistillSettings": ("gq.speculation.settings", "DistillSettings"),
     "GqError": ("gq.errors", "GqError"),
-    "compare": ("gq.engine.comparing", "compare_runs"),
+    "compare": ("gq.results.compare", "compare_runs"),
     "collect": ("gq.collecting", "collect"),
-    "distill": ("gq.engine.distilling", "distill"),
-    "download": ("gq.data.datasets", "download"),
-    "evaluate": ("gq.engine.evaluate", "evaluate"),
+    "distill": ("gq.speculation.distil", "distill"),
+    "download": ("gq.datasets.loading", "download"),
+    "evaluate": ("gq.results.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),
-    "finetune": ("gq.engine.finetuning", "finetune"),
-    "load_dataset": ("gq.data.datasets", "load_dataset"),
-    "load_run": ("gq.engine.building", "load_run"),
-    "params": ("gq.parameters", "report"),
-    "prepare_finetuning": ("gq.engine.finetuning", "prepare_finetuning"),
+    "finetune": ("gq.training.finetuning", "finetune"),
+    "load_dataset": ("gq.datasets.loading", "load_dataset"),
+    "load_run": ("gq.policies.loading", "load_run"),
+    "params": ("gq.costs", "report"),
+    "prepare_finetuning": ("gq.training.finetuning", "prepare_finetuning"),
     "presets": ("gq.presets", None),
-    "repair": ("gq.repairing.repair", "repair"),
-    "report": ("gq.reporting.report", "report"),
+    "repair": ("gq.repair.repair", "repair"),
+    "report": ("gq.results.report", "report"),
     "render": ("gq.rendering", "render"),
-    "train": ("gq.engine.offline", "train"),
-    "train_world_model": ("gq.engine.world_training", "train_world_model"),
+    "train": ("gq.training.offline", "train"),
+    "train_world_model": ("gq.training.world", "train_world_model"),
 }
 __all__ = ["__version__", *_WHERE]
 

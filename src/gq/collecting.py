@@ -1,6 +1,6 @@
 """Roll a policy into a dataset: equal options and versions give equal bits, however often it was interrupted.
 
-Episodes run as `gq.evaluation.recording` says. Equal bits hold for one type of processor and number of threads, or one
+Episodes run as `gq.rollouts.recording` says. Equal bits hold for one type of processor and number of threads, or one
 type of GPU; both are recorded with the data. Finished episodes are kept in `.NAME.parts` beside the output until it is
 written.
 """
@@ -16,23 +16,23 @@ import torch
 
 from gq.config import TDMPC2Config
 from gq.data.episode_log import EpisodeLog
-from gq.data.formats import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
-from gq.data.packaged_policy import load_policy
-from gq.data.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
+from gq.data.reading import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
-from gq.engine.building import choose_modes, load_run
-from gq.engine.builtin_policy import BuiltinPolicy
-from gq.engine.collection import Plan, run_plan
-from gq.engine.precision import Compute, choose_compute
-from gq.engine.runs import read_config
-from gq.engine.signals import StopRequest
 from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
-from gq.evaluation.recording import BLOCK_SIZE, Recipe
-from gq.evaluation.rollout import Policy
 from gq.files import sha256, sync, write_error
 from gq.paths import find_run
+from gq.policies.builtin import BuiltinPolicy
+from gq.policies.compute import Compute, choose_compute
+from gq.policies.loading import choose_modes, load_run
+from gq.policies.packaged import load_policy
+from gq.rollouts.collection import Plan, run_plan
+from gq.rollouts.episodes import Policy
+from gq.rollouts.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
+from gq.rollouts.recording import BLOCK_SIZE, Recipe
+from gq.runs.folder import read_config
+from gq.training.signals import StopRequest
 from gq.versions import versions
 
 DEFAULT_NUM_EPISODES = 100

@@ -9,10 +9,10 @@ from math import ceil
 from typing import Literal
 
 from gq.config import DTConfig, FinetuneConfig, ODTConfig
+from gq.costs import BFLOAT16_BYTES, FLOAT32_BYTES, TOKENS_PER_STEP, kv_cache_bytes, parameter_formula
 from gq.devices import CPU, Device
 from gq.models import transformer_costs as costs
 from gq.models.config import ModelConfig
-from gq.parameters import BFLOAT16_BYTES, FLOAT32_BYTES, TOKENS_PER_STEP, kv_cache_bytes, parameter_formula
 
 Parallelism = Literal["replicated", "sharded"]
 

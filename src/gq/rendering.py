@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from gq.engine.building import LoadedRun, choose_modes, choose_targets, load_run
-from gq.engine.evaluate import play
-from gq.engine.runs import read_config
 from gq.envs import gl
 from gq.envs.make import make
 from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import GqError, UsageError
-from gq.evaluation.rollout import Step
-from gq.evaluation.statistics import Episode
 from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
+from gq.policies.loading import LoadedRun, choose_modes, choose_targets, load_run
+from gq.results.evaluate import play
+from gq.rollouts.episodes import Step
+from gq.rollouts.statistics import Episode
+from gq.runs.folder import read_config
 from gq.video import MIN_GIF_FRAME_MS, STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
 
 RENDER_SEED = 0

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gq.data.sampler import Batch
+from gq.data.windows import Batch
 from gq.models.mlp import ObservationMLP
 
 

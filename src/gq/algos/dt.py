@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gq.data.sampler import Batch
+from gq.data.windows import Batch
 from gq.models.config import Context
 from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer

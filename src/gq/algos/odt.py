@@ -11,7 +11,7 @@ from torch import Tensor
 from gq.algos.dt import DTPolicy
 from gq.algos.supervised import SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
 from gq.config import EntropyConfig, OptimConfig, TrainConfig, UpdateConfig
-from gq.data.sampler import Batch, Sampler
+from gq.data.windows import Batch, Sampler
 from gq.models.config import Context
 from gq.models.distributions import ActionDistribution
 from gq.models.stochastic_transformer import StochasticTransformer

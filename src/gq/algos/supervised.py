@@ -13,7 +13,7 @@ from gq.algos.captured import CapturedUpdates
 from gq.algos.lamb import Lamb
 from gq.algos.random_states import random_states, restore_generator, restore_random_states
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
-from gq.data.sampler import Batch, Sampler
+from gq.data.windows import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
 from gq.models.memory import keep_freed_memory
 

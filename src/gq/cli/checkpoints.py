@@ -8,8 +8,8 @@ from gq.cli.output import Output
 from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.data.catalog import DatasetEntry
-    from gq.data.datasets import Downloaded
+    from gq.datasets.catalog import DatasetEntry
+    from gq.datasets.loading import Downloaded
 
 SUFFIXES = (".pt", ".pth")
 
@@ -26,7 +26,7 @@ def tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None)
         UsageError: a checkpoint holds many tasks and none was asked for, or is not for the one that was, or a file or
             any checkpoint is missing.
     """
-    from gq.data.tdmpc2 import checkpoint_task
+    from gq.official.names import checkpoint_task
 
     for file in files:
         if not Path(file).expanduser().is_file():
@@ -44,7 +44,7 @@ def import_fetched(
     if not task:
         output.note(f"{entry.id} is kept as it is: gq does not simulate {entry.task}")
         return {"run": None}
-    from gq.data.manifest import read_record
+    from gq.datasets.manifest import read_record
 
     source = read_record(entry).source
     options = {"source": source.where if source else "", "licence": entry.licence, "force": force}
@@ -59,7 +59,7 @@ def import_file(output: Output, file: Path, task: str | None, **options: Any) ->
     from gq import threads
 
     threads.prepare()
-    from gq.engine.imported_runs import import_run
+    from gq.official.imported_runs import import_run
 
     found = import_run(file.expanduser(), task or "", **options)
     state = "; it was imported before" if found.was_there else ""

@@ -9,9 +9,9 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.engine.comparing import RunComparison
-    from gq.engine.recorded import Recorded
-    from gq.evaluation.comparison import PairedComparison, Side
+    from gq.results.compare import RunComparison
+    from gq.rollouts.comparison import PairedComparison, Side
+    from gq.runs.recorded import Recorded
 
 EXAMPLES = """\b
 Examples:
@@ -51,7 +51,7 @@ def compare(
     from gq import threads
 
     threads.prepare()
-    from gq.engine.comparing import compare_runs
+    from gq.results.compare import compare_runs
 
     with output.progress("evaluating", unit="steps") as move:
         comparison = compare_runs(
@@ -73,7 +73,7 @@ def compare(
 
 def document(comparison: "RunComparison") -> dict[str, Any]:
     """Return everything as plain values."""
-    from gq.evaluation.comparison import outlook, sentence
+    from gq.rollouts.comparison import outlook, sentence
 
     results = [
         dataclasses.asdict(result)
@@ -108,7 +108,7 @@ def table(output: Output, comparison: "RunComparison") -> Any:
     """Return what people see: who A and B are, the numbers, a verdict for each line."""
     from rich.console import Group
 
-    from gq.evaluation.comparison import outlook, sentence
+    from gq.rollouts.comparison import outlook, sentence
 
     rows = [row_of(result) for result in comparison.results]
     headings = ["target", "A", "B", "B - A", "95 % interval", "A higher", "B higher", "episodes"]
@@ -135,7 +135,7 @@ def label(side: "Recorded") -> str:
 
 def row_of(result: "PairedComparison") -> tuple[str, ...]:
     """Return a line of the table."""
-    from gq.evaluation.comparison import rounded
+    from gq.rollouts.comparison import rounded
 
     scale = result.half_width
     interval = "-"

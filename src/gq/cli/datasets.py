@@ -8,7 +8,7 @@ from gq.cli.output import Output
 from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:
-    from gq.data.catalog import DatasetEntry
+    from gq.datasets.catalog import DatasetEntry
 
 LEGEND = "~ is about; returns with ~ are read off a training curve. More of a row: gq download --list WORD"
 
@@ -23,7 +23,7 @@ def size_text(num_bytes: int, *, is_exact: bool) -> str:
 
 def document_of(entry: "DatasetEntry") -> dict[str, Any]:
     """Return what is known of a dataset; what was counted in a cached file goes before what others say."""
-    from gq.data.manifest import read_record, state_of
+    from gq.datasets.manifest import read_record, state_of
 
     state = state_of(entry)
     record = read_record(entry)
@@ -52,7 +52,7 @@ def document_of(entry: "DatasetEntry") -> dict[str, Any]:
 
 def show_list(output: Output, words: list[str]) -> None:
     """Print the datasets that fit all words; without words, those that are many of a kind in one row."""
-    from gq.data.registry import ENTRIES
+    from gq.datasets.names import ENTRIES
 
     documents = [document_of(entry) for entry in ENTRIES.values()]
     searched = ("id", "task", "licence", "state")
@@ -111,8 +111,8 @@ def return_text(document: dict[str, Any]) -> str:
 
 def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int | None, force: bool) -> None:
     """Print what a download would do."""
-    from gq.data.catalog import NUM_BUILTIN_TRANSITIONS
-    from gq.data.download import address_of
+    from gq.datasets.catalog import NUM_BUILTIN_TRANSITIONS
+    from gq.datasets.download import address_of
 
     documents: list[dict[str, Any]] = []
     for entry in entries:
@@ -136,7 +136,7 @@ def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int
 
 def show_verified(output: Output, entries: "list[DatasetEntry]") -> None:
     """Print which cached files are what was put there; without entries, of all that are cached."""
-    from gq.data.cache import in_cache, verify
+    from gq.datasets.cache import in_cache, verify
 
     found = verify(entries or in_cache())
     documents = [
@@ -157,7 +157,7 @@ def show_verified(output: Output, entries: "list[DatasetEntry]") -> None:
 
 def show_removed(output: Output, entries: "list[DatasetEntry]", *, yes: bool) -> None:
     """Remove datasets from the cache after asking, and print what that freed."""
-    from gq.data.cache import remove
+    from gq.datasets.cache import remove
 
     names = ", ".join(entry.id for entry in entries)
     ask(f"remove {names} from the cache?", refusal=f"not removing {names} without being sure", yes=yes)

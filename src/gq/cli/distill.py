@@ -9,7 +9,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.engine.distilling import Distilled
+    from gq.speculation.distil import Distilled
 
 EXAMPLES = """\b
 Examples:
@@ -87,9 +87,9 @@ def distill(
     from gq import threads
 
     threads.prepare()
-    from gq.engine.corrector_training import TrainSettings
-    from gq.engine.distill_settings import DistillSettings, choose_archs, choose_target
-    from gq.engine.distilling import distill as distill_run
+    from gq.speculation.distil import distill as distill_run
+    from gq.speculation.settings import DistillSettings, choose_archs, choose_target
+    from gq.speculation.training import TrainSettings
 
     settings = DistillSettings(
         archs=choose_archs(arch),
@@ -124,8 +124,8 @@ def distill(
 
 def draw(distilled: "Distilled", output: Output) -> None:
     """Draw the losses of each corrector beside it, where matplotlib is installed."""
-    from gq.plotting.losses import write_losses
-    from gq.plotting.style import INSTALL, can_draw
+    from gq.results.losses import write_losses
+    from gq.results.style import INSTALL, can_draw
 
     if not can_draw():
         output.detail(f"no pictures of the losses: {INSTALL}")

@@ -8,7 +8,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.doctoring.examine import Examination
+    from gq.doctor.examine import Examination
 
 EXAMPLES = """\b
 Examples:
@@ -37,7 +37,7 @@ def doctor(
     from gq.errors import GqError
 
     threads.prepare()
-    from gq.doctoring.examine import examine
+    from gq.doctor.examine import examine
 
     examination = examine(
         offline=offline, verify=verify, num_kills=selftest, note=output.note if selftest else output.detail

@@ -11,7 +11,7 @@ from gq.cli.output import Output
 from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.data.catalog import DatasetEntry
+    from gq.datasets.catalog import DatasetEntry
 
 EXAMPLES = """\b
 Examples:
@@ -30,7 +30,7 @@ Examples:
 
 def known_names() -> list[str]:
     """Return the ids of all datasets and checkpoints."""
-    from gq.data.registry import ENTRIES
+    from gq.datasets.names import ENTRIES
 
     return list(ENTRIES)
 
@@ -110,7 +110,7 @@ def download(
 
 def selected(names: list[str], level: str | None, all_levels: bool) -> "list[DatasetEntry]":
     """Return what the names stand for, each once."""
-    from gq.data import registry
+    from gq.datasets import names as registry
 
     if level and all_levels:
         raise UsageError("--level and --all do not go together", hint="give one of them")
@@ -130,9 +130,9 @@ def fetch_all(
     """Get datasets and checkpoints one after the other, import the latter for their tasks, and return documents."""
     from gq.cli.checkpoints import import_fetched
     from gq.cli.datasets import size_text
-    from gq.data.datasets import download as download_dataset
-    from gq.data.download import address_of
-    from gq.data.registry import cached
+    from gq.datasets.download import address_of
+    from gq.datasets.loading import download as download_dataset
+    from gq.datasets.names import cached
 
     if len(entries) > 1:
         missing = [entry for entry in entries if settings["force"] or not cached(entry)]
@@ -167,7 +167,7 @@ def show_results(output: Output, documents: list[dict[str, Any]], *, is_single: 
 def tell_other_levels(output: Output, names: list[str]) -> None:
     """Say how the levels that were not asked for are got, and how large they are."""
     from gq.cli.datasets import size_text
-    from gq.data import registry
+    from gq.datasets import names as registry
 
     for name in names:
         if registry.says_level(name):

@@ -68,7 +68,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def fail(message: str, hint: str, exit_code: int) -> None:
     """Print an error, of several processes with the number of this one, and end the process."""
-    from gq.engine.distributed import rank
+    from gq.training.processes import rank
 
     which = f"process {rank()}: " if rank() else ""
     typer.echo(f"error: {which}{tidy(message)}", err=True)

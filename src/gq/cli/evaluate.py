@@ -8,7 +8,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.engine.evaluate import Evaluation
+    from gq.results.evaluate import Evaluation
 
 EXAMPLES = """\b
 Examples:
@@ -72,7 +72,7 @@ def evaluate(
     from gq import threads
 
     threads.prepare()
-    from gq.engine.evaluate import evaluate as evaluate_run
+    from gq.results.evaluate import evaluate as evaluate_run
 
     mode_options = {
         "plan_horizon": spec_plan_horizon,
@@ -114,7 +114,7 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     from rich.console import Group
 
     from gq.cli import mode_tables
-    from gq.engine.behaviour import ModeSummary
+    from gq.results.behaviour import ModeSummary
 
     modes = [result for result in evaluation.results if isinstance(result, ModeSummary)]
     if modes:

@@ -11,7 +11,7 @@ from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 
 if TYPE_CHECKING:
-    from gq.engine.finetuning import FinetuneResult
+    from gq.training.finetuning import FinetuneResult
 
 EXAMPLES = """\b
 Examples:
@@ -69,8 +69,8 @@ def finetune(
         (None, None) if launch.resume else find_run(run, latest=latest, algos=("odt", "finetune"))
     )
     from gq.config import FinetuneConfig
-    from gq.engine.finetuning import complete, finetune, prepare_finetuning
-    from gq.engine.runs import resume_config
+    from gq.runs.folder import resume_config
+    from gq.training.finetuning import complete, finetune, prepare_finetuning
 
     out = launch.out
     if parent:

@@ -56,7 +56,7 @@ class Launch:
         """Return the run to go on with and its configuration; None for a new one."""
         if not self.resume:
             return None
-        from gq.engine.runs import resume_config, was_killed_at_birth
+        from gq.runs.folder import resume_config, was_killed_at_birth
 
         if self.out and was_killed_at_birth(self.out):
             output.note(f"{self.out} has nothing saved yet: starting again")

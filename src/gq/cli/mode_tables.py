@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gq.cli.output import Output
-from gq.engine.behaviour import Mismatch, ModeSummary
-from gq.engine.sweep import Frontier
+from gq.results.behaviour import Mismatch, ModeSummary
+from gq.results.frontier import Frontier
 
 MAX_AGES = 6  # of plans, in the table of executions
 

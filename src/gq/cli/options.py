@@ -48,7 +48,7 @@ def known_runs() -> list[str]:
 
 def known_datasets() -> list[str]:
     """Return the ids of the registry."""
-    from gq.data.registry import known_ids
+    from gq.datasets.names import known_ids
 
     return list(known_ids())
 
@@ -119,8 +119,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def max_steps(run: Path) -> int:
     """Return the most steps that an episode of a run's task can have, for progress bars."""
-    from gq.engine.runs import read_config
     from gq.envs.tasks import resolve_task
+    from gq.runs.folder import read_config
 
     return resolve_task(read_config(run).task).max_episode_steps
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gq.engine.distributed import rank
+from gq.training.processes import rank
 
 if TYPE_CHECKING:
     from rich.console import Console

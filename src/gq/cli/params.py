@@ -11,7 +11,7 @@ from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:
     from gq.config import TDMPC2Config
-    from gq.parameters import ParamsReport
+    from gq.costs import ParamsReport
 
 WORLD = "tdmpc2"
 EXAMPLES = """\b
@@ -119,7 +119,7 @@ def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int |
     """Return the task, a dataset's where none is given, and how many transitions it has; None without one."""
     if not dataset:
         return task, None
-    from gq.data.datasets import load_dataset
+    from gq.datasets.loading import load_dataset
 
     trajectories = load_dataset(dataset, task=task)
     return task or trajectories.task, trajectories.num_transitions
@@ -145,9 +145,9 @@ def collect(
     size: str | None, config: Any, task: str | None, num_transitions: int | None, batch_size: int
 ) -> tuple[list["ParamsReport"], str]:
     """Return the reports asked for, of a run's configuration or of one size or all, and the task that they are for."""
+    from gq.costs import report, report_config
     from gq.envs.tasks import resolve_task
     from gq.models.sizes import SIZES
-    from gq.parameters import report, report_config
 
     options: dict[str, Any] = {"num_transitions": num_transitions, "batch_size": batch_size}
     if config is None:
@@ -164,10 +164,10 @@ def run_config(name: str) -> Any:
     Raises:
         UsageError: no such run.
     """
-    from gq.engine.runs import read_config
     from gq.errors import suggest
     from gq.models.sizes import SIZES
     from gq.paths import find_run
+    from gq.runs.folder import read_config
 
     try:
         folder, _ = find_run(name)
@@ -189,9 +189,9 @@ def show_world_models(
     from dataclasses import replace
 
     from gq.cli.world_tables import world_tables
+    from gq.costs import report_world
     from gq.envs.tasks import resolve_task
     from gq.models.world_config import WORLD_MODEL_SIZES
-    from gq.parameters import report_world
     from gq.presets import tdmpc2
 
     if config and size:

@@ -12,7 +12,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.plotting.drawing import Drawing
+    from gq.results.drawing import Drawing
 
 EXAMPLES = """\b
 Examples:
@@ -34,7 +34,7 @@ CURVES_ONLY = {"x": "auto", "smooth": 1, "metric": None}  # options for learning
 def newest_metrics() -> list[str]:
     """Return the metrics of the newest run, for completion."""
     from gq.paths import all_runs
-    from gq.plotting.records import known_metrics, read_records
+    from gq.results.history import known_metrics, read_records
 
     runs = all_runs()
     return known_metrics(read_records(runs[0] / "metrics.jsonl")) if runs else []
@@ -95,20 +95,20 @@ def plot(
     refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
     drawing: Drawing
     if kind == "dataset":
-        from gq.plotting.histograms import data_drawing, read_data
+        from gq.results.histograms import data_drawing, read_data
 
         drawing = data_drawing([read_data(name) for name in datasets])
     elif kind == "sweep":
-        from gq.plotting.sweep import read_sweep, sweep_drawing
+        from gq.results.sweep import read_sweep, sweep_drawing
 
         drawing = sweep_drawing([read_sweep(run) for run in runs])
     elif kind == "asked":
-        from gq.plotting.asked import asked_drawing, read_asked
+        from gq.results.asked import asked_drawing, read_asked
 
         drawing = asked_drawing(read_asked(runs, aggregate=aggregate, band=band))
     else:
-        from gq.plotting.curves import read_learning
-        from gq.plotting.learning import learning_drawing
+        from gq.results.curves import read_learning
+        from gq.results.learning import learning_drawing
 
         learning = read_learning(runs, x=x, smooth=smooth, metrics=metric or (), aggregate=aggregate, band=band)
         drawing = learning_drawing(learning)
@@ -118,7 +118,7 @@ def plot(
 def check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, terminal: bool, force: bool) -> None:
     """Raise UsageError for options that do not go together, or a file that is of no kind or is there already."""
     from gq.errors import UsageError
-    from gq.plotting.style import FORMATS
+    from gq.results.style import FORMATS
 
     chosen = [name for name, is_on in (("--json", json_mode), ("--csv", csv_mode), ("--terminal", terminal)) if is_on]
     if len(chosen) > 1:
@@ -147,7 +147,7 @@ def find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path],
 
 def is_dataset(name: str) -> bool:
     """Tell whether a name stands for a dataset, not for runs. Raises UsageError where it may be either."""
-    from gq.data import registry
+    from gq.datasets import names as registry
     from gq.errors import UsageError
     from gq.paths import all_runs
 
@@ -218,7 +218,7 @@ def choose_path(output: Output, drawing: "Drawing", runs: list[Path]) -> Path | 
 
     That of one run is drawn anew each time, those of several have names of their own.
     """
-    from gq.plotting.style import INSTALL, can_draw
+    from gq.results.style import INSTALL, can_draw
 
     if not runs:
         return None
@@ -237,7 +237,7 @@ def overview(output: Output, drawing: "Drawing", path: str, *, draws: bool) -> A
     from rich.console import Group
     from rich.text import Text
 
-    from gq.plotting.terminal import MAX_WIDTH
+    from gq.results.terminal import MAX_WIDTH
 
     parts: list[Any] = []
     columns = shutil.get_terminal_size().columns - 1

@@ -32,7 +32,7 @@ def pull(
     output: Output,
 ) -> None:
     """Get a run from the Hugging Face Hub, checked, to evaluate, film and report it; or a dataset."""
-    from gq.data.hub import PREFIX, parse_reference, refuse_offline
+    from gq.datasets.hub import PREFIX, parse_reference, refuse_offline
 
     if not repo:
         raise UsageError("no repository named", hint="for example gq pull me/hopper-dt")
@@ -46,7 +46,7 @@ def pull(
         )
         return
     refuse_offline(f"{reference} is on the Hub", offline=offline, hint="the runs that are here: gq runs")
-    from gq.sharing.pulling import pull_run
+    from gq.hub.pull import pull_run
 
     with output.progress("pulling", unit="bytes") as move:
         pulled = pull_run(repo, out=out, report=move, note=output.note)

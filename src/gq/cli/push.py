@@ -10,7 +10,7 @@ from gq.cli.output import Output
 from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.sharing.pushing import Plan
+    from gq.hub.push import Plan
 
 EXAMPLES = """\b
 Examples:
@@ -57,16 +57,16 @@ def push(
     if latest:
         what, repo = None, what
     if repo:
-        from gq.data.hub import parse_reference
+        from gq.datasets.hub import parse_reference
 
         repo = parse_reference(repo).repo
     plan = make_plan(what, repo or "", latest=latest, with_state=with_state)
     if dry_run:
         show_plan(output, plan)
         return
-    from gq.data.hub import refuse_offline
-    from gq.sharing.pushing import hub_client, own_repo
-    from gq.sharing.pushing import push as push_plan
+    from gq.datasets.hub import refuse_offline
+    from gq.hub.push import hub_client, own_repo
+    from gq.hub.push import push as push_plan
 
     refuse_offline("the Hub is elsewhere", offline=offline, hint="push when there is a network; --dry-run needs none")
     client = hub_client()
@@ -96,7 +96,7 @@ def make_plan(what: str | None, repo: str, *, latest: bool, with_state: bool) ->
     is_file = path is not None and path.is_file() and path.suffix in (".hdf5", ".h5", ".pkl")
     is_id = what is not None and path is not None and "/" in what and not path.exists()
     folder = None if is_file or is_id else find_run(what, latest=latest)[0]
-    from gq.sharing.pushing import plan_dataset, plan_run
+    from gq.hub.push import plan_dataset, plan_run
 
     return plan_run(folder, repo, with_state=with_state) if folder else plan_dataset(what or "")
 

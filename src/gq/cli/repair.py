@@ -10,9 +10,9 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.evaluation.drift import DriftReport
-    from gq.repairing.findings import Finding
-    from gq.repairing.repair import RepairReport
+    from gq.repair.drift import DriftReport
+    from gq.repair.findings import Finding
+    from gq.repair.repair import RepairReport
 
 EXAMPLES = """\b
 Examples:
@@ -71,12 +71,12 @@ def repair(
         hint = f"gq repair {shlex.quote(dataset)} --apply -o OUT.hdf5"
         raise UsageError("--apply and -o belong together" if apply else "-o says where --apply writes", hint=hint)
     if png is not None:
-        from gq.plotting.style import check_name
+        from gq.results.style import check_name
 
         check_name(png)
         if png.exists() and not force:
             raise UsageError(f"{png} is there already", hint="--force replaces it")
-    from gq.repairing.repair import repair as repair_dataset
+    from gq.repair.repair import repair as repair_dataset
 
     with output.progress("examining", unit="steps") as move:
         report = repair_dataset(
@@ -106,7 +106,7 @@ def repair(
 def draw(report: "RepairReport", path: Path) -> None:
     """Draw the histograms. Raises GqError."""
     from gq.errors import GqError
-    from gq.plotting.histograms import of_health, write_histograms
+    from gq.results.histograms import of_health, write_histograms
 
     if report.health is None:
         raise GqError("there is no whole episode to draw", hint="see the findings without --png")
@@ -115,8 +115,8 @@ def draw(report: "RepairReport", path: Path) -> None:
 
 def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_episodes: int) -> "DriftReport":
     """Replay episodes of the repaired copy, or of the dataset if there is none. Raises GqError."""
-    from gq.data.datasets import load_dataset
-    from gq.evaluation.drift import replay_drift
+    from gq.datasets.loading import load_dataset
+    from gq.repair.drift import replay_drift
 
     trajectories = load_dataset(str(report.output or dataset), task=task)
     return replay_drift(trajectories, num_episodes, task=task)
@@ -124,7 +124,7 @@ def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_ep
 
 def describe(report: "RepairReport", *, verbose: bool) -> str:
     """Return the report as text for people."""
-    from gq.repairing.findings import several
+    from gq.repair.findings import several
 
     lines = [str(report.file)]
     if report.layout:

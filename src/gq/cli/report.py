@@ -9,7 +9,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.reporting.facts import Facts
+    from gq.results.facts import Facts
 
 EXAMPLES = """\b
 Examples:
@@ -58,9 +58,9 @@ def report(
     from gq import threads
 
     threads.prepare()
-    from gq.reporting.gather import Wishes
-    from gq.reporting.report import default_path
-    from gq.reporting.report import report as write_report
+    from gq.results.gather import Wishes
+    from gq.results.report import default_path
+    from gq.results.report import report as write_report
 
     path = file or (None if output.json_mode else default_path(folders))
     with output.progress("evaluating", unit="steps") as move:
@@ -86,7 +86,7 @@ def overview(output: Output, facts: "Facts", path: str) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from gq.reporting.words import between, show
+    from gq.results.words import between, show
 
     rows = [
         (

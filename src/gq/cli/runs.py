@@ -9,8 +9,8 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.managing.details import RunDetails
-    from gq.managing.records import RunRecord
+    from gq.runs.details import RunDetails
+    from gq.runs.records import RunRecord
 
 GROUP_EXAMPLES = """\b
 Examples:
@@ -75,8 +75,8 @@ def list_runs(
     output: Output,
 ) -> None:
     """List the runs of the runs folder; with -q only their ids."""
-    from gq.managing.records import list_runs as read_runs
     from gq.paths import runs_folder
+    from gq.runs.records import list_runs as read_runs
 
     records = read_runs(task=task, algo=algo, state=state, order=sort)
     document = {"folder": str(runs_folder()), "runs": [record.to_dict() for record in records]}
@@ -120,7 +120,7 @@ def show(
     from gq.paths import find_run
 
     folder, _ = find_run(run, latest=latest)
-    from gq.managing.details import describe
+    from gq.runs.details import describe
 
     details = describe(folder)
     output.result(details.to_dict(), quiet=str(folder), human=details_text(output, details))

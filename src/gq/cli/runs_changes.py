@@ -11,7 +11,7 @@ from gq.cli.runs import megabytes
 from gq.cli.runs import runs_app as runs_app
 
 if TYPE_CHECKING:
-    from gq.managing.changes import Doomed
+    from gq.runs.changes import Doomed
 
 RENAME_EXAMPLES = """\b
 Examples:
@@ -57,7 +57,7 @@ def rename(
     from gq.paths import find_whole_run
 
     folder = find_whole_run(run)
-    from gq.managing.changes import rename as rename_run
+    from gq.runs.changes import rename as rename_run
 
     path = rename_run(folder, name)
     output.result({"run": str(path), "before": folder.name, "name": path.name}, quiet=path, human=str(path))
@@ -76,7 +76,7 @@ def remove(
     from gq.paths import find_whole_run
 
     folders = list(dict.fromkeys(find_whole_run(name) for name in runs))
-    from gq.managing.changes import doom, refuse_in_use
+    from gq.runs.changes import doom, refuse_in_use
 
     for folder in folders:
         refuse_in_use(folder)
@@ -110,8 +110,8 @@ def prune(
     from gq.paths import find_whole_run
 
     folders = [find_whole_run(name) for name in runs or []]
-    from gq.managing.changes import plan_prune, stillborn
-    from gq.managing.records import list_runs, read_run
+    from gq.runs.changes import plan_prune, stillborn
+    from gq.runs.records import list_runs, read_run
 
     records = [read_run(folder) for folder in folders] if runs else list_runs()
     doomed = plan_prune(records, failed=failed, empty=empty, checkpoints=checkpoints, older_than_days=older_than)
@@ -122,8 +122,8 @@ def prune(
 
 def carry_out(output: Output, doomed: "list[Doomed]", *, yes: bool, dry_run: bool) -> None:
     """Show what is to go, ask, remove it, and print the paths."""
-    from gq.managing import changes
-    from gq.managing.lineage import dependants_of
+    from gq.runs import changes
+    from gq.runs.lineage import dependants_of
 
     num_bytes = sum(one.num_bytes for one in doomed)
     document: dict[str, Any] = {

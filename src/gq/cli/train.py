@@ -161,8 +161,8 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
     stored = launch.stored(output, algo, size, given)
     out, wanted = stored or (launch.out, preset(algo, size, given).replace(given))
     assert isinstance(wanted, DataRunConfig)
-    from gq.engine.offline import prepare, train
-    from gq.engine.runs import refuse_filled
+    from gq.runs.folder import refuse_filled
+    from gq.training.offline import prepare, train
 
     if wanted.data.dataset and not launch.dry_run:
         simulate_missing(output, wanted.data.dataset)
@@ -192,8 +192,8 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
 def simulate_missing(output: Output, name: str) -> None:
     """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
     from gq.cli.download import fetch_all
-    from gq.data import registry
-    from gq.data.datasets import canonical_name
+    from gq.datasets import names as registry
+    from gq.datasets.loading import canonical_name
 
     entry = registry.ENTRIES.get(canonical_name(name))
     if entry and entry.kind == "builtin" and not registry.cached(entry):
@@ -204,7 +204,7 @@ def simulate_missing(output: Output, name: str) -> None:
 def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Trajectories") -> "DataRunConfig":
     """Return the configuration with the batch size that suits this machine, and say what was measured."""
     from gq.config import OfflineConfig
-    from gq.engine.batch_size import choose_batch_size
+    from gq.training.batch_size import choose_batch_size
 
     assert isinstance(config, OfflineConfig)
     output.note("measuring batch sizes for a few seconds")
@@ -220,8 +220,8 @@ def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Tr
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
     """Return what follows from a configuration without loading torch, and say so."""
     from gq.config import DTConfig, ODTConfig
+    from gq.costs import parameter_formula, training_memory_bytes
     from gq.envs.tasks import resolve_task
-    from gq.parameters import parameter_formula, training_memory_bytes
 
     if not isinstance(config, DTConfig | ODTConfig):
         return {}

@@ -79,7 +79,7 @@ def train_tdmpc2(
     from gq import threads
 
     threads.prepare()
-    from gq.engine.world_training import train_world_model
+    from gq.training.world import train_world_model
 
     with TrainingView(output, resolved) as view:
         result = train_world_model(resolved, out, resume=stored is not None, listener=view)

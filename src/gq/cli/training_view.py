@@ -100,7 +100,7 @@ class TrainingView:
             self._evaluation = f"  return {planned:.0f}"
             self.note(f"decision {step}: mean return {planned:.0f}, {policy:.0f} by the policy alone")
             return
-        from gq.engine.metrics import keys_by_target
+        from gq.runs.metrics import keys_by_target
 
         returns = {target: metrics[key] for target, key in keys_by_target(metrics).items()}
         if not returns:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
+    from gq.costs import WorldParamsReport
     from gq.envs.tasks import Task
-    from gq.parameters import WorldParamsReport
 
 
 def world_tables(output: Output, reports: list["WorldParamsReport"], task: "Task") -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.formats import open_hdf5
 from gq.data.layouts import from_flat, pick_columns
 from gq.data.own_content import own_item
+from gq.data.reading import open_hdf5
 from gq.data.rehearsal import rehearse
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError

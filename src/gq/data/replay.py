@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gq.data.episode_log import LoggedEpisode
-from gq.data.sampler import Batch, Rows, gather_windows
 from gq.data.trajectories import Trajectories
+from gq.data.windows import Batch, Rows, gather_windows
 
 
 class Entry(NamedTuple):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gq.data.sampler import WHOLE, Batch, Share
 from gq.data.trajectories import Trajectories
+from gq.data.windows import WHOLE, Batch, Share
 
 RESIDENT_SHARE = 0.25  # of a device's free memory that data may take: weights' moments and activations come later
 NUM_AHEAD = 3  # batches that are being fetched, or are ready

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache
-from gq.models.fused import RMSNorm
 from gq.models.gpt2 import GPT2Backbone
+from gq.models.kernels import RMSNorm
 from gq.models.scaling import Scaling
 from gq.models.transformer import RMS_EPS, Qwen3Backbone
 

@@ -10,7 +10,7 @@ from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, m
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache, LayerCache
 from gq.models.dropout import Dropout
-from gq.models.fused import autocast_dtype, is_fused, keeps_casts, linear
+from gq.models.kernels import autocast_dtype, is_fused, keeps_casts, linear
 
 
 class Block(nn.Module):

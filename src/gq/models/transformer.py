@@ -12,7 +12,7 @@ from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, m
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache, LayerCache
 from gq.models.dropout import Dropout
-from gq.models.fused import GatedLinear, RMSNorm, RotatedHeads, is_fused, keeps_casts
+from gq.models.kernels import GatedLinear, RMSNorm, RotatedHeads, is_fused, keeps_casts
 
 RMS_EPS = 1e-6
 

@@ -18,7 +18,7 @@ FEW_DROPPED = 1 / 32  # up to this rate it keeps the places instead of a mask (g
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """In which numbers, and by whose kernels, a model is computed: torch's, or on a CPU those of gq.models.fused."""
+    """In which numbers, and by whose kernels, a model is computed: torch's, or on a CPU those of gq.models.kernels."""
 
     bfloat16: bool  # of matrix products; the residual stream and weights are float32 always
     on_cpu: bool

@@ -1,0 +1,1 @@
+"""Datasets by name: where they come from, and the cache that holds them."""

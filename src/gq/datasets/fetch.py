@@ -1,0 +1,290 @@
+"""Fetch a file over HTTP: resumed where it broke off, checked, and whole or absent.
+
+Bytes go to `<name>.part`; `<name>.part.json` keeps what the server said of the file, so that another process, or the
+same one after a kill, asks only for the rest (`Range`), and only of the same file (`If-Range`).
+"""
+
+import http.client
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gq.datasets.connection import BrokenTransferError, PastEndError, open_url
+from gq.errors import GqError
+from gq.files import sha256, sync, write_error, write_json
+from gq.parsing import parse_json, parse_whole_number
+
+NUM_ATTEMPTS = 4  # in a row that bring nothing new
+BACK_OFF_S = 1.0  # before the second attempt; doubles with each further one
+LONGEST_WAIT_S = 60.0  # that a server may ask for
+NOTABLE_WAIT_S = 2.0
+CHUNK_BYTES = 1 << 18
+
+Report = Callable[[int, int | None], None]
+Note = Callable[[str], None]
+
+
+def silent(*_anything: object) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What is known of a file before it is fetched."""
+
+    sha256: str  # its first digits, or all of them
+    says: str  # who says so
+    hint: str  # what to do where the file is another one
+
+    def check(self, where: str, digest: str) -> None:
+        """Raise GqError if the file at `where`, an address or a path, has another hash."""
+        if digest.startswith(self.sha256):
+            return
+        num_digits = min(12, len(self.sha256))
+        message = f"its sha256 begins with {digest[:num_digits]}, {self.says} has {self.sha256[:num_digits]}"
+        raise GqError(f"{where} is not the file that it should be: {message}", hint=self.hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file to fetch."""
+
+    url: str
+    magic: bytes  # what it must start with; saved error pages do not
+    hint: str = ""  # the next step when it cannot be fetched
+    token: str = ""  # shown to the host of the address and to no other
+    expected: Expected | None = None
+    spare_bytes: int = 0  # that the disk must have room for besides the file
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What the server says of a file; None where it does not."""
+
+    validator: str | None = None  # a strong ETag or a date, for If-Range
+    num_bytes: int | None = None
+    sha256: str | None = None
+
+
+def fetch(remote: RemoteFile, target: Path, *, report: Report = silent, note: Note = silent) -> str:
+    """Fetch a file and return its SHA-256; a target that is there already is only hashed.
+
+    Args:
+        report: called with the bytes so far and the total, or None where the server does not say.
+        note: called with a line of text before a wait that people would notice.
+
+    Raises:
+        GqError: the server refuses, keeps breaking off or sends something else; or the disk has no room or cannot be
+            written. What arrived stays for the next try unless it is wrong.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        if target.is_file():
+            digest = sha256(target)
+            check_content(remote, target, None, digest)
+            return digest
+        announced = receive_all(remote, part, report, note)
+        digest = sha256(part)
+        check_content(remote, part, announced.sha256, digest)
+        sync(part)
+        part.replace(target)
+        discard(part)
+    except OSError as error:  # of the disk: those of the network are BrokenTransferErrors
+        raise write_error(target, error) from error
+    return digest
+
+
+def check_content(remote: RemoteFile, path: Path, announced_sha256: str | None, digest: str) -> None:
+    """Compare a file's hash with what the server announced and with what is known; a wrong file is removed.
+
+    Raises:
+        GqError: it is wrong.
+    """
+    try:
+        if announced_sha256 not in (None, digest):
+            message = "what arrived has not the sha256 that the server announces"
+            raise GqError(f"cannot download {remote.url}: {message}", hint=remote.hint)
+        if remote.expected:
+            remote.expected.check(remote.url, digest)
+    except GqError:
+        discard(path)
+        raise
+
+
+def receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> Announced:
+    """Complete a part file in as many attempts as it takes, and return what the server announced.
+
+    Raises:
+        GqError: the server refuses for good, or a few attempts in a row brought nothing.
+        OSError: the part file cannot be written.
+    """
+    num_failures, furthest = 0, size_of(part)  # a restart is no progress until it passes what was reached before
+    while True:
+        try:
+            return receive(remote, part, report)
+        except BrokenTransferError as error:
+            reason, wait_s = str(error), error.wait_s
+        num_failures = 1 if size_of(part) > furthest else num_failures + 1
+        furthest = max(furthest, size_of(part))
+        if wait_s > LONGEST_WAIT_S:
+            reason, num_failures = f"{reason} and asks to wait {wait_s:,.0f} s", NUM_ATTEMPTS
+        if num_failures >= NUM_ATTEMPTS:
+            raise GqError(f"cannot download {remote.url}: {reason}", hint=remote.hint)
+        wait_s = max(wait_s, BACK_OFF_S * 2 ** (num_failures - 1))
+        if wait_s >= NOTABLE_WAIT_S:
+            note(f"{reason}; trying again in {wait_s:.0f} s")
+        time.sleep(wait_s)
+
+
+def receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
+    """Make one attempt to complete a part file, and return what the server announced.
+
+    Raises:
+        BrokenTransferError: trying again may help.
+        GqError: the server refuses for good, or has another file than it should, or the disk has no room for it.
+        OSError: the part file cannot be written.
+    """
+    known = stored_announcement(part)
+    num_bytes = size_of(part) if known.validator else 0
+    if known.validator and num_bytes == known.num_bytes:
+        return known
+    headers = {"Accept-Encoding": "identity"}
+    if known.validator and num_bytes:
+        headers |= {"Range": f"bytes={num_bytes}-", "If-Range": known.validator}
+    try:
+        response, linked = open_url(remote.url, headers, token=remote.token, hint=remote.hint)
+    except PastEndError:
+        discard(part)
+        raise
+    with response:
+        announced = announcement(response, linked)
+        if remote.expected and announced.sha256:
+            remote.expected.check(remote.url, announced.sha256)
+        if response.status == 206:
+            check_continuation(response, part, known, announced)
+            check_room(remote, part, known, num_bytes)
+            return append(response, part, known, report)
+        check_room(remote, part, announced, 0)
+        head = read_from(response.read, len(remote.magic))
+        if not head.startswith(remote.magic):
+            raise BrokenTransferError(f"the server sends something else, which starts with {head[:20]!r}")
+        part.unlink(missing_ok=True)  # first, lest a kill leave bytes of one file with the announcement of another
+        write_json(note_of(part), asdict(announced))
+        return append(response, part, announced, report, head)
+
+
+def append(
+    response: http.client.HTTPResponse, part: Path, announced: Announced, report: Report, chunk: bytes = b""
+) -> Announced:
+    """Add the body of an answer to a part file, after a chunk of it that was read already; return `announced`.
+
+    Raises:
+        BrokenTransferError: the connection failed.
+        OSError: the part file cannot be written.
+    """
+    num_bytes = size_of(part)
+    report(num_bytes, announced.num_bytes)
+    with part.open("ab", buffering=0) as file:  # unbuffered: a kill loses one chunk at most
+        chunk = chunk or read_from(response.read1, CHUNK_BYTES)
+        while chunk:
+            rest = memoryview(chunk)
+            while rest:  # a disk that is nearly full takes a part of it
+                rest = rest[file.write(rest) :]
+            num_bytes += len(chunk)
+            report(num_bytes, announced.num_bytes)
+            chunk = read_from(response.read1, CHUNK_BYTES)  # what has arrived, at least a byte
+    if announced.num_bytes not in (None, num_bytes):
+        raise BrokenTransferError(f"it broke off after {num_bytes:,} of {announced.num_bytes:,} bytes")
+    return announced
+
+
+def check_continuation(response: http.client.HTTPResponse, part: Path, known: Announced, announced: Announced) -> None:
+    """Check that a partial answer goes on where the part file ends, and in the same file.
+
+    Raises:
+        BrokenTransferError: it does not; the part file is removed.
+    """
+    first_byte = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
+    is_same = (announced.validator, announced.num_bytes) == (known.validator, known.num_bytes)
+    if not is_same or not first_byte or int(first_byte[1]) != size_of(part):
+        discard(part)
+        raise BrokenTransferError("the server goes on with another file")
+
+
+def check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: int) -> None:
+    """Check that the disk has room for what is still to come after `num_bytes`, and for what is made of it.
+
+    Raises:
+        GqError: it has not.
+    """
+    if announced.num_bytes is None:
+        return
+    part.parent.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(part.parent).free + size_of(part) - num_bytes  # a restart gives the old part back
+    needed_bytes = announced.num_bytes - num_bytes + remote.spare_bytes
+    if needed_bytes > free_bytes:
+        message = f"{part.parent} has no room: {needed_bytes / 1e6:,.0f} MB are needed to download and convert"
+        hint = "free some space, or let GQ_HOME name a folder on another disk"
+        raise GqError(f"{message} {remote.url}, {free_bytes / 1e6:,.0f} MB are free", hint=hint)
+
+
+def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> Announced:
+    """Read what an answer, and the redirects before it, say of the whole file.
+
+    Raises:
+        BrokenTransferError: they contradict each other.
+    """
+    headers = response.headers
+    etag = headers["ETag"]
+    total = re.search(r"/(\d+)$", headers["Content-Range"] or "") if response.status == 206 else None
+    num_sent = parse_whole_number(total[1] if total else headers["Content-Length"] or "")
+    num_bytes = parse_whole_number(headers["X-Linked-Size"] or linked.get("X-Linked-Size") or "")
+    if None not in (num_sent, num_bytes) and num_sent != num_bytes:
+        raise BrokenTransferError(f"the server sends {num_sent:,} bytes of a file that has {num_bytes:,}")
+    digest = (headers["X-Linked-Etag"] or linked.get("X-Linked-Etag") or etag or "").strip('"')
+    return Announced(
+        validator=etag
+        if etag and not etag.startswith("W/")
+        else headers["Last-Modified"],  # If-Range takes no weak ones
+        num_bytes=num_sent if num_bytes is None else num_bytes,
+        sha256=digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None,
+    )
+
+
+def read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
+    """Call a method of an answer that reads; empty at the end, which may come too early.
+
+    Raises:
+        BrokenTransferError: the connection failed.
+    """
+    try:
+        return read(num_bytes)
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokenTransferError(str(error) or type(error).__name__) from error
+
+
+def note_of(part: Path) -> Path:
+    """Return where the announcement for a part file is kept."""
+    return part.with_name(part.name + ".json")
+
+
+def stored_announcement(part: Path) -> Announced:
+    """Return what the server said when the part file was begun; empty if that is lost."""
+    try:
+        return Announced(**parse_json(note_of(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # without it the file is fetched from the start
+        return Announced()
+
+
+def size_of(part: Path) -> int:
+    """Return the bytes that arrived so far."""
+    return part.stat().st_size if part.exists() else 0
+
+
+def discard(part: Path) -> None:
+    """Remove a part file and its announcement."""
+    part.unlink(missing_ok=True)
+    note_of(part).unlink(missing_ok=True)

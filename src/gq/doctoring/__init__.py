@@ -1,1 +1,0 @@
-"""`gq doctor`: what is wrong with this machine, the cache and the runs."""

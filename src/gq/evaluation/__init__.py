@@ -1,1 +1,0 @@
-"""Episodes of policies, and what can be said of their returns."""

@@ -1,0 +1,1 @@
+"""Runs and data on the Hugging Face Hub."""

@@ -1,1 +1,0 @@
-"""Runs as a user looks after them: listed, shown, renamed, removed."""

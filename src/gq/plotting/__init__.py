@@ -1,1 +1,0 @@
-"""What runs and datasets look like: pictures, tables and terminal drawings."""

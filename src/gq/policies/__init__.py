@@ -1,0 +1,1 @@
+"""Policies: from a run to what acts."""

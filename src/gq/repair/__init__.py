@@ -1,0 +1,1 @@
+"""Findings in data files, and their repair."""

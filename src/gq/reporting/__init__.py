@@ -1,1 +1,0 @@
-"""Report cards of runs: facts gathered, and written as HTML, Markdown or JSON."""

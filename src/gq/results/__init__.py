@@ -1,0 +1,1 @@
+"""What runs achieved: evaluations, comparisons, figures, reports."""

@@ -1,0 +1,312 @@
+"""What policies achieved over what they were asked for, beside what their data returned."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gq.datasets.loading import load_dataset
+from gq.errors import GqError, UsageError
+from gq.results.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
+from gq.results.drawing import Drawing, Table, between
+from gq.results.groups import groups_by_task, repeated_seeds
+from gq.results.history import History, is_number, read_records, read_settings
+from gq.results.style import (
+    GREY,
+    MAX_COLUMNS,
+    PANEL_INCHES,
+    STRONG_GREY,
+    add_legend,
+    brief,
+    legend_inches,
+    line_style,
+    picture,
+)
+from gq.results.terminal import GREY as DIM
+from gq.results.terminal import Line, Row, draw_lines, numbered
+from gq.rollouts.statistics import bootstrap_interval
+from gq.runs.evaluations import read_evaluations
+from gq.runs.metrics import keys_by_target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EPISODES_BAND = "bars: 95 % bootstrap interval over episodes"
+DIAGONAL, RUG = "as asked", "returns of the data"
+MORE_INCHES = 0.4  # of height than other panels have, as both axes are returns
+MAX_RUG = 400  # strokes; of more episodes their quantiles
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What one run achieved; targets in increasing order."""
+
+    history: History
+    returns: dict[float, np.ndarray]  # [episodes] by target; a mean alone where only that is on record
+    checkpoint: str  # "" where it is not on record
+
+
+@dataclass(frozen=True)
+class AskedLine:
+    """What runs of one group achieved; all arrays are [targets], float64."""
+
+    task: str
+    group: str
+    runs: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    targets: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+    band: str  # episodes, bootstrap, min-max, or "" for none
+
+    @property
+    def name(self) -> str:
+        """What the line is called."""
+        if len(self.runs) > 1:
+            return f"{self.group} ({len(self.runs)} runs)" if self.group else f"{len(self.runs)} runs"
+        return self.group or self.runs[0]
+
+
+@dataclass(frozen=True)
+class AskedReturns:
+    """Lines of some runs, and the returns of the data that they learnt from."""
+
+    lines: list[AskedLine]
+    data: dict[str, np.ndarray]  # by task: [episodes], or quantiles of them, in increasing order
+    aggregate: Aggregate
+    notes: list[str]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order of the runs."""
+        return list(dict.fromkeys(line.task for line in self.lines))
+
+    def bands(self, task: str | None = None) -> list[str]:
+        """Say what lines and intervals are, of a task or of all."""
+        chosen = [line for line in self.lines if task in (None, line.task) and (line.band or len(line.runs) > 1)]
+        kinds = dict.fromkeys(line.band for line in chosen)
+        return [EPISODES_BAND if kind == "episodes" else describe(kind, self.aggregate, "bars") for kind in kinds]
+
+    def caption(self) -> str:
+        """Say what all lines and intervals are."""
+        return "; ".join(self.bands())
+
+
+def read_asked(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Band = "auto") -> AskedReturns:
+    """Read the newest evaluations of runs over their targets, or what they logged last; seeds become one line.
+
+    Args:
+        aggregate, band: of several runs, see `gq.results.curves.read_learning`; the intervals of a single run are of
+            the mean over its episodes.
+
+    Raises:
+        GqError: a run's files cannot be read.
+        UsageError: a run is asked for nothing, or was not evaluated yet.
+    """
+    found = {run: read_achieved(run) for run in dict.fromkeys(run.resolve() for run in runs)}
+    notes = [
+        f"{run.name} has no stored evaluation: its last one while it trained"
+        for run, one in found.items()
+        if not one.checkpoint
+    ]
+    lines, data = [], {}
+    for _, name, group in groups_by_task([one.history for one in found.values()], final=True):
+        lines += group_lines(name, [found[history.run] for history in group], aggregate, band)
+        if len(lines[-1].runs) > 1 and (repeated := repeated_seeds(group)):
+            notes.append(repeated)
+    for task in dict.fromkeys(line.task for line in lines):
+        histories = [one.history for one in found.values() if one.history.settings["task"] == task]
+        returns, problem = returns_of_data(histories)
+        if returns is not None:
+            data[task] = returns
+        notes += [problem] if problem else []
+    return AskedReturns(lines, data, aggregate, notes)
+
+
+def read_achieved(run: Path) -> Achieved:
+    """Return what the newest evaluated checkpoint of a run achieved. Raises GqError."""
+    settings = read_settings(run)
+    if settings["algo"] in ("bc", "tdmpc2"):
+        hint = f"its returns: gq plot {shlex.quote(str(run))}"
+        raise UsageError(f"{run} is a {settings['algo']} run, which is asked for no return", hint=hint)
+    history = History(run, settings, [])
+    evaluations, problems = read_evaluations(run, asks=True)
+    if problems:
+        raise GqError(problems[0], hint="remove it, and evaluate again")
+    returns: dict[float, np.ndarray] = {}
+    for one in evaluations:  # like the newest one, and of those the newest of each target
+        if one.protocol == evaluations[0].protocol:
+            for way, episodes in one.episodes.items():
+                if way.target is not None and way.target not in returns:
+                    returns[way.target] = np.array([episode.episode_return for episode in episodes])
+    if returns:
+        return Achieved(history, dict(sorted(returns.items())), evaluations[0].checkpoint)
+    for record in read_records(run / "metrics.jsonl"):
+        for target, key in keys_by_target(record).items():
+            if is_number(record[key]):
+                returns[target] = np.array([record[key]], float)
+    if not returns:
+        raise UsageError(f"{run} has no evaluation yet", hint=f"gq eval {shlex.quote(str(run))}")
+    return Achieved(history, dict(sorted(returns.items())), "")
+
+
+def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Band) -> list[AskedLine]:
+    """Return the line of runs that belong together, at the targets of all of them; apart if there is none."""
+    targets = [target for target in group[0].returns if all(target in one.returns for one in group)]
+    if not targets:
+        apart = [", ".join(filter(None, [name, one.history.run.name])) for one in group]
+        return [line for own, one in zip(apart, group, strict=True) for line in group_lines(own, [one], how, wanted)]
+    values = np.array([[one.returns[target].mean() for target in targets] for one in group])  # [runs, targets]
+    band = kind_of_band(len(group), "none" if repeated_seeds([one.history for one in group]) else wanted)
+    low, high = band_of(values, how, band)
+    if len(group) == 1 and group[0].checkpoint and wanted != "none":
+        band = "episodes"
+        ends = np.array([bootstrap_interval(group[0].returns[target]) for target in targets])
+        low, high = ends.T
+    return [
+        AskedLine(
+            task=str(group[0].history.settings["task"]),
+            group=name,
+            runs=tuple(one.history.run.name for one in group),
+            checkpoints=tuple(one.checkpoint for one in group),
+            targets=np.array(targets),
+            mean=aggregate(values, how),
+            low=low,
+            high=high,
+            band=band,
+        )
+    ]
+
+
+def returns_of_data(histories: Sequence[History]) -> tuple[np.ndarray | None, str]:
+    """Return the returns of the data that runs learnt from, or why they are not shown."""
+    datasets = {str(history.settings.get("data.dataset", "")) for history in histories} - {""}
+    if len(datasets) != 1:
+        return None, "" if not datasets else "the data's returns are not shown: the runs learnt from different data"
+    try:
+        returns = np.sort(load_dataset(datasets.pop()).returns)
+    except GqError as error:
+        return None, f"the data's returns are not shown: {error}"
+    if len(returns) > MAX_RUG:
+        returns = np.quantile(returns, np.linspace(0, 1, MAX_RUG))
+    return returns, ""
+
+
+def write_asked(asked: AskedReturns, path: Path) -> None:
+    """Draw a panel per task, with the diagonal where policies do as asked, and the data's returns along the axis.
+
+    Args:
+        path: .png, .svg or .pdf; replaced if it is there.
+
+    Raises:
+        GqError: matplotlib is not installed, or the file cannot be written.
+    """
+    tasks = asked.tasks
+    num_columns = min(len(tasks), MAX_COLUMNS)
+    num_rows = -(-len(tasks) // num_columns)
+    width, height = PANEL_INCHES[0], PANEL_INCHES[1] + MORE_INCHES
+    height += max(legend_inches(names_in(asked, task)) for task in tasks)
+    with picture(path, (width * num_columns, height * num_rows)) as figure:
+        grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+        for axes in grid[len(tasks) :]:
+            axes.set_axis_off()
+        for axes, task in zip(grid, tasks, strict=False):
+            draw_asked(axes, asked, task)
+
+
+def names_in(asked: AskedReturns, task: str) -> list[str]:
+    """Return what a panel's legend has."""
+    lines = [line.name for line in asked.lines if line.task == task]
+    return [*lines, *asked.bands(task), DIAGONAL, *([RUG] if task in asked.data else [])]
+
+
+def draw_asked(axes: "Axes", asked: AskedReturns, task: str) -> None:
+    """Draw the lines of a task, the diagonal and the data's returns."""
+    lines = [line for line in asked.lines if line.task == task]
+    data = asked.data.get(task)
+    places = np.concatenate([line.targets for line in lines] + ([data] if data is not None else []))
+    low, high = min(0.0, float(places.min())), max(0.0, float(places.max()))
+    axes.plot((low, high), (low, high), color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=DIAGONAL)
+    bars: dict[str, Any] = {"capsize": 2, "capthick": 0.8, "elinewidth": 0.8}
+    for index, line in enumerate(lines):
+        style: dict[str, Any] = line_style(index) | bars | {"zorder": 3}
+        ends = None
+        if line.low is not None and line.high is not None:
+            ends = np.maximum([line.mean - line.low, line.high - line.mean], 0)
+        axes.errorbar(line.targets, line.mean, ends, label=line.name, **style)
+    for text in asked.bands(task):
+        axes.errorbar([], [], [], color=STRONG_GREY, linestyle="none", label=text, **bars)
+    if data is not None:
+        style = {"color": STRONG_GREY, "alpha": 0.35, "markersize": 6, "markeredgewidth": 0.5, "clip_on": False}
+        at_axis = np.full(len(data), 0.02)
+        axes.plot(data, at_axis, "|", transform=axes.get_xaxis_transform(), label=RUG, zorder=2, **style)
+    margin = 0.03 * (high - low or 1.0)
+    axes.set_xlim(low - (margin if low < 0 else 0), high + margin)
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.yaxis.set_major_formatter):
+        set_formatter(lambda value, _: brief(value))
+    axes.set_xlabel("return asked for")
+    axes.set_ylabel("return achieved")
+    axes.set_title(task, loc="left")
+    add_legend(axes, names_in(asked, task))
+
+
+def asked_drawing(asked: AskedReturns) -> Drawing:
+    """Return what policies achieved over what they were asked for."""
+    lines = []
+    points: list[Sequence[Any]] = []
+    rows = []
+    for line in asked.lines:
+        ends = [None] * 2 if line.low is None or line.high is None else [line.low, line.high]
+        columns = [line.targets, line.mean, *(line.mean if values is None else values for values in ends)]
+        for target, mean, low, high in zip(*(values.tolist() for values in columns), strict=True):
+            band = [low, high] if line.band else ["", ""]
+            points.append([line.name, line.task, target, mean, *band, len(line.runs), asked.aggregate, line.band])
+            rows.append((line.name, brief(target), brief(mean), between(low, high) if line.band else "-"))
+        lines.append(
+            {
+                "label": line.name,
+                "task": line.task,
+                "targets": line.targets.tolist(),
+                "achieved": line.mean.tolist(),
+                "low": None if line.low is None else line.low.tolist(),
+                "high": None if line.high is None else line.high.tolist(),
+                "band": line.band or None,
+                "runs": list(line.runs),
+                "checkpoints": list(line.checkpoints),
+            }
+        )
+    data = {task: returns.tolist() for task, returns in asked.data.items()}
+    return Drawing(
+        name="asked",
+        document={"lines": lines, "data_returns": data, "caption": asked.caption(), "notes": asked.notes},
+        fields=("label", "task", "asked", "achieved", "low", "high", "num_runs", "aggregate", "band"),
+        points=points,
+        numbers=[float(value) for line in asked.lines for value in line.mean],
+        tables=[Table(["run", "asked", "achieved", "interval"], rows)],
+        write=lambda path: write_asked(asked, path),
+        in_terminal=lambda width: asked_rows(asked, width),
+        caption=asked.caption(),
+        notes=asked.notes,
+    )
+
+
+def asked_rows(asked: AskedReturns, width: int) -> list[Row]:
+    """Return the lines of each task in a terminal, with the diagonal."""
+    rows: list[Row] = []
+    for task in asked.tasks:
+        chosen = [line for line in asked.lines if line.task == task]
+        lines = [numbered(line.name, line.targets, line.mean, index) for index, line in enumerate(chosen)]
+        highest = max(float(line.targets[-1]) for line in chosen)
+        lowest = min(0.0, *(float(line.targets[0]) for line in chosen))
+        ends = np.array([lowest, highest])
+        lines.append(Line(DIAGONAL, ends, ends, DIM, "*"))
+        rows += [[(task, "")], *draw_lines(lines, width=width, x_name="asked for", y_name="return achieved")]
+        if task in asked.data:
+            low, *_, high = asked.data[task].tolist()
+            rows.append([(f"    the data returned {brief(low)} to {brief(high)}", "")])
+        rows.append([])
+    return rows

@@ -1,0 +1,192 @@
+"""Comparison of two runs: their evaluations on record where episode seeds pair up, else episodes of our own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gq.envs.engines import installed_engines
+from gq.envs.scores import Reference, reference_for
+from gq.errors import UsageError
+from gq.rollouts.comparison import PairedComparison, compare_paired
+from gq.rollouts.episodes import Step
+from gq.rollouts.statistics import Episode
+from gq.runs.evaluations import read_evaluation
+from gq.runs.recorded import Recorded, engines_in, read_recorded, recorded_origin
+
+NUM_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs, compared at each pair of targets."""
+
+    a: Recorded
+    b: Recorded
+    results: list[PairedComparison]
+    num_run: int  # episodes that were run for it; the others were on record
+    engines: dict[str, str]  # that gave all returns
+    reference: Reference | None
+    notes: list[str]  # what to know
+
+
+def compare_runs(
+    a: tuple[Path, Path | None],
+    b: tuple[Path, Path | None],
+    *,
+    targets: Sequence[float] = (),
+    num_episodes: int | None = None,
+    checkpoint: str = "best",
+    seed: int = 0,
+    device: str = "auto",
+    begin: Callable[[Path, int], None] = lambda run, number: None,
+    watch: Callable[[Step], None] = lambda step: None,
+) -> RunComparison:
+    """Compare two runs, episode by episode on the same seeds; missing episodes are run and kept under their runs.
+
+    Args:
+        a, b: a run, and a checkpoint folder of it or None for `checkpoint`.
+        targets: what both are asked for; default: their own.
+        num_episodes: per target, with the seeds from `seed` on; default: all that both have on record, at least 20.
+        begin: called with a run and its number of episodes before they are run.
+
+    Raises:
+        UsageError: the tasks differ, targets cannot be matched, or a number is out of range.
+        GqError: a checkpoint is damaged.
+    """
+    if seed < 0 or (num_episodes is not None and num_episodes < 1):
+        raise UsageError("a comparison needs one episode at least, and a seed of 0 or more", hint="--episodes 20")
+    notes: list[str] = []
+    one, other = (read_recorded(run, folder, checkpoint, notes) for run, folder in (a, b))
+    if one.task != other.task:
+        message = f"{one.run.name} is for {one.task} and {other.run.name} for {other.task}"
+        raise UsageError(message, hint="compare runs of one task")
+    pairs = match_targets(one, other, targets, notes)
+    wanted = range(seed, seed + (num_episodes or NUM_EPISODES))
+    engines = choose_engines(one, other, pairs, wanted)
+    num_run = 0
+    played: dict[tuple[Path, float | None], dict[int, Episode]] = {}
+    for side, own in ((one, [pair[0] for pair in pairs]), (other, [pair[1] for pair in pairs])):
+        lacking = {
+            target: on_record(side, target, engines) for target in own if (side.checkpoint, target) not in played
+        }
+        played |= {(side.checkpoint, target): episodes for target, episodes in lacking.items()}
+        lacking = {target: episodes for target, episodes in lacking.items() if set(wanted) - episodes.keys()}
+        if lacking:
+            missing = sorted({number for episodes in lacking.values() for number in set(wanted) - episodes.keys()})
+            num_run += run_missing(side, lacking, range(missing[0], missing[-1] + 1), device, begin, watch)
+    reference = reference_of(one, other)
+    results = [
+        paired(
+            played[one.checkpoint, pair[0]],
+            played[other.checkpoint, pair[1]],
+            wanted if num_episodes else None,
+            pair,
+            reference,
+        )
+        for pair in pairs
+    ]
+    if len(results) > 1:
+        notes.append("each line is certain at its own 95 % level, not all of them together")
+    return RunComparison(one, other, results, num_run, engines, reference, notes)
+
+
+def match_targets(
+    a: Recorded, b: Recorded, asked: Sequence[float], notes: list[str]
+) -> list[tuple[float | None, float | None]]:
+    """Return the pairs of targets to compare at; one that takes none is compared with all of the other's.
+
+    Raises:
+        UsageError: neither or only some of the targets can be matched.
+    """
+    if asked and not (a.asks or b.asks):
+        raise UsageError("neither run is asked for a return", hint="leave --target away")
+    own_a, own_b = (list(asked or side.targets) if side.asks else [None] for side in (a, b))
+    if not a.asks or not b.asks:
+        if a.asks != b.asks:
+            without = "A" if b.asks else "B"
+            notes.append(f"{without} takes no target: it is compared with the other at each of its own")
+        return [(first, second) for first in own_a for second in own_b]
+    if common := [target for target in own_a if target in own_b]:
+        if len(common) < max(len(own_a), len(own_b)):
+            notes.append("only targets that both have are compared; others: --target")
+        return [(target, target) for target in common]
+    if len(own_a) != len(own_b):
+        lists = [", ".join(f"{target:g}" for target in own) for own in (own_a, own_b)]
+        message = f"the runs are asked for different returns: {lists[0]} and {lists[1]}"
+        raise UsageError(message, hint=f"ask both for the same: --target {own_a[-1]:g}")
+    notes.append("the runs are asked for different returns, which are matched by rank; the same for both: --target")
+    return list(zip(sorted(a.targets), sorted(b.targets), strict=True))
+
+
+def choose_engines(
+    a: Recorded, b: Recorded, pairs: Sequence[tuple[float | None, float | None]], wanted: Sequence[int]
+) -> dict[str, str]:
+    """Return the engine versions whose episodes are compared: the installed ones, or others that both have all of."""
+    installed = installed_engines(a.task)
+    recorded = [engines_in(one.versions, a.task) for one in a.evaluations]
+    for engines in [installed, *recorded]:
+        sides = [(side, target) for pair in pairs for side, target in zip((a, b), pair, strict=True)]
+        if all(set(wanted) <= on_record(side, target, engines).keys() for side, target in sides):
+            return engines
+    return installed
+
+
+def on_record(side: Recorded, target: float | None, engines: Mapping[str, str]) -> dict[int, Episode]:
+    """Return the episodes on record by seed, of several with a seed the newest."""
+    found: dict[int, Episode] = {}
+    for evaluation in side.evaluations:
+        if engines_in(evaluation.versions, side.task) == engines:
+            for way in side.ways(target):
+                for episode in evaluation.episodes.get(way, []):
+                    found.setdefault(episode.seed, episode)
+    return found
+
+
+def run_missing(
+    side: Recorded,
+    lacking: dict[float | None, dict[int, Episode]],
+    seeds: range,
+    device: str,
+    begin: Callable[[Path, int], None],
+    watch: Callable[[Step], None],
+) -> int:
+    """Run the episodes of some seeds for all targets in `lacking`, put them there, and return how many they were."""
+    from gq.results.evaluate import evaluate
+
+    begin(side.run, len(seeds) * len(lacking))
+    evaluation = evaluate(
+        side.run,
+        targets=[target for target in lacking if target is not None],
+        num_episodes=len(seeds),
+        checkpoint=side.checkpoint,
+        seed=seeds[0],
+        device=device,
+        watch=watch,
+    )
+    assert evaluation.file
+    found = read_evaluation(evaluation.file, asks=side.asks).episodes
+    for target, episodes in lacking.items():
+        for way in side.ways(target):
+            episodes |= {episode.seed: episode for episode in found.get(way, [])}
+    return len(seeds) * len(lacking)
+
+
+def paired(
+    a: Mapping[int, Episode],
+    b: Mapping[int, Episode],
+    wanted: Sequence[int] | None,
+    targets: tuple[float | None, float | None],
+    reference: Reference | None,
+) -> PairedComparison:
+    """Compare episodes by seed: the wanted ones, or all that both have."""
+    seeds = wanted or sorted(a.keys() & b.keys())
+    returns = [np.array([side[number].episode_return for number in seeds]) for side in (a, b)]
+    return compare_paired(*returns, targets=targets, reference=reference)
+
+
+def reference_of(a: Recorded, b: Recorded) -> Reference | None:
+    """Return what scores refer to, None where the two would have different references."""
+    found = [reference_for(side.task, recorded_origin(side.run, side.dataset)) for side in (a, b)]
+    return found[0] if found[0] == found[1] else None

@@ -1,0 +1,1 @@
+"""Episodes: running, collecting and summarising them."""

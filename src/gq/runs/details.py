@@ -1,0 +1,221 @@
+"""Everything about one run: what is special about its configuration, what it holds, and how to make it again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gq import presets
+from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, toml_value
+from gq.errors import GqError, UsageError
+from gq.paths import checkpoint_folders, json_or_empty, read_settings
+from gq.runs.checkpoint import pointed
+from gq.runs.evaluations import way_name
+from gq.runs.folder import read_config, repeat_command
+from gq.runs.lineage import CorrectorRecord, Parent, children_of, correctors_of, parent_of
+from gq.runs.records import RunRecord, measure, number_in, read_run
+
+NAMING = ("algo", "task", "size", "data.dataset", "online.parent", "online.checkpoint")  # said apart from what differs
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint of a run."""
+
+    name: str
+    step: int
+    num_bytes: int
+    is_best: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """A result of gq eval."""
+
+    file: Path
+    checkpoint: str
+    results: dict[str, float]  # mean returns by target or mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails:
+    """Everything about a run; `to_dict` is the JSON document."""
+
+    record: RunRecord
+    differing: dict[str, tuple[Any, Any]]  # settings by key: the run's value, the preset's
+    checkpoints: list[CheckpointRecord]
+    evaluations: list[EvaluationRecord]
+    videos: list[Path]
+    disk: dict[str, int]  # bytes by what lies in the folder
+    parent: Parent | None
+    children: list[Path]
+    correctors: list[CorrectorRecord]
+    versions: dict[str, str]
+    command: str  # that trains such a run again, empty if it is not known
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        parent = asdict(self.parent) | {"run": str(self.parent.run)} if self.parent else None
+        return self.record.to_dict() | {
+            "differing": {key: {"run": pair[0], "preset": pair[1]} for key, pair in self.differing.items()},
+            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "evaluations": [asdict(one) | {"file": str(one.file)} for one in self.evaluations],
+            "videos": [str(path) for path in self.videos],
+            "disk": self.disk,
+            "parent": parent,
+            "children": [str(path) for path in self.children],
+            "correctors": [asdict(corrector) for corrector in self.correctors],
+            "versions": self.versions,
+            "command": self.command,
+        }
+
+
+def describe(run: Path) -> RunDetails:
+    """Return everything about a run."""
+    settings = flatten(read_settings(run))
+    record = read_run(run)
+    differing = differing_settings(settings)
+    environment = json_or_empty(run / "environment.json")
+    versions = environment.get("versions")
+    return RunDetails(
+        record=record,
+        differing=differing,
+        checkpoints=read_checkpoints(run),
+        evaluations=read_evaluations(run),
+        videos=sorted(path for path in (run / "videos").glob("*") if path.is_file()),
+        disk=disk_use(run),
+        parent=parent_of(run),
+        children=children_of(run),
+        correctors=correctors_of(run),
+        versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
+        command=repeat_command(settings, environment, explicit_options(settings, differing)),
+    )
+
+
+def preset_of(settings: Mapping[str, Any]) -> RunConfig | None:
+    """Return the preset that a run began with, or what it had of its parent; None for an unknown algorithm.
+
+    Where the size has no name, or the parent cannot be read, these are the algorithm's defaults.
+    """
+    algo, size = str(settings.get("algo")), str(settings.get("size"))
+    makers: dict[str, Callable[[], RunConfig]] = {
+        "dt": lambda: presets.dt(size),
+        "bc": presets.bc,
+        "odt": lambda: presets.odt(size, str(settings.get("data.dataset", ""))),
+        "tdmpc2": lambda: presets.tdmpc2(size),
+        "finetune": lambda: inherited_from(Path(str(settings.get("online.parent", "")))),
+    }
+    if algo not in makers:
+        return None
+    try:
+        return makers[algo]()
+    except GqError:
+        return CONFIGS[algo]()
+
+
+def inherited_from(parent: Path) -> RunConfig:
+    """Return what finetuning takes from a parent.
+
+    Raises:
+        GqError: it is not there, or no Online Decision Transformer's.
+    """
+    from gq.training.finetuning import inherited
+
+    stored = read_config(parent)
+    if not isinstance(stored, ODTConfig | FinetuneConfig):
+        raise GqError(f"{parent} is not an Online Decision Transformer's")
+    return inherited(stored)
+
+
+def differing_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not the preset's, beside those that name the run.
+
+    Args:
+        settings: config.toml by dotted key.
+    """
+    preset = preset_of(settings)
+    if preset is None:
+        return {}
+    usual = flatten(preset.to_dict())
+    return {
+        key: (value, usual.get(key))
+        for key, value in settings.items()
+        if key not in NAMING and plain(usual.get(key)) != plain(value)
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return a value in which lists and tuples are equal."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return options that set a run up without its config.toml, which another version of gq may have written."""
+    words = []
+    if is_named(settings):
+        words += ["--size", str(settings.get("size"))]
+    if settings.get("algo") in ("dt", "bc", "odt"):
+        words += ["--dataset", str(settings.get("data.dataset", ""))]
+    if settings.get("algo") != "finetune":
+        words += ["--task", str(settings.get("task", ""))]
+    for key, (value, usual) in differing.items():
+        if usual is not None:  # else of another version of gq, and this one would refuse it
+            words += ["--set", f"{key}={toml_value(value)}"]
+    return words
+
+
+def is_named(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a run's size is one that its command knows by name."""
+    makers: dict[Any, Callable[[str], RunConfig]]
+    makers = {"dt": presets.dt, "odt": presets.odt, "tdmpc2": presets.tdmpc2}
+    try:
+        makers[settings["algo"]](str(settings.get("size")))
+    except (UsageError, KeyError):
+        return False
+    return True
+
+
+def read_checkpoints(run: Path) -> list[CheckpointRecord]:
+    """Return a run's checkpoints, oldest first."""
+    marked = {}
+    for which in ("best", "last"):
+        try:
+            marked[which] = pointed(run, which)
+        except GqError:  # a damaged pointer; gq doctor says so
+            marked[which] = None
+    return [
+        CheckpointRecord(
+            name=folder.name,
+            step=int(folder.name.removeprefix("step-")),
+            num_bytes=measure(folder)[0],
+            is_best=folder.name == marked["best"],
+            is_last=folder.name == marked["last"],
+        )
+        for folder in checkpoint_folders(run)
+    ]
+
+
+def read_evaluations(run: Path) -> list[EvaluationRecord]:
+    """Return what gq eval found, oldest first; damaged files are left out."""
+    found = []
+    for file in sorted((run / "evals").glob("*.json")):
+        document = json_or_empty(file)
+        listed = document.get("results")
+        results = {
+            way_name(result) if result.get("mode") else str(result.get("target_return")): mean
+            for result in (listed if isinstance(listed, list) else [])
+            if isinstance(result, dict) and (mean := number_in(result, "return_mean")) is not None
+        }
+        if results:
+            found.append(EvaluationRecord(file, str(document.get("checkpoint", "")), results))
+    return found
+
+
+def disk_use(run: Path) -> dict[str, int]:
+    """Return bytes by the names in a run's folder, the largest first; files count together as `files`."""
+    use: dict[str, int] = {}
+    for path in run.iterdir():
+        name = path.name if path.is_dir() else "files"
+        use[name] = use.get(name, 0) + (measure(path)[0] if path.is_dir() else path.stat().st_size)
+    return dict(sorted(use.items(), key=lambda item: -item[1]))

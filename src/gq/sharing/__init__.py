@@ -1,1 +1,0 @@
-"""Runs and datasets on the Hugging Face Hub."""

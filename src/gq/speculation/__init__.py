@@ -1,0 +1,1 @@
+"""Correctors for executing plans over several steps."""
