@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 threads.prepare()
 
 ROOT = Path(__file__).parents[1]
+KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
 
 
@@ -24,7 +25,7 @@ SHARED = ROOT.parent / "shared"
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache of its own, and no settings of the person who runs it."""
     for name in list(os.environ):
-        if name.startswith(("GQ_", "HF_", "MINARI_")) and name not in ("GQ_FIXTURES", "GQ_DEBUG"):
+        if name.startswith(("GQ_", "HF_", "MINARI_")) and name not in KEPT:
             monkeypatch.delenv(name)
     monkeypatch.setenv("GQ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

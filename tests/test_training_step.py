@@ -385,6 +385,17 @@ def test_a_gpu_that_is_named_by_its_number_is_the_current_one(monkeypatch: pytes
     assert current == [torch.device("cuda:1")]
 
 
+def test_precision_is_as_set_then_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wish in ("float32", "bfloat16"):
+        monkeypatch.setenv("GQ_PRECISION", wish)
+        assert str(precision.choose_compute("cpu")) == f"cpu, {wish}: GQ_PRECISION is set"
+        assert not precision.choose_compute("cpu", "float32").bfloat16
+        assert precision.choose_compute("cpu", "bfloat16").bfloat16
+    monkeypatch.setenv("GQ_PRECISION", "half")
+    with pytest.raises(UsageError, match="GQ_PRECISION=half is no precision"):
+        precision.choose_compute("cpu")
+
+
 def test_plans_are_compiled_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     config = presets.with_task(presets.tdmpc2("1").replace({"task": "HalfCheetah-v5", "model.mlp_dim": 16}))
     model, compute = building.build_world_model(config), precision.Compute(torch.device("cuda"), False, "test")

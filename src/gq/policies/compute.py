@@ -1,5 +1,6 @@
 """Which device and number format to use, with the reason."""
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -27,8 +28,10 @@ class Compute:
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     """Pick device and precision; a GPU that is named by its number becomes torch's current one.
 
+    GQ_PRECISION=float32 or bfloat16 is what `auto` means, for machines whose own choice is not wanted.
+
     Raises:
-        UsageError: the device does not exist here.
+        UsageError: the device does not exist here, or GQ_PRECISION is neither of the two.
     """
     best = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(best) if device == "auto" else parse_device(device)
@@ -36,6 +39,10 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         torch.cuda.set_device(chosen)  # streams and graphs are made on the current one
     if precision != "auto":
         return Compute(chosen, precision == "bfloat16", "as asked")
+    if wish := os.environ.get("GQ_PRECISION"):
+        if wish not in ("float32", "bfloat16"):
+            raise UsageError(f"GQ_PRECISION={wish} is no precision", hint="set it to float32 or bfloat16, or unset it")
+        return Compute(chosen, wish == "bfloat16", "GQ_PRECISION is set")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         return Compute(chosen, supported, "the GPU has bfloat16" if supported else "the GPU has no bfloat16")
