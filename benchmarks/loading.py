@@ -42,8 +42,7 @@ def read_own(path: str, task: str) -> Any:
 
 def index_own(name: str, trajectories: Any, num_steps: int, device: str = "cpu") -> Any:
     """Return the sampler; what normalises the observations is computed as well."""
-    from gq.data.streaming import StreamingSampler
-    from gq.data.windows import WindowSampler
+    from gq.data.windows import StreamingSampler, WindowSampler
 
     trajectories.observation_statistics()
     return (WindowSampler if name == "gq" else StreamingSampler)(trajectories, num_steps, device=device)
@@ -160,7 +159,7 @@ def make(contender: str, file: str, task: str, batch_size: int, num_steps: int) 
     is_own, missing = contender in OWN, {}
     if is_own:
         import gq.data.reading
-        import gq.data.streaming  # noqa: F401
+        import gq.data.windows  # noqa: F401
         from gq.training.offline import fingerprint
     elif contender == "d3rlpy":
         import d3rlpy  # noqa: F401

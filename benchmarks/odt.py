@@ -38,8 +38,7 @@ from torch import Tensor, nn  # noqa: E402
 from gq import presets  # noqa: E402
 from gq.algos.odt import ODTLearner  # noqa: E402
 from gq.config import EntropyConfig, OptimConfig, UpdateConfig  # noqa: E402
-from gq.data.episode_log import LoggedEpisode  # noqa: E402
-from gq.data.replay import ReplayBuffer  # noqa: E402
+from gq.data.replay import LoggedEpisode, ReplayBuffer  # noqa: E402
 from gq.models.config import StochasticModelConfig  # noqa: E402
 from gq.models.stochastic_transformer import StochasticTransformer  # noqa: E402
 from gq.policies.compute import Compute, choose_compute  # noqa: E402

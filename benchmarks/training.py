@@ -52,7 +52,7 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
     """Build gq's learner as `gq train dt` does, on made-up episodes or what a sampler draws from."""
     from gq.algos.supervised import SupervisedLearner
     from gq.config import OptimConfig, TrainConfig
-    from gq.data.streaming import StreamingSampler
+    from gq.data.windows import StreamingSampler
     from gq.policies.compute import choose_compute
 
     compute = choose_compute(device)

@@ -257,8 +257,8 @@ def load_logs(seeds: Path) -> Make:
     """The logs of steps and of episodes that a resumed run begins with."""
     import numpy as np
 
-    from gq.data.episode_log import EpisodeLog, LoggedEpisode
-    from gq.data.step_log import StepLog
+    from gq.data.replay import EpisodeLog, LoggedEpisode
+    from gq.data.steps import StepLog
 
     with EpisodeLog(seeds / "episodes.bin", observation_dim=3, action_dim=2) as log:
         for number in range(3):

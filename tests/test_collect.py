@@ -21,8 +21,8 @@ import pytest
 from commandline import TINY, child_environment, gq, gq_child, gq_command, train_tiny
 from gq import collecting
 from gq.collecting import Collected, collect
-from gq.data.episode_log import EpisodeLog, LoggedEpisode
 from gq.data.reading import read_trajectories
+from gq.data.replay import EpisodeLog, LoggedEpisode
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.errors import DataError, GqError, UsageError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gq.models.dropout import Dropout, dropout
+from gq.models.kernels import Dropout, dropout
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.5, 0.9])

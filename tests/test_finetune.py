@@ -19,8 +19,7 @@ from torch import Tensor
 from commandline import copy_run, document, gq
 from comparing import assert_equal
 from gq.algos.odt import ODTLearner
-from gq.data.episode_log import EpisodeLog, LoggedEpisode
-from gq.data.replay import ReplayBuffer
+from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer
 from gq.datasets.loading import load_dataset
 from gq.envs.make import make
 from gq.envs.scores import GQ_V5

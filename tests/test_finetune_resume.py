@@ -21,8 +21,7 @@ from commandline import child_environment, copy_run, gq
 from comparing import assert_equal
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
-from gq.data.episode_log import EpisodeLog
-from gq.data.replay import ReplayBuffer
+from gq.data.replay import EpisodeLog, ReplayBuffer
 from gq.errors import GqError, Interrupted
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.runs.folder import resume_config

@@ -25,10 +25,9 @@ from gq.data.own_content import ForeignError, check_size
 from gq.data.pickle_reader import load_pickle
 from gq.data.reading import open_hdf5, plain_attributes, read_trajectories
 from gq.data.rehearsal import rehearse
-from gq.data.step_log import StepLog
+from gq.data.steps import StepLog
 from gq.errors import DataError, GqError, UsageError
-from gq.files import sha256
-from gq.parsing import MAX_DEPTH, parse_json, parse_toml, parse_whole_number
+from gq.files import MAX_DEPTH, parse_json, parse_toml, parse_whole_number, sha256
 from gq.paths import checkpoint_folders, existing, find_run, read_json
 from gq.planning.modes import resolve_mode
 from gq.policies.correctors import load_corrector

@@ -17,7 +17,7 @@ from gq.data.windows import Batch
 from gq.models import attention, decision_transformer, gpt2, transformer
 from gq.models.config import MLPConfig, ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
-from gq.models.dropout import Dropout
+from gq.models.kernels import Dropout
 from gq.models.mlp import ObservationMLP
 from gq.models.scaling import Scaling
 from gq.models.transformer import Qwen3Backbone

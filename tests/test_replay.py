@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparing import chi_square
-from gq.data.episode_log import EpisodeLog, LoggedEpisode
-from gq.data.replay import Entry, ReplayBuffer, dataset_episodes, starting_episodes
+from gq.data.replay import Entry, EpisodeLog, LoggedEpisode, ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.trajectories import Trajectories
 from gq.data.windows import Batch
 

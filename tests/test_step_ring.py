@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gq.data import step_log
-from gq.data.step_log import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, row_width
-from gq.data.steps import StepRing
+from gq.data import steps
+from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
 from gq.errors import DataError
 
 HORIZON = 3
@@ -131,7 +130,7 @@ def open_log(folder: Path, position: dict | None = None) -> StepLog:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_log, "SEGMENT_ROWS", 20)  # 10 ticks of two environments
+    monkeypatch.setattr(steps, "SEGMENT_ROWS", 20)  # 10 ticks of two environments
 
 
 ROWS = ticks([column([(5, TERMINATED)] * 9, 47)] * 2)

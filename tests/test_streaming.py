@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gq import presets
-from gq.data import layouts, streaming
+from gq.data import layouts, windows
 from gq.data.reading import read_trajectories
-from gq.data.streaming import NUM_AHEAD, StreamingSampler, is_to_be_streamed
-from gq.data.windows import Batch, Share, WindowSampler
+from gq.data.windows import NUM_AHEAD, Batch, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.errors import DataError, Interrupted
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.offline import train
@@ -77,7 +76,7 @@ def test_an_error_while_fetching_reaches_who_asks(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("free_bytes", "expected"), [(4 * 600, False), (4 * 600 - 1, True)])
 def test_what_does_not_fit_the_device_streams(monkeypatch: pytest.MonkeyPatch, free_bytes: int, expected: bool) -> None:
-    monkeypatch.setattr(streaming, "free_memory_bytes", lambda device: free_bytes)
+    monkeypatch.setattr(windows, "free_memory_bytes", lambda device: free_bytes)
     trajectories, cpu = make_trajectories([50]), torch.device("cpu")
     assert trajectories.observations.nbytes + trajectories.actions.nbytes == 600
     assert is_to_be_streamed("auto", trajectories, cpu) == expected

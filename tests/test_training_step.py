@@ -19,8 +19,7 @@ from gq.config import BCConfig, DTConfig, ODTConfig, OfflineConfig, OptimConfig,
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WindowSampler
 from gq.errors import UsageError
-from gq.models import dropout, gpt2, transformer
-from gq.models import kernels as fused
+from gq.models import gpt2, kernels, transformer
 from gq.models.attention import causal_mask, grouped_matmul_attention
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
@@ -80,7 +79,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return what lets models be computed by torch's own functions, as they are on a GPU."""
 
     def switch() -> None:
-        for module in (fused, transformer, gpt2):
+        for module in (kernels, transformer, gpt2):
             monkeypatch.setattr(module, "is_fused", lambda x: False)
 
     return switch
@@ -134,7 +133,7 @@ def test_a_linear_layer_in_bfloat16_equals_torchs_and_has_its_gradients(relu: bo
         slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs.dtype)
         return [outputs, *torch.autograd.grad(outputs, [x, layer.weight, layer.bias], slopes)]
 
-    found = measure(lambda: fused.linear(x, layer.weight, layer.bias, relu=relu))
+    found = measure(lambda: kernels.linear(x, layer.weight, layer.bias, relu=relu))
     expected = measure(lambda: F.relu(layer(x)) if relu else layer(x))
     other = measure(lambda: layer(x) if relu else F.relu(layer(x)))
     for ours, theirs, wrong in zip(found, expected, other, strict=True):
@@ -168,7 +167,7 @@ def test_attention_by_matrix_products_equals_torchs(mask: str) -> None:
 def test_a_dropped_element_is_zero_forward_and_backward_and_its_scale_exact() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 50, 7, requires_grad=True)
-    y = dropout.dropout(x.transpose(0, 1), 0.25)  # not contiguous
+    y = kernels.dropout(x.transpose(0, 1), 0.25)  # not contiguous
     y.sum().backward()
     kept = y != 0
     torch.testing.assert_close(y[kept], x.transpose(0, 1)[kept] / 0.75)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gq.models import dropout as dropping
+from gq.models import kernels as dropping
 from gq.models import transformer_costs as costs
 from gq.models.config import ModelConfig, StochasticModelConfig
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
-from gq.models.recomputation import recompute
 from gq.models.sizes import SIZES
 from gq.models.stochastic_transformer import StochasticTransformer
+from gq.models.transformer import recompute
 
 BATCH_SIZE, DIMS = 4, {"observation_dim": 11, "action_dim": 3}
 QWEN3 = SIZES["1m"]

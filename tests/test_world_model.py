@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gq.costs import weights_without_memory
 from gq.errors import UsageError
-from gq.models.activations import normed_mish, simplicial
-from gq.models.two_hot import symexp, symlog, two_hot, two_hot_decode, two_hot_loss
+from gq.models.distributions import symexp, symlog, two_hot, two_hot_decode, two_hot_loss
+from gq.models.kernels import normed_mish, simplicial
 from gq.models.world_config import (
     WORLD_MODEL_SIZES,
     WorldModelConfig,

@@ -17,7 +17,7 @@ from breaking import repeated
 from commandline import child_environment, gq
 from comparing import assert_equal
 from gq.algos.tdmpc2 import SequenceBatch, TDMPC2Learner, UpdateDraws, draw
-from gq.data.step_log import FIRST, StepLog
+from gq.data.steps import FIRST, StepLog
 from gq.models.world_config import WorldModelConfig, WorldUpdateConfig
 from gq.models.world_model import WorldModel
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint

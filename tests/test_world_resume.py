@@ -21,8 +21,7 @@ from commandline import child_environment, copy_run, gq
 from comparing import assert_equal
 from gq import presets
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
-from gq.data.step_log import FIRST, TERMINATED, StepLog
-from gq.data.steps import StepRing
+from gq.data.steps import FIRST, TERMINATED, StepLog, StepRing
 from gq.errors import GqError, Interrupted
 from gq.planning.acting import PlanningPolicy
 from gq.runs import checkpoint as checkpoints

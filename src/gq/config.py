@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from gq.errors import UsageError, suggest
+from gq.files import parse_toml
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
-from gq.parsing import parse_toml
 
 Natural = Annotated[int, Ge(0), Lt(2**63)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]

@@ -11,7 +11,7 @@ from typing import Any
 import platformdirs
 
 from gq.errors import GqError, UsageError, suggest
-from gq.parsing import parse_json, parse_toml
+from gq.files import parse_json, parse_toml
 
 
 def home() -> Path:

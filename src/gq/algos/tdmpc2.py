@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gq.algos.random_states import random_states, restore_random_states
 from gq.algos.supervised import load_moments, moments, skip_if
 from gq.data.steps import SequenceBatch
+from gq.models.distributions import two_hot, two_hot_loss
 from gq.models.memory import keep_freed_memory
-from gq.models.two_hot import two_hot, two_hot_loss
 from gq.models.world_config import WorldUpdateConfig
 from gq.models.world_model import PolicySample, WorldModel
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gq.errors import UsageError
-from gq.parsing import parse_whole_number
+from gq.files import parse_whole_number
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

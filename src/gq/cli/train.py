@@ -9,7 +9,7 @@ from gq.cli.launching import Launch, result_table, show_plan, show_result
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
-from gq.parsing import parse_whole_number
+from gq.files import parse_whole_number
 
 if TYPE_CHECKING:
     from gq.config import DataRunConfig

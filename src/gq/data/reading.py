@@ -21,8 +21,7 @@ from gq.data.rehearsal import rehearse
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import resolve_task, task_in_name
 from gq.errors import DataError, UsageError
-from gq.files import atomic_path
-from gq.parsing import parse_json
+from gq.files import atomic_path, parse_json
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from gq import __version__
 from gq.errors import GqError
-from gq.parsing import parse_whole_number
+from gq.files import parse_whole_number
 
 TIMEOUT_S = 30.0
 PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from gq.datasets.connection import BrokenTransferError, PastEndError, open_url
 from gq.errors import GqError
-from gq.files import sha256, sync, write_error, write_json
-from gq.parsing import parse_json, parse_whole_number
+from gq.files import parse_json, parse_whole_number, sha256, sync, write_error, write_json
 
 NUM_ATTEMPTS = 4  # in a row that bring nothing new
 BACK_OFF_S = 1.0  # before the second attempt; doubles with each further one

@@ -15,7 +15,7 @@ from gq.datasets import fetch as transfer
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.connection import BrokenTransferError, open_url, origin_of
 from gq.errors import GqError, UsageError
-from gq.parsing import parse_json
+from gq.files import parse_json
 from gq.paths import datasets_folder, read_json
 
 DEFAULT_ENDPOINT = "https://huggingface.co"

@@ -12,8 +12,7 @@ from typing import Literal
 
 from gq import __version__
 from gq.datasets.catalog import DatasetEntry
-from gq.files import sha256, write_json
-from gq.parsing import parse_json
+from gq.files import parse_json, sha256, write_json
 
 # intact: size and time are those on record; touched: only the time is not; unrecorded: there is no record;
 # absent: there is no file, or that of another dataset, as hf://o/n/a and hf://o/n/a.hdf5 share a place

@@ -14,7 +14,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from gq.models.config import Layers
-from gq.models.dropout import Dropout
+from gq.models.kernels import Dropout
 from gq.models.world_config import Count
 
 TOKEN_WIDTH = 128

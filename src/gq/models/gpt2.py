@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, mask_rows
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache, LayerCache
-from gq.models.dropout import Dropout
-from gq.models.kernels import autocast_dtype, is_fused, keeps_casts, linear
+from gq.models.kernels import Dropout, autocast_dtype, is_fused, keeps_casts, linear
 
 
 class Block(nn.Module):

@@ -1,16 +1,26 @@
-"""Parts of a transformer's training step that torch computes on a CPU in many passes over memory, in few.
+"""Functions that torch computes on a CPU in many passes over memory, in few: layers, activations, dropout.
 
 Each is what its docstring says, for any precision; under autocast, results have its type and sums are float32. On other
 devices and under torch.compile the plain formulas are used. Shapes: B batch, T tokens, H width, N heads, D head width.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def _onednn_has_bfloat16() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices here; False where this private function of torch is missing."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported() and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+HAS_ONEDNN = _onednn_has_bfloat16()
 
 
 def is_fused(x: Tensor) -> bool:
@@ -175,3 +185,129 @@ class BiasedLinear(torch.autograd.Function):
         for_x = (slopes @ weight).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
         ones = slopes.new_ones(1, len(slopes))  # a product adds up rows faster than a sum does
         return for_x, (slopes.T @ rows).float(), (ones @ slopes)[0].float(), None
+
+
+def normed_mish(inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Return Mish of a LayerNorm, computed in float32, in the inputs' type.
+
+    Args:
+        inputs: [..., O], or [M, N, O] for M networks.
+        gain: the LayerNorm's weight, float32 [O] or [M, O].
+        shift: its bias, likewise.
+    """
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling():
+        normed = F.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
+        return F.mish(torch.addcmul(shift.unsqueeze(-2), normed, gain.unsqueeze(-2))).to(inputs.dtype)
+    if gain.dim() > 1:
+        each = zip(inputs, gain, shift, strict=True)
+        return torch.stack([normed_mish(*parts, eps) for parts in each])
+    outputs: Tensor = NormedMish.apply(inputs, -gain, -shift, eps)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class NormedMish(torch.autograd.Function):
+    """Mish of minus a LayerNorm; its slope is kept for the backward pass.
+
+    With r = sigmoid(-x), t = tanh(log(1 + exp x)) is 2 / (1 + r^2) - 1, and the slope of Mish is
+    t + x (1 - r) (1 - t^2), of which torch knows the last factor as the slope of tanh: nothing in this overflows. The
+    gain and shift come with the opposite sign, so that `values` is -x and its sigmoid is r at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Return [..., O] for inputs [..., O], gain and shift [O]."""
+        one = gain.new_ones(())
+        values, mean, inverse = torch.native_layer_norm(inputs.float(), gain.shape, gain, shift, eps)  # -x
+        r = values.sigmoid()
+        divisor = torch.addcmul(one, r, r)
+        outputs = torch.addcdiv(values, values, divisor, value=-2).to(inputs.dtype)
+        if any(ctx.needs_input_grad):
+            t = torch.sub(one, divisor.reciprocal_(), alpha=2, out=divisor)  # -t
+            torch.addcmul(values, values, r, value=-1, out=r)
+            torch.ops.aten.tanh_backward.grad_input(r, t, grad_input=r)
+            ctx.save_for_backward(inputs, gain, shift, mean, inverse, r.add_(t).to(inputs.dtype))
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients for inputs, gain and shift."""
+        inputs, gain, shift, mean, inverse, slope = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            gradient * slope, inputs, gain.shape, mean, inverse, gain, shift, wanted
+        )
+        return *gradients, None
+
+
+def simplicial(values: Tensor, group: int) -> Tensor:
+    """Return softmaxes [..., L] over groups of so many neighbours (SimNorm), in float32."""
+    grouped = values.float().unflatten(-1, (-1, group))
+    weights = (grouped - grouped.detach().amax(dim=-1, keepdim=True)).exp()
+    simplices: Tensor = (weights / weights.sum(dim=-1, keepdim=True)).flatten(-2)
+    return simplices
+
+
+FEW = 1 / 32  # up to this rate, drawing where something is dropped is cheaper than deciding it for each element
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+NUM_LEVELS = 2**16  # a mask element is decided by 16 random bits, so rates are multiples of 1 / NUM_LEVELS
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Return x with each element zero with probability `rate`, else divided by 1 - rate, by torch's generator."""
+    if rate == 0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, rate)
+    if rate <= FEW:
+        scaled = x.flatten() * (1 / (1 - rate))
+        return scaled.index_fill_(0, dropped_places(x.numel(), rate), 0).view(x.shape)
+    dropped: Tensor = MaskedDropout.apply(x, rate)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class MaskedDropout(torch.autograd.Function):
+    """Dropout by masks of bits, which a CPU applies several times as fast as it multiplies by booleans."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        """Return x, some of it dropped."""
+        threshold = round(rate * NUM_LEVELS)
+        # Four elements' bits come from one 64-bit draw: a fifth of the time.
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        least = threshold - NUM_LEVELS // 2  # of what is kept
+        mask = words.view(torch.int16).clamp_(least - 1, least).neg_().add_(least - 1)  # -1, all bits, or 0
+        mask, ctx.scale = mask[: x.numel()].view(x.shape), NUM_LEVELS / (NUM_LEVELS - threshold)
+        ctx.save_for_backward(mask)  # so that activation checkpointing can let go of it
+        return masked(x, mask, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient for x."""
+        (mask,) = ctx.saved_tensors
+        return masked(gradient, mask, ctx.scale), None
+
+
+def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return x * scale where the int16 mask is -1 and 0 where it is 0."""
+    integers = INTEGERS[x.element_size()]
+    return (x * scale).contiguous().view(integers).bitwise_and_(mask.to(integers)).view(x.dtype)
+
+
+def dropped_places(num_elements: int, rate: float) -> Tensor:
+    """Return which of so many elements are dropped, int64 in order, by adding up the distances between them."""
+    expected = num_elements * rate
+    enough = math.ceil(expected + 8 * math.sqrt(expected) + 16)  # but for one time in a billion
+    places = torch.empty(enough, dtype=torch.int64).geometric_(rate).cumsum(0).sub_(1)
+    return places[places < num_elements]
+
+
+class Dropout(nn.Module):
+    """`dropout` while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with some of its elements dropped while training."""
+        return dropout(x, self.rate) if self.training else x

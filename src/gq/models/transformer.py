@@ -4,15 +4,19 @@ Source: Qwen3 technical report (arXiv 2505.09388), numerically equal to the publ
 Shapes: B batch, T tokens, H embed_dim, N query heads, G key/value heads, D head width.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gq.models.attention import ACTIVATIONS, EVERY_TOKEN, attend, causal_mask, mask_rows
 from gq.models.config import ModelConfig
 from gq.models.context_cache import ContextCache, LayerCache
-from gq.models.dropout import Dropout
-from gq.models.kernels import GatedLinear, RMSNorm, RotatedHeads, is_fused, keeps_casts
+from gq.models.kernels import Dropout, GatedLinear, RMSNorm, RotatedHeads, is_fused, keeps_casts
 
 RMS_EPS = 1e-6
 
@@ -163,3 +167,20 @@ class Qwen3Backbone(nn.Module):
             x = block(x, cos, sin, mask, EVERY_TOKEN, layer)
         hidden: Tensor = self.norm(self.blocks[-1](x, cos, sin, mask_rows(mask, queries, tokens), queries, layers[-1]))
         return hidden
+
+
+def recompute(blocks: Iterable[nn.Module], *, is_random: bool) -> None:
+    """Let each block compute its forward pass again in the backward pass, instead of keeping what it computed.
+
+    Args:
+        is_random: they draw random numbers, such as dropout's masks, which have to be the same the second time.
+    """
+    for block in blocks:
+        block.forward = partial(forward_again, block.forward, is_random)
+
+
+def forward_again(forward: Callable[..., Any], is_random: bool, *inputs: Any) -> Any:
+    """Return what a block computes; without a backward pass to come, in the plain way."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=is_random)

@@ -13,7 +13,7 @@ FLOAT32_BYTES = 4
 BFLOAT16_BYTES = 2
 INT64_BYTES = 8
 MASK_BYTES = 2  # of gq's dropout on a CPU
-FEW_DROPPED = 1 / 32  # up to this rate it keeps the places instead of a mask (gq.models.dropout)
+FEW_DROPPED = 1 / 32  # up to this rate it keeps the places instead of a mask (gq.models.kernels)
 
 
 @dataclass(frozen=True, kw_only=True)

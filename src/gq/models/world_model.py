@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gq.models.activations import normed_mish, simplicial
-from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std
-from gq.models.dropout import dropout
-from gq.models.two_hot import two_hot_decode
+from gq.models.distributions import HALF_LOG_TWO_PI, bounded_log_std, two_hot_decode
+from gq.models.kernels import dropout, normed_mish, simplicial
 from gq.models.world_config import WorldModelConfig
 
 INITIAL_STD = 0.02

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.models.distributions import bounded_log_std
-from gq.models.two_hot import two_hot_decode
+from gq.models.distributions import bounded_log_std, two_hot_decode
 from gq.models.world_model import EnsembleLinear, NormedLinear, WorldModel
 
 LOG2_E = 1 / math.log(2)

@@ -22,17 +22,16 @@ from gq.config import (
     TrainedConfig,
     TransformerConfig,
 )
-from gq.data.streaming import StreamingSampler, is_to_be_streamed
 from gq.data.trajectories import Trajectories
-from gq.data.windows import WHOLE, Sampler, Share, WindowSampler
+from gq.data.windows import WHOLE, Sampler, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import sha256
 from gq.models.config import Context
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
 from gq.models.mlp import ObservationMLP
-from gq.models.recomputation import recompute
 from gq.models.stochastic_transformer import StochasticTransformer
+from gq.models.transformer import recompute
 from gq.models.world_config import discount_factor
 from gq.models.world_model import WorldModel
 from gq.planning.acting import PlanningPolicy

@@ -10,7 +10,7 @@ import numpy as np
 
 from gq.config import flatten
 from gq.errors import GqError, UsageError, suggest
-from gq.parsing import parse_json, parse_toml
+from gq.files import parse_json, parse_toml
 from gq.runs.metrics import TARGET, UNITS, keys_by_target
 
 SECONDS = "seconds"  # not in metrics.jsonl, which is the same on any machine, but in times.jsonl

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq.errors import GqError, UsageError
-from gq.parsing import parse_json
+from gq.files import parse_json
 from gq.results.drawing import Drawing, Table
 from gq.results.frontier import Point, best, strategy_of
 from gq.results.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, line_style, picture

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.episode_log import EpisodeLog, LoggedEpisode
+from gq.data.replay import EpisodeLog, LoggedEpisode
 from gq.envs.make import make
 from gq.envs.tasks import Task
 from gq.rollouts.episodes import Policy

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gq.errors import GqError
-from gq.parsing import parse_json
+from gq.files import parse_json
 from gq.rollouts.statistics import Episode
 
 

@@ -12,8 +12,7 @@ from gq.config import CONFIGS, RunConfig, TrainedConfig, flatten, to_toml, valid
 from gq.datasets.loading import canonical_name
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.files import write_error, write_text
-from gq.parsing import parse_toml
+from gq.files import parse_toml, write_error, write_text
 from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, new_run_folder, read_json, runs_folder, section
 from gq.runs.metrics import Listener, Silence
 from gq.runs.state import failures_recorded, hold_run, is_unfinished

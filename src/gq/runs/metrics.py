@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from gq.files import write_error
-from gq.parsing import parse_json
+from gq.files import parse_json, write_error
 
 TARGET = re.compile(r"eval/target_(-?[\d.]+(?:e[+-]?\d+)?)/return_mean", re.ASCII)
 # What evaluations while training are counted in; else it is updates.

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gq.algos.random_states import restore_generator
 from gq.config import TDMPC2Config
-from gq.data.step_log import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, row_width
-from gq.data.steps import StepRing
+from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
 from gq.envs.make import make
 from gq.envs.tasks import Task, resolve_task
 from gq.errors import GqError

@@ -104,7 +104,7 @@ def train(
     config, trajectories = prepared or prepare(config)
     if out and not resume:
         refuse_filled(out, config.algo)
-    from gq.data.streaming import is_to_be_streamed
+    from gq.data.windows import is_to_be_streamed
     from gq.policies.compilation import choose_compilation
     from gq.policies.compute import choose_compute
     from gq.training import processes as distributed
@@ -133,7 +133,7 @@ def run_training(
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch
 
-    from gq.data.streaming import StreamingSampler
+    from gq.data.windows import StreamingSampler
     from gq.policies.loading import build_learner
     from gq.runs.checkpoint import last_checkpoint
     from gq.training.offline_loop import OfflineLoop

@@ -10,8 +10,7 @@ import numpy as np
 
 from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
-from gq.data.episode_log import EpisodeLog, LoggedEpisode
-from gq.data.replay import ReplayBuffer, dataset_episodes, starting_episodes
+from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.envs.tasks import resolve_task
