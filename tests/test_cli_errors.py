@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from commandline import TINY, child_environment, copy_run, gq, gq_child, gq_command
+from gq import presets
+from gq.config import RunConfig
 from gq.envs import gl
 from gq.errors import GqError
 from gq.runs.folder import lock_run
+from gq.training.memory import memory_advice
 
 FAILED, USAGE = 1, 2
 
@@ -80,7 +83,7 @@ def test_a_wrong_training_option_is_refused(
         (["train", "dt", "--dataset", "hoper"], "there is no dataset hoper", "did you mean hopper"),
         (["train", "bc", "--dataset", "nothing.hdf5"], "there is no dataset file nothing.hdf5", "check the path"),
         (["train", "dt", "--dataset", "hopper"], "mujoco/hopper/medium-v0 is not in the cache", "gq download mujoco"),
-        (["train", "dt", "--dataset", ""], "--dataset is empty", "leave --dataset away"),
+        (["train", "dt", "--dataset", ""], "--dataset is empty", "omit --dataset"),
         (["download"], "no dataset given", "gq download builtin/hopper/medium"),
         (["download", "hoper"], "there is no dataset hoper", "did you mean hopper"),
         (["download", "builtin/hopper/medium", "--transitions", "0"], "cannot simulate 0", "1 or more"),
@@ -347,4 +350,28 @@ def test_what_does_not_fit_in_memory_is_named(trained: Path, monkeypatch: pytest
 
     monkeypatch.setattr("gq.policies.loading.build_learner", build)
     result = gq("train", "dt", "--dataset", trained.parent / "data.hdf5", *TINY)
-    assert_refused(result, FAILED, "do not fit in memory", "train.num_micro_batches")
+    hint = "--set train.num_micro_batches=2, which computes the batch of .* --set train.checkpoint_activations=true"
+    assert_refused(result, FAILED, "windows at a time do not fit in memory", hint)
+
+
+def test_running_out_of_memory_proposes_half_as_much_at_a_time() -> None:
+    def advice(config: RunConfig, num_processes: int = 1) -> tuple[str, str]:
+        with pytest.raises(GqError, match="do not fit in memory") as caught, memory_advice(config, num_processes):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return str(caught.value), caught.value.hint
+
+    config = presets.dt("1m").replace({"train.batch_size": 64, "train.num_micro_batches": 3})
+    message, hint = advice(config)
+    assert "22 windows at a time" in message
+    assert "train.num_micro_batches=6, which computes the batch of 64 11 at a time" in hint
+    message, hint = advice(config, num_processes=8)
+    assert "8 windows at a time" in message
+    assert "train.num_micro_batches=16" in hint
+    assert "num_micro_batches" not in advice(config.replace({"train.num_micro_batches": 64}))[1]
+    least = {"train.num_micro_batches": 64, "train.checkpoint_activations": True}
+    assert advice(config.replace(least))[1] == "choose a smaller --size"
+    message, hint = advice(presets.tdmpc2("5"))
+    assert "a batch of 256" in message
+    assert "train.batch_size=128" in hint
+    with pytest.raises(ValueError, match="else"), memory_advice(config, 1):
+        raise ValueError("something else")

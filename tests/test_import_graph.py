@@ -39,7 +39,6 @@ EXCEPTIONS = {
     "runs.details -> training.finetuning",
     "runs.folder -> datasets.loading",
     "runs.folder -> training.processes",
-    "training.batch_size -> devices",
     "training.finetuning -> datasets.loading",
     "training.offline -> costs",
     "training.offline -> datasets.loading",

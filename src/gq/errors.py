@@ -36,6 +36,12 @@ class Interrupted(GqError):
         super().__init__(message, hint=hint, exit_code=130)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host ran out of memory, without importing torch for its exception types."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
 def suggest(name: str, candidates: Iterable[str], *, otherwise: str = "") -> str:
     """Return a hint that names the closest candidates, or `otherwise`."""
     known = list(candidates)

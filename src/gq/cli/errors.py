@@ -7,13 +7,13 @@ from typing import Any
 import typer
 import typer.core
 
-from gq.errors import DataError, GqError
+from gq.errors import DataError, GqError, is_out_of_memory
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
 
 DEFAULT_HINTS: dict[type[GqError], str] = {DataError: "correct the file, or train on another: gq download --list"}
 MAX_LETTERS = 1_000  # of a message; what is longer quotes a file
-OUT_OF_MEMORY_HINT = "compute a batch in more parts, --set train.num_micro_batches=N, or see gq params"
+OUT_OF_MEMORY_HINT = "gq params says what a model needs; a smaller --size or fewer at a time needs less"
 
 
 class Group(typer.core.TyperGroup):
@@ -58,12 +58,6 @@ def tidy(text: str) -> str:
     """Return a text from wherever as a line for a terminal: without control characters, and not longer than a page."""
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
     return line if len(line) <= MAX_LETTERS else f"{line[: MAX_LETTERS - 4]} ..."
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device or the host ran out of memory, without importing torch for its exception types."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def fail(message: str, hint: str, exit_code: int) -> None:

@@ -9,17 +9,15 @@ from gq.cli.launching import Launch, result_table, show_plan, show_result
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
-from gq.files import parse_whole_number
 
 if TYPE_CHECKING:
     from gq.config import DataRunConfig
-    from gq.data.trajectories import Trajectories
 
 EXAMPLES = """\b
 Examples:
   gq train dt                            on the dataset downloaded last
   gq train dt --dataset data.hdf5 --task hopper --steps 5000
-  gq train dt --size 0.6b --device cuda --batch-size auto
+  gq train dt --size 0.6b --device cuda
   gq train dt --set model.backbone=gpt2 --set model.num_kv_heads=4
   gq train dt --config my.toml --set data.mode=delayed --set eval.every=0
   gq train dt --out runs/a --resume      go on with a run
@@ -44,10 +42,7 @@ Examples:
 train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
 Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
-AUTO = "auto"
-BatchSize = Annotated[
-    str | None, typer.Option(metavar="N|auto", help="Windows per update; auto measures this machine for a few seconds.")
-]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
 OnlineSize = Annotated[
     str | None,
@@ -125,24 +120,22 @@ def flag_values(
     dataset: str | None,
     task: str | None,
     steps: int | None,
-    batch_size: str | None,
+    batch_size: int | None,
     target: str | None,
     seed: int | None,
 ) -> dict[str, Any]:
     """Return flags by configuration key, None where one was not given.
 
     Raises:
-        UsageError: a dataset without a name, as from an empty shell variable, or a batch size that is none.
+        UsageError: a dataset without a name, as from an empty shell variable.
     """
     if dataset == "":
-        raise UsageError("--dataset is empty", hint="name an id or a path, or leave --dataset away")
-    if batch_size not in (None, AUTO) and parse_whole_number(str(batch_size).removeprefix("-")) is None:
-        raise UsageError(f"--batch-size {batch_size} is not a number", hint="for example --batch-size 64, or auto")
+        raise UsageError("--dataset is empty", hint="name an id or a path, or omit --dataset")
     return {
         "data.dataset": dataset,
         "task": task,
         "train.steps": steps,
-        "train.batch_size": int(batch_size) if batch_size and batch_size != AUTO else batch_size,
+        "train.batch_size": batch_size,
         "eval.targets": options.parse_numbers(target, "--target") or None,
         "train.seed": seed,
     }
@@ -150,18 +143,12 @@ def flag_values(
 
 def run_training(output: Output, algo: str, size: str | None, flags: dict[str, Any], launch: Launch) -> None:
     """Resolve the configuration, train, print the result."""
-    is_measured = flags["train.batch_size"] == AUTO
-    if is_measured:
-        flags = {**flags, "train.batch_size": None}
-        if launch.resume:
-            raise UsageError("a run that goes on keeps its batch size", hint="leave --batch-size auto away")
     given = launch.given(flags)
     from gq.config import DataRunConfig
 
     stored = launch.stored(output, algo, size, given)
     out, wanted = stored or (launch.out, preset(algo, size, given).replace(given))
     assert isinstance(wanted, DataRunConfig)
-    from gq.runs.folder import refuse_filled
     from gq.training.offline import prepare, train
 
     if wanted.data.dataset and not launch.dry_run:
@@ -172,10 +159,6 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
     from gq import threads
 
     threads.prepare()
-    if is_measured:
-        if out:
-            refuse_filled(out, algo)  # before it takes time
-        config = choose_batch_size(output, config, trajectories)
     if launch.dry_run:
         facts = transformer_facts(output, config)
         show_plan(output, config, out, **facts)
@@ -199,22 +182,6 @@ def simulate_missing(output: Output, name: str) -> None:
     if entry and entry.kind == "builtin" and not registry.cached(entry):
         output.note(f"{entry.id} is not in the cache: simulating it first")
         fetch_all(output, [entry], {"num_transitions": None, "force": False, "offline": False}, {})
-
-
-def choose_batch_size(output: Output, config: "DataRunConfig", trajectories: "Trajectories") -> "DataRunConfig":
-    """Return the configuration with the batch size that suits this machine, and say what was measured."""
-    from gq.config import OfflineConfig
-    from gq.training.batch_size import choose_batch_size
-
-    assert isinstance(config, OfflineConfig)
-    output.note("measuring batch sizes for a few seconds")
-    choice = choose_batch_size(config, trajectories)
-    output.note(str(choice))
-    rate = config.optim.learning_rate
-    duration = clock(choice.training_seconds)
-    output.note(f"{config.train.steps} updates take about {duration} besides evaluation")
-    output.note(f"the learning rate stays {rate:g}, whatever the batch size")
-    return config.replace({"train.batch_size": choice.batch_size})
 
 
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:

@@ -23,6 +23,7 @@ from gq.runs.card import write_card
 from gq.runs.card_results import COMPARISON_FILE
 from gq.runs.folder import SELECTION_SEED, lock_run, read_config, refuse_filled
 from gq.runs.metrics import Listener, Silence
+from gq.training.memory import memory_advice
 from gq.training.offline import facts_of, fingerprint, refuse_changed_data
 from gq.training.trackers import Trackers
 
@@ -187,7 +188,7 @@ def finetune(
     from gq.policies.compute import choose_compute
 
     compute = choose_compute(config.train.device, config.train.precision)
-    with lock_run(run):
+    with lock_run(run), memory_advice(config, num_processes=1):
         write_text(run / "config.toml", to_toml(config))
         return run_finetuning(config, run, trajectories, compute, listener)
 

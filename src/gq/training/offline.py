@@ -108,6 +108,7 @@ def train(
     from gq.policies.compilation import choose_compilation
     from gq.policies.compute import choose_compute
     from gq.training import processes as distributed
+    from gq.training.memory import memory_advice
 
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     # What follows may refuse, so it comes before there is a folder.
@@ -115,7 +116,8 @@ def train(
     is_streamed = is_to_be_streamed(config.data.placement, trajectories, compute.device)
     assert isinstance(config, OfflineConfig)
     compilation = choose_compilation(config, compute.device, num_processes=distributed.size(), is_streamed=is_streamed)
-    with opened_run(config, out, compute.device.type, listener) as (run, processes, listener):
+    opened, advice = opened_run(config, out, compute.device.type, listener), memory_advice(config, distributed.size())
+    with opened as (run, processes, listener), advice:
         if trajectories.num_dropped_rows:
             listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
         return run_training(config, run, trajectories, compute, compilation, listener, processes)

@@ -61,11 +61,13 @@ def train_world_model(
     from gq.envs.make import make
     from gq.policies.compute import choose_compute
     from gq.training import processes as distributed
+    from gq.training.memory import memory_advice
 
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
     make(config.task).close()  # this and the line before may refuse, so they come before there is a folder
-    with opened_run(config, out, compute.device.type, listener) as (run, processes, listener):
+    opened, advice = opened_run(config, out, compute.device.type, listener), memory_advice(config, distributed.size())
+    with opened as (run, processes, listener), advice:
         return run_training(config, run, compute, listener, processes)
 
 
