@@ -2,17 +2,16 @@
 
 import contextlib
 import functools
-import io
-import itertools
+import tempfile
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gq.errors import GqError
 from gq.files import atomic_path
 
 CODEC: Final = "h264"
@@ -23,63 +22,6 @@ STRIP_CELLS = 40
 Colour = tuple[int, int, int]
 WHITE: Final[Colour] = (255, 255, 255)
 BOX_DARKNESS = 3  # the box behind text divides the picture's light by this
-
-
-class Mp4Encoder:
-    """Encode frames as h264 in an mp4 container; an odd height or width repeats its last row or column."""
-
-    def __init__(self, target: Path | BinaryIO, fps: float) -> None:
-        import av
-
-        self.container = av.open(str(target) if isinstance(target, Path) else target, "w", format="mp4")
-        self.stream = self.container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(1000))
-        self.stream.pix_fmt = "yuv420p"  # what every player shows; it needs even sizes
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame."""
-        import av
-
-        height, width = frame.shape[:2]
-        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if not self.stream.codec_context.is_open:
-            self.stream.height, self.stream.width = even.shape[:2]
-        self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-
-    def finish(self) -> None:
-        """Write what is pending and the index."""
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
-
-    def abandon(self) -> None:
-        """Release the file without making it readable."""
-        import av
-
-        with contextlib.suppress(OSError, av.FFmpegError):
-            self.container.close()
-
-
-class GifEncoder:
-    """Collect frames in 256 colours and write them as a gif that loops."""
-
-    def __init__(self, target: Path, fps: float) -> None:
-        self.target, self.fps = target, fps
-        self.images: list[Image.Image] = []
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame."""
-        self.images.append(Image.fromarray(frame).quantize())
-
-    def finish(self) -> None:
-        """Write the file."""
-        first, *others = self.images
-        # In ms; of a frame's end, not its length, so that rounding does not add up.
-        ends = [10 * round(100 * index / self.fps) for index in range(len(self.images) + 1)]
-        durations = [max(MIN_GIF_FRAME_MS, end - start) for start, end in itertools.pairwise(ends)]
-        first.save(self.target, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-
-    def abandon(self) -> None:
-        """Forget the frames."""
-        self.images.clear()
 
 
 class VideoWriter:
@@ -95,14 +37,18 @@ class VideoWriter:
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self.fps, self.num_frames = path, fps, 0
+        self._is_gif = path.suffix.lower() == ".gif"
         self._shape: tuple[int, ...] = ()
+        self._durations_ms: list[int] = []  # of a gif's frames
 
     def __enter__(self) -> Self:
-        is_gif = self.path.suffix.lower() == ".gif"
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self.path))
-            self._encoder = GifEncoder(temporary, self.fps) if is_gif else Mp4Encoder(temporary, self.fps)
+            self._file = _open(temporary, is_gif=self._is_gif)
             stack.push(self._finish)
+            if not self._is_gif:
+                # yuv420p is what every player shows; it needs even sizes.
+                self._file.init_video_stream(CODEC, fps=float(self.fps), pixel_format="yuv420p")
             self._stack = stack.pop_all()
         return self
 
@@ -112,20 +58,40 @@ class VideoWriter:
         self._shape = self._shape or frame.shape
         assert frame.ndim == 3, frame.shape
         assert frame.shape == self._shape, (frame.shape, self._shape)
-        self._encoder.add(frame)
         self.num_frames += 1
+        if self._is_gif:
+            # Differences of rounded ends, so that rounding does not add up.
+            start, end = (10 * round(100 * index / self.fps) for index in (self.num_frames - 1, self.num_frames))
+            self._durations_ms.append(max(MIN_GIF_FRAME_MS, end - start))
+            self._file.write(frame, is_batch=False, bits=8, save_all=True, duration=self._durations_ms, loop=0)
+        else:
+            height, width = frame.shape[:2]
+            self._file.write_frame(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
     def _finish(self, kind: type[BaseException] | None, *_details: object) -> None:
-        if kind is not None:
-            self._encoder.abandon()
+        if kind is None and self.num_frames:
+            self._file.close()
             return
-        assert self.num_frames, "a video needs a frame"
-        self._encoder.finish()
+        if self._is_gif:
+            self._file.images_to_write.clear()  # closing, and even forgetting, the file would write them
+        with contextlib.suppress(Exception):
+            self._file.close()
+        assert kind, "a video needs a frame"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+
+
+def _open(path: Path, *, is_gif: bool) -> Any:
+    import imageio.v3 as imageio
+
+    gif = {"plugin": "pillow", "extension": ".gif"}
+    # With faststart the index comes first, so that browsers play what they have.
+    mp4 = {"plugin": "pyav", "extension": ".mp4", "container": "mp4", "options": {"movflags": "faststart"}}
+    settings: dict[str, Any] = gif if is_gif else mp4
+    return imageio.imopen(path, "w", **settings)
 
 
 def writer_path(path: Path) -> tuple[Path, str]:
@@ -138,17 +104,16 @@ def writer_path(path: Path) -> tuple[Path, str]:
 
 @functools.cache
 def h264_problem() -> str:
-    """Encode two frames in memory; return why that is impossible, or ""."""
+    """Encode two frames; return why that is impossible, or ""."""
     try:
-        import av
+        import av  # imageio's plugin
     except (ImportError, OSError) as error:
         return f"PyAV cannot be imported ({error})"
     try:
-        encoder = Mp4Encoder(io.BytesIO(), fps=30)
-        for _ in range(2):
-            encoder.add(np.zeros((64, 64, 3), np.uint8))
-        encoder.finish()
-    except (ValueError, OSError, av.FFmpegError) as error:  # ValueError: PyAV's unknown codec
+        with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder, "probe.mp4"), fps=30) as writer:
+            for _ in range(2):
+                writer.add(np.zeros((64, 64, 3), np.uint8))
+    except (GqError, ValueError, OSError, av.FFmpegError) as error:  # ValueError: PyAV's unknown codec
         return f"PyAV cannot encode {CODEC} ({error})"
     return ""
 

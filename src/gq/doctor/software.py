@@ -21,7 +21,7 @@ BOUNDS = {
     "pydantic": ("2.5.3", ""),
     "filelock": ("3.16", ""),
     "platformdirs": ("4", ""),
-    "av": ("14", ""),
+    "imageio": ("2.38", ""),
     "pillow": ("10.1", ""),
 }
 OPTIONAL = {  # by extra
