@@ -223,9 +223,7 @@ def load_correctors(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
 def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """What `gq compare`, `gq report` and `gq plot` read of earlier evaluations."""
     from gq.runs.card_results import stored_rows
-    from gq.runs.checkpoint import choose_checkpoint
-    from gq.runs.evaluations import read_evaluation
-    from gq.runs.recorded import read_recorded
+    from gq.runs.evaluations import read_evaluations, read_rows
 
     runs = write_runs(seeds)
 
@@ -234,8 +232,8 @@ def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]
         file = run / "evals" / "a.json"
         change_file(random, file)
         readers: list[Callable[[], Any]] = [
-            *(lambda: read_evaluation(file, asks=True), lambda: read_evaluation(file, asks=False)),
-            *(lambda: stored_rows(run), lambda: read_recorded(run, choose_checkpoint(run, "best"), "best", [])),
+            *(lambda: read_rows(file, takes_target=True), lambda: read_rows(file, takes_target=False)),
+            *(lambda: stored_rows(run), lambda: read_evaluations(run)),
         ]
         return random.choice(readers)
 
@@ -248,12 +246,12 @@ def load_runs(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     from gq.runs.card import card_text
     from gq.runs.checkpoint import choose_checkpoint
     from gq.runs.details import describe
-    from gq.runs.recorded import read_recorded
+    from gq.runs.evaluations import read_evaluations
     from gq.runs.records import read_run
 
     runs = write_runs(seeds)
     readers: list[Callable[[Path], Any]] = [read_run, describe, read_history, card_text]
-    readers += [lambda run: choose_checkpoint(run, "best"), lambda run: read_recorded(run, None, "best", [])]
+    readers += [lambda run: choose_checkpoint(run, "best"), read_evaluations]
     readers += [lambda run: read_history(run, ["loss"])]
 
     def make(random: Random, folder: Path) -> Callable[[], Any]:

@@ -36,7 +36,7 @@ from gq.repair.raw_columns import UnreadableError
 from gq.repair.raw_files import read_raw
 from gq.results.history import read_history
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
-from gq.runs.evaluations import read_evaluation
+from gq.runs.evaluations import read_rows
 from gq.runs.records import read_run
 from gq.speculation.plan_data import read_plan_data
 from tiny import write_hopper_file
@@ -532,7 +532,7 @@ def test_numbers_beyond_all_are_refused_in_evaluations(run: Path) -> None:
     file = run / "evals" / "a.json"
     file.write_text(file.read_text().replace('"length": 9,', '"length": 1e999,', 1))
     with pytest.raises(GqError, match="cannot use"):
-        read_evaluation(file, asks=True)
+        read_rows(file, takes_target=True)
 
 
 def test_records_of_other_types_do_not_hide_a_run(run: Path) -> None:

@@ -131,8 +131,7 @@ def test_what_options_changed_and_which_corrector_it_was_is_told_apart(corrected
     assert "spec3, temporal" in shown.stdout
     card = (corrected / "README.md").read_text()
     assert sorted(re.findall(r"mode ([^|]*?) \|", card)) == names
-    found, _ = read_evaluations(corrected, asks=False)
-    assert sorted(way.mode or "" for evaluation in found for way in evaluation.episodes) == names
+    assert sorted(row.way.mode or "" for row in read_evaluations(corrected).rows) == names
 
 
 def test_nothing_is_written_into_a_run_that_is_gone(agent: Path, tmp_path: Path) -> None:

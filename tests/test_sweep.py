@@ -263,7 +263,13 @@ def swept_run(folder: Path, results: list[ModeSummary], *, name: str = "20260101
     """Write a run with an evaluation of modes."""
     (folder / "evals").mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(to_toml(TDMPC2))
-    document = {"task": "cartpole-swingup", "checkpoint": "step-000000100", "results": [asdict(row) for row in results]}
+    episode = {"seed": 0, "length": 500, "terminated": False}
+    document = {
+        "checkpoint": "step-000000100",
+        "versions": {},
+        "results": [asdict(row) for row in results],
+        "episodes": [episode | {"mode": row.mode, "episode_return": row.return_mean} for row in results],
+    }
     (folder / "evals" / f"{name}.json").write_text(json.dumps(document))
     return folder
 

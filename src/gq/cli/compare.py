@@ -11,7 +11,7 @@ from gq.cli.output import Output
 if TYPE_CHECKING:
     from gq.results.compare import RunComparison
     from gq.rollouts.comparison import PairedComparison, Side
-    from gq.runs.recorded import Recorded
+    from gq.runs.evaluations import Evaluations
 
 EXAMPLES = """\b
 Examples:
@@ -99,9 +99,9 @@ def superior(comparison: "RunComparison", result: "PairedComparison") -> str:
     return "is better" if mine == max(asked) else "returns more"
 
 
-def described(side: "Recorded") -> dict[str, Any]:
+def described(side: "Evaluations") -> dict[str, Any]:
     """Return which run and checkpoint one of the two is."""
-    return {"run": side.run.name, "path": str(side.run), "checkpoint": side.checkpoint.name, "algo": side.algo}
+    return {"run": side.run.name, "path": str(side.run), "checkpoint": checkpoint_of(side), "algo": side.algo}
 
 
 def table(output: Output, comparison: "RunComparison") -> Any:
@@ -128,9 +128,15 @@ def table(output: Output, comparison: "RunComparison") -> Any:
     return Group(*names, output.table(headings, rows), *verdicts, basis)
 
 
-def label(side: "Recorded") -> str:
+def label(side: "Evaluations") -> str:
     """Return a run and its checkpoint."""
-    return f"{side.run.name}, {side.checkpoint.name}"
+    return f"{side.run.name}, {checkpoint_of(side)}"
+
+
+def checkpoint_of(side: "Evaluations") -> str:
+    """Return a checkpoint's name."""
+    assert side.checkpoint
+    return side.checkpoint.name
 
 
 def row_of(result: "PairedComparison") -> tuple[str, ...]:

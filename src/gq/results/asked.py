@@ -134,17 +134,16 @@ def read_achieved(run: Path) -> Achieved:
         hint = f"its returns: gq plot {shlex.quote(str(run))}"
         raise UsageError(f"{run} is a {settings['algo']} run, which is asked for no return", hint=hint)
     history = History(run, settings, [])
-    evaluations, problems = read_evaluations(run, asks=True)
-    if problems:
-        raise GqError(problems[0], hint="remove it, and evaluate again")
+    evaluations = read_evaluations(run)
+    if evaluations.problems:
+        raise GqError(evaluations.problems[0], hint="remove it, and evaluate again")
     returns: dict[float, np.ndarray] = {}
-    for one in evaluations:  # like the newest one, and of those the newest of each target
-        if one.protocol == evaluations[0].protocol:
-            for way, episodes in one.episodes.items():
-                if way.target is not None and way.target not in returns:
-                    returns[way.target] = np.array([episode.episode_return for episode in episodes])
+    rows = evaluations.rows
+    for row in rows:  # like the newest one, and of those the newest of each target
+        if row.protocol == rows[0].protocol and row.way.target is not None and row.way.target not in returns:
+            returns[row.way.target] = row.returns
     if returns:
-        return Achieved(history, dict(sorted(returns.items())), evaluations[0].checkpoint)
+        return Achieved(history, dict(sorted(returns.items())), rows[0].checkpoint)
     for record in read_records(run / "metrics.jsonl"):
         for target, key in keys_by_target(record).items():
             if is_number(record[key]):

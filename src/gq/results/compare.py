@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from gq.envs.engines import installed_engines
-from gq.envs.scores import Reference, reference_for
+from gq.envs.scores import Reference
 from gq.errors import UsageError
 from gq.rollouts.comparison import PairedComparison, compare_paired
 from gq.rollouts.episodes import Step
 from gq.rollouts.statistics import Episode
-from gq.runs.evaluations import read_evaluation
-from gq.runs.recorded import Recorded, engines_in, read_recorded, recorded_origin
+from gq.runs.checkpoint import choose_checkpoint
+from gq.runs.evaluations import Evaluations, engines_in, read_evaluations, read_rows
 
 NUM_EPISODES = 20
 
@@ -22,8 +22,8 @@ NUM_EPISODES = 20
 class RunComparison:
     """Two runs, compared at each pair of targets."""
 
-    a: Recorded
-    b: Recorded
+    a: Evaluations
+    b: Evaluations
     results: list[PairedComparison]
     num_run: int  # episodes that were run for it; the others were on record
     engines: dict[str, str]  # that gave all returns
@@ -58,7 +58,8 @@ def compare_runs(
     if seed < 0 or (num_episodes is not None and num_episodes < 1):
         raise UsageError("a comparison needs one episode at least, and a seed of 0 or more", hint="--episodes 20")
     notes: list[str] = []
-    one, other = (read_recorded(run, folder, checkpoint, notes) for run, folder in (a, b))
+    one, other = (read_evaluations(run).of(folder or choose_checkpoint(run, checkpoint)) for run, folder in (a, b))
+    notes += [*one.problems, *other.problems]
     if one.task != other.task:
         message = f"{one.run.name} is for {one.task} and {other.run.name} for {other.task}"
         raise UsageError(message, hint="compare runs of one task")
@@ -66,7 +67,7 @@ def compare_runs(
     wanted = range(seed, seed + (num_episodes or NUM_EPISODES))
     engines = choose_engines(one, other, pairs, wanted)
     num_run = 0
-    played: dict[tuple[Path, float | None], dict[int, Episode]] = {}
+    played: dict[tuple[Path | None, float | None], dict[int, Episode]] = {}
     for side, own in ((one, [pair[0] for pair in pairs]), (other, [pair[1] for pair in pairs])):
         lacking = {
             target: on_record(side, target, engines) for target in own if (side.checkpoint, target) not in played
@@ -93,19 +94,19 @@ def compare_runs(
 
 
 def match_targets(
-    a: Recorded, b: Recorded, asked: Sequence[float], notes: list[str]
+    a: Evaluations, b: Evaluations, asked: Sequence[float], notes: list[str]
 ) -> list[tuple[float | None, float | None]]:
     """Return the pairs of targets to compare at; one that takes none is compared with all of the other's.
 
     Raises:
         UsageError: neither or only some of the targets can be matched.
     """
-    if asked and not (a.asks or b.asks):
+    if asked and not (a.takes_target or b.takes_target):
         raise UsageError("neither run is asked for a return", hint="leave --target away")
-    own_a, own_b = (list(asked or side.targets) if side.asks else [None] for side in (a, b))
-    if not a.asks or not b.asks:
-        if a.asks != b.asks:
-            without = "A" if b.asks else "B"
+    own_a, own_b = (list(asked or side.targets) if side.takes_target else [None] for side in (a, b))
+    if not a.takes_target or not b.takes_target:
+        if a.takes_target != b.takes_target:
+            without = "A" if b.takes_target else "B"
             notes.append(f"{without} takes no target: it is compared with the other at each of its own")
         return [(first, second) for first in own_a for second in own_b]
     if common := [target for target in own_a if target in own_b]:
@@ -121,11 +122,11 @@ def match_targets(
 
 
 def choose_engines(
-    a: Recorded, b: Recorded, pairs: Sequence[tuple[float | None, float | None]], wanted: Sequence[int]
+    a: Evaluations, b: Evaluations, pairs: Sequence[tuple[float | None, float | None]], wanted: Sequence[int]
 ) -> dict[str, str]:
     """Return the engine versions whose episodes are compared: the installed ones, or others that both have all of."""
     installed = installed_engines(a.task)
-    recorded = [engines_in(one.versions, a.task) for one in a.evaluations]
+    recorded = [engines_in(row.versions, a.task) for row in a.rows]
     for engines in [installed, *recorded]:
         sides = [(side, target) for pair in pairs for side, target in zip((a, b), pair, strict=True)]
         if all(set(wanted) <= on_record(side, target, engines).keys() for side, target in sides):
@@ -133,19 +134,18 @@ def choose_engines(
     return installed
 
 
-def on_record(side: Recorded, target: float | None, engines: Mapping[str, str]) -> dict[int, Episode]:
+def on_record(side: Evaluations, target: float | None, engines: Mapping[str, str]) -> dict[int, Episode]:
     """Return the episodes on record by seed, of several with a seed the newest."""
     found: dict[int, Episode] = {}
-    for evaluation in side.evaluations:
-        if engines_in(evaluation.versions, side.task) == engines:
-            for way in side.ways(target):
-                for episode in evaluation.episodes.get(way, []):
-                    found.setdefault(episode.seed, episode)
+    for row in side.rows:
+        if row.way in side.ways(target) and engines_in(row.versions, side.task) == engines:
+            for episode in row.episodes:
+                found.setdefault(episode.seed, episode)
     return found
 
 
 def run_missing(
-    side: Recorded,
+    side: Evaluations,
     lacking: dict[float | None, dict[int, Episode]],
     seeds: range,
     device: str,
@@ -160,16 +160,16 @@ def run_missing(
         side.run,
         targets=[target for target in lacking if target is not None],
         num_episodes=len(seeds),
-        checkpoint=side.checkpoint,
+        checkpoint=side.checkpoint or "best",
         seed=seeds[0],
         device=device,
         watch=watch,
     )
     assert evaluation.file
-    found = read_evaluation(evaluation.file, asks=side.asks).episodes
+    rows = read_rows(evaluation.file, takes_target=side.takes_target)
     for target, episodes in lacking.items():
-        for way in side.ways(target):
-            episodes |= {episode.seed: episode for episode in found.get(way, [])}
+        ways = side.ways(target)
+        episodes |= {episode.seed: episode for row in rows if row.way in ways for episode in row.episodes}
     return len(seeds) * len(lacking)
 
 
@@ -186,7 +186,6 @@ def paired(
     return compare_paired(*returns, targets=targets, reference=reference)
 
 
-def reference_of(a: Recorded, b: Recorded) -> Reference | None:
+def reference_of(a: Evaluations, b: Evaluations) -> Reference | None:
     """Return what scores refer to, None where the two would have different references."""
-    found = [reference_for(side.task, recorded_origin(side.run, side.dataset)) for side in (a, b)]
-    return found[0] if found[0] == found[1] else None
+    return a.reference if a.reference == b.reference else None

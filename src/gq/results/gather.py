@@ -20,12 +20,10 @@ from gq.results.footage import choose_video, film
 from gq.results.history import read_settings as read_flat_settings
 from gq.results.report_groups import group_runs
 from gq.rollouts.episodes import Step
-from gq.rollouts.statistics import summarise
 from gq.runs.checkpoint import choose_checkpoint, pointed
-from gq.runs.evaluations import StoredEvaluation, Way
+from gq.runs.evaluations import EvaluationRow, Evaluations, Way, read_evaluations, recorded_origin
 from gq.runs.folder import SELECTION_SEED, repeat_command
 from gq.runs.metrics import UNITS
-from gq.runs.recorded import Recorded, read_recorded, recorded_origin
 from gq.runs.state import state_of
 
 NUM_EPISODES = 20
@@ -161,9 +159,10 @@ def gather_checkpoint(
     run: Path, folder: Path, wishes: Wishes, reference: Reference | None, notes: list[str]
 ) -> CheckpointFacts:
     """Return a checkpoint with its evaluations, those that are lacking made."""
-    recorded = read_recorded(run, folder, "best", notes)
+    recorded = read_evaluations(run).of(folder)
+    notes += recorded.problems
     ways = [recorded.ways(target) for target in recorded.targets or [None]]
-    if wishes.rollouts and not all(choose(recorded.evaluations, names, wishes.num_episodes) for names in ways):
+    if wishes.rollouts and not all(choose(recorded.rows, names, wishes.num_episodes) for names in ways):
         from gq.results.evaluate import evaluate
 
         wishes.begin(run, f"evaluating {folder.name}")
@@ -171,22 +170,20 @@ def gather_checkpoint(
             evaluate(run, num_episodes=wishes.num_episodes or NUM_EPISODES, checkpoint=folder, watch=wishes.watch)
         except GqError as error:  # a page about several runs has to say so, and can still be made
             notes.append(f"{folder.name} cannot be evaluated: {error}")
-        recorded = read_recorded(run, folder, "best", [])
+        recorded = read_evaluations(run).of(folder)
     measures = [
-        one_measure(way, evaluation, reference, is_own=True)
+        one_measure(row, reference, is_own=True)
         for names in ways
-        if (found := choose(recorded.evaluations, names, wishes.num_episodes))
-        for way, evaluation in [found]
+        if (row := choose(recorded.rows, names, wishes.num_episodes))
     ]
     if len(measures) < len(ways):
         wanted = f"{wishes.num_episodes or ENOUGH_EPISODES} episodes or more"
         command = f"gq eval {shlex.quote(str(run))} --checkpoint {int(folder.name[5:])}"
         notes.append(f"{folder.name} has no evaluation of {wanted}: {command}")
     own = {name for names in ways for name in names}
-    others = dict.fromkeys(way for evaluation in recorded.evaluations for way in evaluation.episodes)
-    for way in others:
-        if way not in own and (found := choose(recorded.evaluations, [way], None)):
-            measures.append(one_measure(way, found[1], reference, is_own=False))
+    for way in dict.fromkeys(row.way for row in recorded.rows):
+        if way not in own and (row := choose(recorded.rows, [way], None)):
+            measures.append(one_measure(row, reference, is_own=False))
     measures.sort(key=lambda measure: (measure.target is None, measure.target or 0.0))
     return CheckpointFacts(
         name=folder.name,
@@ -196,28 +193,22 @@ def gather_checkpoint(
     )
 
 
-def choose(
-    evaluations: Sequence[StoredEvaluation], names: Sequence[Way], num_episodes: int | None
-) -> tuple[Way, StoredEvaluation] | None:
+def choose(rows: Sequence[EvaluationRow], names: Sequence[Way], num_episodes: int | None) -> EvaluationRow | None:
     """Return the newest evaluation in a way with enough episodes, of fewer than were asked for none."""
-    for evaluation in evaluations:
-        for way in names:
-            if len(evaluation.episodes.get(way, [])) >= (num_episodes or ENOUGH_EPISODES):
-                return way, evaluation
-    return None
+    enough = num_episodes or ENOUGH_EPISODES
+    return next((row for row in rows if row.way in names and len(row.episodes) >= enough), None)
 
 
-def one_measure(way: Way, evaluation: StoredEvaluation, reference: Reference | None, *, is_own: bool) -> Measure:
+def one_measure(row: EvaluationRow, reference: Reference | None, *, is_own: bool) -> Measure:
     """Return the summary and the episodes of an evaluation in one way."""
-    episodes = evaluation.episodes[way]
     return Measure(
-        label=way.label,
-        target=way.target,
+        label=row.way.label,
+        target=row.way.target,
         is_own=is_own,
-        summary=summarise(episodes, reference, mode=way.mode)[0],
-        episodes=episodes,
-        versions=evaluation.versions,
-        source=evaluation.file.name,
+        summary=row.summary(reference),
+        episodes=list(row.episodes),
+        versions=row.versions,
+        source=row.file.name,
     )
 
 
@@ -268,18 +259,18 @@ def find_baselines(
             continue
         with suppress(GqError):
             if read_json(other / "environment.json").get("dataset_sha256") == digest:
-                found += measured_baseline(read_recorded(other, None, "best", []))
+                found += measured_baseline(read_evaluations(other).of(choose_checkpoint(other, "best")))
     if data:
         name = f"the best tenth of the data ({data.top_episodes:,} episodes)"
         found.append(Baseline(name=name, return_mean=data.top_mean, return_ci95=None, is_policy=False))
     return found
 
 
-def measured_baseline(recorded: Recorded) -> list[Baseline]:
+def measured_baseline(recorded: Evaluations) -> list[Baseline]:
     """Return a run of behaviour cloning as a baseline, if it was evaluated."""
-    if not (found := choose(recorded.evaluations, recorded.ways(None), None)):
+    if not (row := choose(recorded.rows, recorded.ways(None), None)):
         return []
-    summary = summarise(found[1].episodes[found[0]], None)[0]
+    summary = row.summary(None)
     name = f"behaviour cloning ({recorded.run.name})"
     return [Baseline(name=name, return_mean=summary.return_mean, return_ci95=summary.return_ci95, is_policy=True)]
 

@@ -4,17 +4,18 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gq.errors import GqError, UsageError
-from gq.files import parse_json
 from gq.results.drawing import Drawing, Table
 from gq.results.frontier import Point, best, strategy_of
 from gq.results.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, line_style, picture
 from gq.results.terminal import Row, draw_lines, numbered
+from gq.runs.evaluations import read_evaluations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,14 +64,13 @@ def read_sweep(run: Path) -> Sweep:
         GqError: a file cannot be read.
         UsageError: there is none.
     """
-    for file in sorted((run / "evals").glob("*.json"), reverse=True):
-        try:
-            document = parse_json(file.read_text(encoding="utf-8"))
-            rows = [row for row in document["results"] if row.get("planner_calls_per_step") is not None]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
+    evaluations = read_evaluations(run)
+    if evaluations.problems:
+        raise GqError(evaluations.problems[0], hint="remove it, and evaluate again")
+    for file, found in groupby(evaluations.rows, key=lambda row: row.file):
+        rows = [row for row in found if row.stored.get("planner_calls_per_step") is not None]
         if len(rows) > 1:
-            return Sweep(run, file, document["task"], document["checkpoint"], rows)
+            return Sweep(run, file, evaluations.task, rows[0].checkpoint, [dict(row.stored) for row in rows])
     hint = f"make one: gq eval {shlex.quote(str(run))} --mode sweep"
     raise UsageError(f"{run} has no evaluation of several modes", hint=hint)
 

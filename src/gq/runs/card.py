@@ -94,7 +94,7 @@ def card_text(run: Path, config: RunConfig | None = None, *, name: str = "") -> 
 def compose(run: Path, config: RunConfig, name: str) -> str:
     """Return the card; see `card_text`."""
     environment = json_or_empty(run / "environment.json")
-    results = evaluation_lines(run, config)
+    results = evaluation_lines(run)
     lines = [
         *front_matter(head(run, config, name, environment)),
         "",

@@ -1,46 +1,36 @@
 """The numbers on a run's card: what `gq eval` wrote, what training logged, what finetuning and distilling measured."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gq.config import RunConfig, TDMPC2Config
 from gq.errors import GqError
 from gq.paths import read_json
+from gq.rollouts.statistics import Summary
 from gq.runs.checkpoint import pointed
-from gq.runs.evaluations import way_name
+from gq.runs.evaluations import EvaluationRow, read_evaluations
 from gq.runs.folder import SELECTION_SEED
 from gq.runs.metrics import last_evaluation
 
 COMPARISON_FILE = "comparison.json"
-Row = tuple[Mapping[str, Any], Mapping[str, Any]]  # an evaluation, and one of its results
 
 
-def stored_rows(run: Path) -> list[Row]:
+def stored_rows(run: Path) -> list[tuple[EvaluationRow, Summary]]:
     """Return a result per checkpoint, seed, context and way to act: the one of most episodes, the newest of those."""
-    chosen: dict[tuple[Any, ...], Row] = {}
-    for file in sorted((run / "evals").glob("*.json")):
-        try:
-            document = read_json(file)
-            for result in document["results"]:
-                way = (result.get("mode") and way_name(result), result.get("target_return"))
-                how = (document.get("stochastic", False), document.get("context") or "sliding")
-                key = (document["checkpoint"], document["seed"], *how, *way)
-                if key not in chosen or result["num_episodes"] >= chosen[key][1]["num_episodes"]:
-                    chosen[key] = (document, result)
-        except (GqError, KeyError, TypeError, AttributeError):
-            continue  # a damaged file has nothing to say
-    return list(chosen.values())
+    evaluations = read_evaluations(run)
+    chosen: dict[tuple[Any, ...], EvaluationRow] = {}
+    for row in sorted(evaluations.rows, key=lambda row: row.file):
+        key = (*row.protocol, row.episodes[0].seed, row.way)
+        if key not in chosen or len(row.episodes) >= len(chosen[key].episodes):
+            chosen[key] = row
+    return [(row, row.summary(evaluations.reference)) for row in chosen.values()]
 
 
-def way_text(config: RunConfig, evaluation: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def way_text(row: EvaluationRow) -> str:
     """Return how the policy acted: its target return or its mode, and what is not as usual."""
-    if result.get("mode"):
-        text = f"mode {way_name(result)}"
-    else:
-        text = "" if config.algo == "bc" else f"target {result['target_return']:g}"
-    parts = [text, "sampled" * bool(evaluation.get("stochastic"))]
-    return ", ".join(filter(None, [*parts, "contexts in blocks" * (evaluation.get("context") == "blocks")]))
+    text = f"mode {row.way.mode}" if row.way.mode else f"target {row.way.label}" if row.way.target is not None else ""
+    parts = [text, "sampled" * row.stochastic, "contexts in blocks" * (row.context == "blocks")]
+    return ", ".join(filter(None, parts))
 
 
 def checkpoint_text(run: Path, name: str) -> str:
@@ -49,7 +39,7 @@ def checkpoint_text(run: Path, name: str) -> str:
     return f"{name} ({', '.join(known)})" if known else name
 
 
-def evaluation_lines(run: Path, config: RunConfig) -> list[str]:
+def evaluation_lines(run: Path) -> list[str]:
     """Return the table of all evaluations with their protocol; empty where there are none."""
     rows = stored_rows(run)
     if not rows:
@@ -58,29 +48,29 @@ def evaluation_lines(run: Path, config: RunConfig) -> list[str]:
         "| checkpoint | policy | return | 95 % interval | IQM | score | length | episodes | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for evaluation, result in rows:
-        low, high = result["return_ci95"]
-        score = "-" if result.get("normalized_mean") is None else f"{result['normalized_mean']:.1f}"
-        score += f" ({result['reference']})" if result.get("reference") else ""
+    for row, result in rows:
+        low, high = result.return_ci95
+        score = "-" if result.normalized_mean is None else f"{result.normalized_mean:.1f}"
+        score += f" ({result.reference})" if result.reference else ""
         cells = [
-            checkpoint_text(run, evaluation["checkpoint"]),
-            way_text(config, evaluation, result) or "-",
-            f"{result['return_mean']:.0f} ± {result['return_std']:.0f}",
+            checkpoint_text(run, row.checkpoint),
+            way_text(row) or "-",
+            f"{result.return_mean:.0f} ± {result.return_std:.0f}",
             f"{low:.0f} to {high:.0f}",
-            f"{result['return_iqm']:.0f}",
+            f"{result.return_iqm:.0f}",
             score,
-            f"{result['length_mean']:.0f}",
-            str(result["num_episodes"]),
-            f"{evaluation['seed']} to {evaluation['seed'] + result['num_episodes'] - 1}",
+            f"{result.length_mean:.0f}",
+            str(result.num_episodes),
+            f"{row.episodes[0].seed} to {row.episodes[-1].seed}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", *protocol_lines(rows)]
+    return [*lines, "", *protocol_lines([row for row, _ in rows])]
 
 
-def protocol_lines(rows: list[Row]) -> list[str]:
+def protocol_lines(rows: list[EvaluationRow]) -> list[str]:
     """Return how the numbers were measured."""
-    engines = sorted({f"{k} {v}" for e, _ in rows for k, v in e["versions"].items() if k not in ("gq", "python")})
-    warnings = dict.fromkeys(warning for evaluation, _ in rows for warning in evaluation.get("warnings", []))
+    engines = sorted({f"{k} {v}" for row in rows for k, v in row.versions.items() if k not in ("gq", "python")})
+    warnings = dict.fromkeys(warning for row in rows for warning in row.warnings)
     return [
         "Every episode that began counts; each has the seed given, whatever else ran beside it. ± is the standard "
         "deviation over episodes, intervals are bootstrapped over the episodes of this one training run, so they say "
@@ -94,14 +84,14 @@ def protocol_lines(rows: list[Row]) -> list[str]:
 def index_entries(run: Path, config: RunConfig) -> list[dict[str, Any]]:
     """Return the evaluations as results of the Hub's model-index."""
     entries = []
-    for evaluation, result in stored_rows(run):
-        how = ", ".join(filter(None, [way_text(config, evaluation, result), evaluation["checkpoint"]]))
-        of = f"{result['num_episodes']} episodes from seed {evaluation['seed']}"
-        value = f"{result['return_mean']:.2f} +/- {result['return_std']:.2f}"
+    for row, result in stored_rows(run):
+        how = ", ".join(filter(None, [way_text(row), row.checkpoint]))
+        of = f"{result.num_episodes} episodes from seed {row.episodes[0].seed}"
+        value = f"{result.return_mean:.2f} +/- {result.return_std:.2f}"
         metrics = [{"type": "mean_reward", "name": f"mean return over {of}", "value": value, "verified": False}]
-        if result.get("normalized_mean") is not None:
-            name = f"score by {result['reference']}"
-            score = round(result["normalized_mean"], 2)
+        if result.normalized_mean is not None:
+            name = f"score by {result.reference}"
+            score = round(result.normalized_mean, 2)
             metrics.append({"type": "normalized_score", "name": name, "value": score, "verified": False})
         entries.append(
             {

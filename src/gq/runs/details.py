@@ -10,10 +10,10 @@ from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, to
 from gq.errors import GqError, UsageError
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 from gq.runs.checkpoint import pointed
-from gq.runs.evaluations import way_name
+from gq.runs.evaluations import read_evaluations
 from gq.runs.folder import read_config, repeat_command
 from gq.runs.lineage import CorrectorRecord, Parent, children_of, correctors_of, parent_of
-from gq.runs.records import RunRecord, measure, number_in, read_run
+from gq.runs.records import RunRecord, measure, read_run
 
 NAMING = ("algo", "task", "size", "data.dataset", "online.parent", "online.checkpoint")  # said apart from what differs
 
@@ -82,7 +82,7 @@ def describe(run: Path) -> RunDetails:
         record=record,
         differing=differing,
         checkpoints=read_checkpoints(run),
-        evaluations=read_evaluations(run),
+        evaluations=evaluation_records(run),
         videos=sorted(path for path in (run / "videos").glob("*") if path.is_file()),
         disk=disk_use(run),
         parent=parent_of(run),
@@ -196,20 +196,14 @@ def read_checkpoints(run: Path) -> list[CheckpointRecord]:
     ]
 
 
-def read_evaluations(run: Path) -> list[EvaluationRecord]:
+def evaluation_records(run: Path) -> list[EvaluationRecord]:
     """Return what gq eval found, oldest first; damaged files are left out."""
-    found = []
-    for file in sorted((run / "evals").glob("*.json")):
-        document = json_or_empty(file)
-        listed = document.get("results")
-        results = {
-            way_name(result) if result.get("mode") else str(result.get("target_return")): mean
-            for result in (listed if isinstance(listed, list) else [])
-            if isinstance(result, dict) and (mean := number_in(result, "return_mean")) is not None
-        }
-        if results:
-            found.append(EvaluationRecord(file, str(document.get("checkpoint", "")), results))
-    return found
+    found: dict[Path, EvaluationRecord] = {}
+    for row in sorted(read_evaluations(run).rows, key=lambda row: row.file):
+        record = found.setdefault(row.file, EvaluationRecord(row.file, row.checkpoint, {}))
+        name = row.way.mode or str(row.episodes[0].target_return)
+        record.results[name] = float(row.returns.mean())
+    return list(found.values())
 
 
 def disk_use(run: Path) -> dict[str, int]:
