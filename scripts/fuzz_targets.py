@@ -108,7 +108,7 @@ def load_torch(seeds: Path) -> Make:
     torch.save(
         {"model": {"a": base, "b": base.t(), "c": base.half()}, "n": [1, None, "x", (1.5, True)]}, seeds / "a.pt"
     )
-    torch.save({"a": base}, seeds / "b.pt", pickle_protocol=4)
+    torch.save({"a": base}, seeds / "b.pt")
     contents = [file.read_bytes() for file in sorted(seeds.glob("*.pt"))]
 
     def make(random: Random, folder: Path) -> Attempt:

@@ -24,7 +24,7 @@ from gq.models.world_config import WORLD_MODEL_SIZES, WorldModelConfig
 from gq.models.world_model import WorldModel
 from gq.official.names import OLD_LAYOUT, SEEDS
 from gq.official.task_slice import PaddedDims, check_dims, check_mask, choose_row, slice_task
-from gq.official.torch_files import Inert, read_torch_file
+from gq.official.torch_files import has_data, read_torch_file
 
 NETWORKS = {
     "encoder": "_encoder.state",
@@ -185,7 +185,7 @@ def number_of(path: Path, source: dict[str, Any], key: str, default: float) -> f
     value = source.pop(key, None)
     if value is None:
         return float(default)
-    if not isinstance(value, Tensor) or value.ndim or not -20 < float(value) < 40:
+    if not has_data(value) or value.ndim or not -20 < float(value) < 40:
         raise DataError(f"{path}: {key} is no plausible number", hint=NOT_OURS)
     return float(value)
 
@@ -199,11 +199,12 @@ def drop_copies(path: Path, source: dict[str, Any], layout: str) -> None:
     if layout == "A":
         return
     for key in [key for key in source if WITHOUT_CONTENT.fullmatch(key)]:
-        if not isinstance(source.pop(key), Inert):
+        value = source.pop(key)
+        if not (isinstance(value, torch.Size | torch.device) or (isinstance(value, Tensor) and value.is_meta)):
             raise DataError(f"{path} holds {key}, which should be empty", hint=NOT_OURS)
     for key in [key for key in source if DETACHED.match(key)]:
         copy, online = source.pop(key), source.get(DETACHED.sub("_Qs.params.", key))
-        if not isinstance(copy, Tensor) or not isinstance(online, Tensor) or not torch.equal(copy, online):
+        if not has_data(copy) or not has_data(online) or not torch.equal(copy, online):
             raise DataError(f"{path}: {key} is not equal to the same of _Qs", hint=NOT_OURS)
 
 
@@ -221,7 +222,7 @@ def take_parameters(path: Path, source: dict[str, Any], layout: str, shapes: dic
             continue
         key = official_name(name, layout)
         value = source.pop(key, None)
-        if not isinstance(value, Tensor):
+        if not has_data(value):
             raise DataError(f"{path} lacks {key}", hint=NOT_OURS)
         if value.shape != expected.shape:
             found, wanted = list(value.shape), list(expected.shape)
@@ -230,7 +231,7 @@ def take_parameters(path: Path, source: dict[str, Any], layout: str, shapes: dic
             raise DataError(f"{path}: {key} is of {value.dtype}, not float32", hint=NOT_OURS)
         if not value.isfinite().all():
             raise DataError(f"{path}: {key} has numbers that are not finite", hint="its training diverged")
-        state[name] = value.clone(memory_format=torch.contiguous_format)
+        state[name] = value.detach().clone(memory_format=torch.contiguous_format)
     return state
 
 

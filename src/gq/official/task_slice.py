@@ -7,6 +7,7 @@ policy's padding is masked, so its weights may be left out.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from gq.envs.tasks import CONTROL_TASKS, Task
 from gq.errors import DataError, UsageError, suggest
 from gq.official.names import MT30
+from gq.official.torch_files import has_data
 
 KNOWN_NUM_TASKS = (30, 80)  # the other 50 of mt80 are of Meta-World, which gq does not simulate
 WITH_ACTIONS = ("dynamics", "reward_head", "q_heads", "target_q_heads")
@@ -95,7 +97,7 @@ def slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padde
     return sliced
 
 
-def check_mask(path: Path, mask: object, row: int, task: Task, shape: tuple[int, int]) -> None:
+def check_mask(path: Path, mask: Any, row: int, task: Task, shape: tuple[int, int]) -> None:
     """Check that a file's action masks [num_tasks, action_dim], if it has them, are those of the task.
 
     Raises:
@@ -104,6 +106,6 @@ def check_mask(path: Path, mask: object, row: int, task: Task, shape: tuple[int,
     if mask is None:
         return
     expected = torch.arange(shape[1]) < task.action_dim
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != shape or not torch.equal(mask[row] != 0, expected):
+    if not has_data(mask) or tuple(mask.shape) != shape or not torch.equal(mask[row] != 0, expected):
         message = f"{path}: _action_masks does not give {task.id} its {task.action_dim} actions"
         raise DataError(message, hint="fetch the file again")
