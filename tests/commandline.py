@@ -14,6 +14,7 @@ from gq.cli import app
 from tiny import as_flags, write_hopper_file
 
 SOURCE = Path(__file__).parents[1] / "src"
+PATIENCE_S = 500  # after which something hangs; whatever is slow on some machine ends long before
 TINY = as_flags(
     {
         "model.embed_dim": 16,
@@ -61,7 +62,7 @@ def gq_child(*arguments: Any, cwd: Path | None = None, **changes: str) -> subpro
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from commandline import PATIENCE_S
 from gq.data.reading import read_trajectories
 from gq.datasets import fetch as transfer
 from gq.datasets.loading import load_dataset
@@ -99,7 +99,7 @@ class Site:
     def start(self, **faults: object) -> "Site":
         """Serve with the given faults from now on."""
         server, self.url = fakehub().serve(self.root, **faults)
-        self.servers.append(server)
+        self.servers.append(counting(server))
         self.monkeypatch.setenv("HF_ENDPOINT", self.url + "/")
         self.monkeypatch.setenv("GQ_D4RL_URL", self.url)
         return self
@@ -116,14 +116,31 @@ class Site:
 
     def requests(self) -> list[tuple]:
         """Return (method, path, Range, status, bytes) of the data requests to the newest server."""
-        log = self.servers[-1].log
-        found: list[tuple] = []
-        for _ in range(100):  # each is logged after its last byte
-            before, found = found, [request for request in log if request[1].endswith((".hdf5", ".pt"))]
-            if found and found == before:
-                break
-            time.sleep(0.02)
-        return found
+        server = self.servers[-1]
+        with server.idle:
+            assert server.idle.wait_for(lambda: not server.num_running, PATIENCE_S)
+        return [request for request in server.log if request[1].endswith((".hdf5", ".pt"))]
+
+
+def counting(server: Any) -> Any:
+    """Let a stand-in for the Hub know how many requests it is answering: each is logged after its last byte."""
+    server.num_running, server.idle = 0, threading.Condition()
+
+    def count(change: int) -> None:
+        with server.idle:
+            server.num_running += change
+            server.idle.notify_all()
+
+    class Counted(server.RequestHandlerClass):  # type: ignore[misc, name-defined]
+        def answer(self) -> None:
+            count(1)
+            try:
+                super().answer()
+            finally:
+                count(-1)
+
+    server.RequestHandlerClass = Counted
+    return server
 
 
 def assert_cached(name: str, raw: Path) -> None:

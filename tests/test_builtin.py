@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from commandline import PATIENCE_S
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.datasets.builtin import download_builtin, simulate
@@ -300,10 +301,10 @@ except KeyboardInterrupt:
             os.killpg(parent.pid, number)  # as a terminal does: to the parent and the workers
         else:
             parent.kill()
-        stdout, stderr = parent.communicate(timeout=20)
+        stdout, stderr = parent.communicate(timeout=PATIENCE_S)
     assert stderr == b""
     assert stdout.endswith(b"interrupted\n") == (number == signal.SIGINT)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in pids)

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
+from commandline import PATIENCE_S
 from downloading import D4RL_FILE, D4RL_HOPPER, HOPPER, MINARI_FILE, Site, assert_cached, write_minari
 from gq import __version__
 from gq.datasets import cache, manifest
@@ -207,19 +207,20 @@ def test_what_killed_processes_left_is_cleared_away(cached_hopper: Path) -> None
 def test_who_has_to_wait_is_told() -> None:
     entry = resolve("hopper")
     notes: list[str] = []
-    entered = threading.Event()
+    told, entered = threading.Event(), threading.Event()
+
+    def note(text: str) -> None:
+        notes.append(text)
+        told.set()
 
     def wait() -> None:
-        with holding(entry, notes.append):
+        with holding(entry, note):
             entered.set()
 
     with holding(entry):
         thread = threading.Thread(target=wait)
         thread.start()
-        for _ in range(200):
-            if notes:
-                break
-            time.sleep(0.01)
+        assert told.wait(PATIENCE_S)
         assert notes == [f"waiting for another process that is getting {HOPPER}"]
         assert not entered.is_set()
     thread.join()

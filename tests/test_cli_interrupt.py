@@ -3,15 +3,29 @@
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from commandline import TINY, child_environment, gq, gq_command
+from commandline import PATIENCE_S, TINY, child_environment, gq, gq_command
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 
-DEADLINE_S = 120
+# A training whose first update says so and never ends.
+ENDLESS = """
+import sys, time
+from gq.algos.supervised import SupervisedLearner
+from gq.cli import main
+
+def update(learner, step):
+    print("updating", flush=True)
+    while True:
+        time.sleep(1)
+
+SupervisedLearner.update = update
+main()
+"""
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -26,8 +40,8 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for_training(process: subprocess.Popen[str], run: Path, *, num_bytes: int) -> None:
-    """Wait until the run's log has so many bytes."""
-    deadline = time.monotonic() + DEADLINE_S
+    """Wait until the run's log has this many bytes."""
+    deadline = time.monotonic() + PATIENCE_S
     log = run / "metrics.jsonl"
     while not log.is_file() or log.stat().st_size < num_bytes:
         assert process.poll() is None, process.communicate()[1]
@@ -42,7 +56,7 @@ def test_a_signal_saves_and_the_run_can_be_finished(data: Path, tmp_path: Path, 
     process = start("--dataset", data, "--out", run, "--steps", "100000", *TINY, *settings)
     wait_for_training(process, run, num_bytes=1)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, stderr
     assert stdout == ""
     *_, note, error, hint = stderr.splitlines()
@@ -59,17 +73,23 @@ def test_a_signal_saves_and_the_run_can_be_finished(data: Path, tmp_path: Path, 
 
 def test_a_second_ctrl_c_ends_at_once(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    slow = ("--batch-size", "4096", "--set", "model.num_layers=8", "--set", "eval.every=0")  # a minute per update
-    process = start("--dataset", data, "--out", run, "--steps", "1000", *slow)
-    wait_for_training(process, run, num_bytes=0)
-    time.sleep(0.5)  # from the log's opening to the first update
+    command = ("train", "dt", "--dataset", data, "--out", run, *TINY)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, *map(str, command)],
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "updating\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr
     for line in process.stderr:
         if line.startswith("SIGINT: saving"):
             break
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, stderr
     assert (stdout, stderr) == ("", "error: interrupted\n")
     assert not (run / "checkpoints").exists()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from commandline import TINY, child_environment, gq_command
+from commandline import PATIENCE_S, TINY, child_environment, gq_command
 from gq.cli.streams import ForgivingStream
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.signals import StopRequest
-from test_cli_interrupt import DEADLINE_S, wait_for_training
+from test_cli_interrupt import wait_for_training
 
 QUICK = ("--set", "train.log_every=1", "--set", "eval.every=0", "--set", "checkpoint.every=0")
 
@@ -30,7 +30,7 @@ def start_unheard(*arguments: object, stdout: int) -> subprocess.Popen[str]:
 def test_a_training_whose_stderr_nobody_reads_is_finished(data: Path, tmp_path: Path) -> None:
     command = ("--dataset", data, "--out", tmp_path / "run", "--steps", "5", *TINY, *QUICK)
     process = start_unheard(*command, stdout=subprocess.PIPE)
-    assert process.communicate(timeout=DEADLINE_S)[0] == f"{tmp_path / 'run'}\n"
+    assert process.communicate(timeout=PATIENCE_S)[0] == f"{tmp_path / 'run'}\n"
     assert process.returncode == 0
     assert load_checkpoint(choose_checkpoint(tmp_path / "run", "last")).state["step"] == 5
 
@@ -40,7 +40,7 @@ def test_ctrl_c_that_ends_the_reader_too_saves(data: Path, tmp_path: Path) -> No
     process = start_unheard("--dataset", data, "--out", run, "--steps", "100000", *TINY, *QUICK, stdout=0)
     wait_for_training(process, run, num_bytes=1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE_S) == 130
+    assert process.wait(PATIENCE_S) == 130
     assert load_checkpoint(choose_checkpoint(run, "last")).state["step"] > 0
 
 

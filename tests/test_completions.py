@@ -98,7 +98,7 @@ def run_shell(shell: str, code: str, command_folder: Path) -> str:
     environment = child_environment()
     environment["PATH"] = f"{command_folder}:{environment['PATH']}"
     return subprocess.run(
-        [shell, "-c", code], env=environment, cwd=command_folder, capture_output=True, text=True, check=True, timeout=60
+        [shell, "-c", code], env=environment, cwd=command_folder, capture_output=True, text=True, check=True
     ).stdout
 
 

@@ -355,9 +355,7 @@ assert "MUJOCO_GL" not in os.environ
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
         variables.pop(name, None)
     command = [sys.executable, "-c", code]
-    child = subprocess.run(
-        command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    child = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == [], "no MUJOCO_LOG.TXT"
 

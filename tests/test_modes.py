@@ -145,4 +145,4 @@ def test_all_names_for_completion_are_modes_and_different_from_each_other() -> N
 
 def test_names_are_known_without_torch() -> None:
     code = "import sys, gq.planning.modes as m; m.resolve_mode('spec6'); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE)}, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE)})

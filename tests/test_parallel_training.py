@@ -193,8 +193,8 @@ def test_a_killed_process_ends_the_others_with_a_reason(
         work, (2, port, config, tmp_path / "run", 0), nprocs=2, join=False, start_method="fork"
     )
     survivor, killed = context.processes
-    survivor.join(60)
-    killed.join(60)
+    survivor.join()
+    killed.join()
     assert (survivor.exitcode, killed.exitcode) == (1, -signal.SIGKILL)
     report = Path(context.error_files[0]).read_bytes().decode(errors="replace")
     assert "GqError: another process of this run ended" in report

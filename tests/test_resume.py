@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from commandline import PATIENCE_S
 from gq import presets
 from gq.algos.random_states import restore_generator
 from gq.algos.supervised import SupervisedLearner
@@ -286,14 +287,14 @@ def kill_and_resume(data: Path, run: Path, delay_s: float) -> None:
     process.communicate()
     started = (run / "config.toml").is_file()
     process = start(data, run, *(["--resume"] if started else []))
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
 
 
 def kill_many(data: Path, folder: Path, num_kills: int) -> None:
     began = time.monotonic()
     process = start(data, folder / "whole")
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     duration_s = time.monotonic() - began
     generator = random.Random(0)

@@ -162,9 +162,7 @@ def track_in_child(run: Path, start: int, settings: dict[str, object], **environ
     """Track two steps in a process of its own; nothing but the notes, of which there are none, may be on stdout."""
     run.mkdir(exist_ok=True)
     command = [sys.executable, "-c", SCRIPT, str(run), str(start), json.dumps(settings)]
-    result = subprocess.run(
-        command, env=child_environment(**environment), capture_output=True, text=True, timeout=120, check=False
-    )
+    result = subprocess.run(command, env=child_environment(**environment), capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr[-2000:]
 
 

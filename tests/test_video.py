@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -145,7 +145,7 @@ except GqError as error:
     print("refused:", error, error.hint)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True
     )
     assert done.stdout.startswith("refused: cannot write"), done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -216,9 +216,15 @@ def test_the_overlay_is_fast() -> None:
     frame = np.full((480, 480, 3), 200, np.uint8)
     lines = ["Hopper-v5   episode 2 of 3", "time 3.21 s", "reward 3.02   return 1203.4", "return-to-go 2396.6"]
     draw_overlay(frame, lines)
+    passing = fastest(lambda: np.linalg.norm(frame, axis=2))  # over all pixels
+    assert fastest(lambda: draw_overlay(frame, lines)) < passing / 2
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Return the seconds of this thread that some work takes when nothing disturbs it."""
     times = []
     for _ in range(20):
-        start = time.perf_counter()
-        draw_overlay(frame, lines)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.003
+        start = time.thread_time()
+        work()
+        times.append(time.thread_time() - start)
+    return min(times)

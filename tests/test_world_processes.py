@@ -37,7 +37,6 @@ def torchrun(num_processes: int, *arguments: Any) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
 
 

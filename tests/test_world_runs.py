@@ -261,7 +261,7 @@ collect(Path(sys.argv[1]), sys.argv[2], num_episodes=int(sys.argv[3]), seed=4, n
 def test_a_kill_changes_no_byte(pendulum: Path, tmp_path: Path, collected: bytes) -> None:
     output = tmp_path / "b.hdf5"
     command = [sys.executable, "-c", KILLED, str(pendulum), str(output), str(NUM_EPISODES)]
-    ended = subprocess.run(command, env=child_environment(), capture_output=True, check=False, timeout=300)
+    ended = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert (tmp_path / ".b.hdf5.parts" / "episodes").stat().st_size > 0
     notes: list[str] = []
