@@ -210,8 +210,8 @@ def measure_cache(size: str, num_episodes: int, rounds: int, table: Table) -> No
     import torch
 
     from gq.algos.dt import DTPolicy
+    from gq.models.config import resolve_size
     from gq.models.decision_transformer import DecisionTransformer
-    from gq.models.sizes import resolve_size
     from gq.policies.compute import choose_compute
 
     compute = choose_compute("cpu")

@@ -22,7 +22,7 @@ HEADS = {"1m": 1, "13m": 4, "0.1b": 12, "0.6b": 12, "1.9b": 16}  # of GPT-2
 
 def shape_of(size: str, batch_size: int, num_steps: int) -> Shape:
     """Return a size's shape."""
-    from gq.models.sizes import resolve_size
+    from gq.models.config import resolve_size
 
     config = resolve_size(size)
     return Shape(size, config.embed_dim, config.num_layers, HEADS[size], batch_size, num_steps)

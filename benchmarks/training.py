@@ -81,8 +81,8 @@ def make_model(backbone: str, shape: Shape, dropout: float) -> Any:
     """Return gq's model: the paper's GPT-2, or the Qwen3 of the same size that is gq's default."""
     import torch
 
+    from gq.models.config import SIZES
     from gq.models.decision_transformer import DecisionTransformer
-    from gq.models.sizes import SIZES
 
     torch.manual_seed(0)
     config = replace(SIZES[shape.size], dropout=dropout, context_length=shape.num_steps)

@@ -64,8 +64,8 @@ def measure(size: str, peak_flops: float, options: argparse.Namespace, table: Ta
     from scaling import shape_of
     from training import ACTION_DIM, OBSERVATION_DIM, WARM_UPS, make_own
 
-    from gq.models.sizes import resolve_size
-    from gq.models.transformer_costs import training_flops
+    from gq.models.config import resolve_size
+    from gq.models.costs import training_flops
 
     shape = shape_of(size, options.batch_size, options.context)
     config = replace(resolve_size(size), context_length=options.context)
@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     compute = choose_compute(options.device)
     device = resolve_device("cpu") if options.device == "cpu" else device_here(torch.cuda.get_device_name())
-    assert device, "there are no figures for this GPU, see gq.devices"
+    assert device, "there are no figures for this GPU, see src/gq/devices.toml"
     peak_flops = device.flops(compute.bfloat16)
     title = (
         f"{device.name}, {'bfloat16' if compute.bfloat16 else 'float32'}, peak {peak_flops / 1e12:.2f} TFLOP/s; "

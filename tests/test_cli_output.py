@@ -17,7 +17,7 @@ from commandline import TINY, child_environment, copy_run, document, gq, gq_chil
 from gq.config import read_config_file
 from gq.datasets.names import ENTRIES
 from gq.envs.tasks import resolve_task
-from gq.models.sizes import SIZES
+from gq.models.config import SIZES
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
 RESULT_KEYS = {

@@ -14,7 +14,7 @@ from commandline import child_environment, gq
 from gq.cli import app
 from gq.datasets.names import known_ids
 from gq.envs.tasks import TASKS
-from gq.models.sizes import SIZES
+from gq.models.config import SIZES
 from tiny import write_hopper_file
 
 ROOT = Path(__file__).parents[1]

@@ -30,8 +30,7 @@ from gq.config import (
 )
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, atomic_path, sha256, write_json, write_text
-from gq.models.config import ModelConfig
-from gq.models.sizes import SIZES
+from gq.models.config import SIZES, ModelConfig
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
 PRESETS: dict[str, RunConfig] = {**{size: presets.dt(size) for size in SIZES}, "bc": presets.bc()}

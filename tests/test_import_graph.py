@@ -15,7 +15,7 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 FRONT = [
     {"errors", "parsing", "threads"},
     {"files", "paths", "versions"},
-    {"models", "envs"},
+    {"models", "envs", "devices"},
     {"config", "data"},
     {"presets", "algos", "planning"},
     {"rollouts"},
@@ -24,8 +24,8 @@ FRONT = [
     {"training"},
 ]
 ANNEXES = [
-    {"costs", "devices", "video"},
-    {"datasets", "collecting", "predictions", "repair", "results", "speculation", "official", "hub", "doctor"},
+    {"costs", "video"},
+    {"datasets", "collecting", "repair", "results", "speculation", "official", "hub", "doctor"},
     {"rendering"},
 ]
 FLOORS = [*FRONT, *ANNEXES, {"cli", "__main__"}]
@@ -40,10 +40,7 @@ EXCEPTIONS = {
     "runs.folder -> datasets.loading",
     "runs.folder -> training.processes",
     "training.finetuning -> datasets.loading",
-    "training.offline -> costs",
     "training.offline -> datasets.loading",
-    "training.sharding -> costs",
-    "training.throughput -> devices",
     "versions -> envs.gl",
 }
 KNOWN_CIRCLES = {("runs.checkpoint", "runs.folder", "training.processes")}

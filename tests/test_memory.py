@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import resource
-from gq.models.memory import keep_freed_memory
+from gq.threads import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 blocks = [bytearray(b"x") * (3 << 20) for _ in range(30)]

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gq.costs as params
 from commandline import gq
 from gq import presets
+from gq.costs import transformers as params
+from gq.costs.world import report_world
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
-from gq.models.config import ModelConfig
+from gq.models import costs
+from gq.models.config import SIZES, ModelConfig, resolve_size
 from gq.models.decision_transformer import DecisionTransformer
-from gq.models.sizes import SIZES, resolve_size
 from gq.models.world_config import WORLD_MODEL_SIZES
 from gq.models.world_model import WorldModel
 from test_world_model import COUNTS, TERMINATION_HEADS
@@ -54,7 +55,7 @@ def test_formula_and_count_equal_the_built_model(config: ModelConfig, observatio
     model = DecisionTransformer(config, observation_dim=observation_dim, action_dim=action_dim)
     built = sum(parameter.numel() for parameter in model.parameters())
     assert params.count_parameters(config, observation_dim, action_dim) == built
-    assert params.parameter_formula(config, observation_dim, action_dim) == built
+    assert costs.parameter_formula(config, observation_dim, action_dim) == built
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,7 +67,7 @@ def test_the_difference_to_the_published_count_adds_up(
     terms = params.published_difference(config, observation_dim)
     assert (published is None) == (terms == {})
     if published is not None:
-        assert published - params.parameter_formula(config, observation_dim, action_dim) == sum(terms.values())
+        assert published - costs.parameter_formula(config, observation_dim, action_dim) == sum(terms.values())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_counting_leaves_torch_as_it_was() -> None:
 
 def test_nothing_imports_torch_before_counting_nor_its_compiler_after() -> None:
     program = (
-        "import sys; import gq.costs as params; print('torch' in sys.modules);"
+        "import sys; from gq.costs import transformers as params; print('torch' in sys.modules);"
         "params.report('1m', task='Hopper-v5'); print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     shown = subprocess.run(
@@ -128,12 +129,19 @@ def test_nothing_imports_torch_before_counting_nor_its_compiler_after() -> None:
 
 def test_flops_equal_a_count_by_hand() -> None:
     config = ModelConfig(embed_dim=8, num_layers=2, num_heads=2, num_kv_heads=1, mlp_ratio=2.0, context_length=5)
-    matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # query, key and value, output, MLP
-    attention = 2 * 2 * 8 * 8  # scores and mixing over 8 of 15 keys on average
-    outside = 2 * 8 * (1 + 11 + 3 + 3) // 3
-    assert params.forward_flops_per_token(config, 11, 3) == 2 * (2 * matrices + attention) + outside
+    key_and_value = 2 * 8 * 4
+    others = 8 * 8 + 8 * 8 + 3 * 8 * 16  # query, output, MLP
+    attention = 2 * 8 * 15  # scores and mixing over 15 keys
+    outside = 8 * (1 + 11 + 3 + 3)
+    # The first block computes fifteen tokens, the last one the keys and values of all and the rest of five.
+    window = 2 * (
+        15 * (key_and_value + others + attention) + 15 * key_and_value + 5 * (others + attention) + 5 * outside
+    )
+    assert costs.forward_flops(config, observation_dim=11, action_dim=3, batch_size=1) == window
     report = params.report_config(config, size="tiny", observation_dim=11, action_dim=3)
-    assert report.training_flops_per_token == 3 * report.flops_per_token
+    assert report.flops_per_token == window // 15
+    embeddings = 2 * 5 * 8 * (1 + 11 + 3)  # whose inputs need no gradient
+    assert report.training_flops_per_token == (3 * window - embeddings) // 15
 
 
 @pytest.mark.parametrize(
@@ -164,18 +172,21 @@ def test_the_activation_estimate_is_near_what_autograd_keeps(config: ModelConfig
             torch.arange(num_steps).expand(batch_size, num_steps),
         ).square().mean()
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    estimate = params.training_memory_bytes(config, 0, batch_size)
+    dims = {"observation_dim": 11, "action_dim": 3}
+    held = 16 * costs.parameter_formula(config, 11, 3)
+    estimate = costs.training_memory_bytes(config, **dims, batch_size=batch_size) - held
     assert estimate == pytest.approx(measured, rel=0.05)
 
 
 def test_training_memory_is_sixteen_bytes_a_parameter_and_grows_with_the_batch() -> None:
-    config = SIZES["1m"]
-    assert params.training_memory_bytes(config, 1000, 64) - params.training_memory_bytes(config, 0, 64) == 16_000
-    assert params.training_memory_bytes(config, 0, 64) == 2 * params.training_memory_bytes(config, 0, 32)
+    report = params.report("1m", task="Humanoid-v5")
+    half = params.report("1m", task="Humanoid-v5", batch_size=32)
+    held = 16 * report.parameters
+    assert report.training_memory_bytes - held == 2 * (half.training_memory_bytes - held)
 
 
 def test_the_cache_holds_keys_and_values_of_sixty_tokens() -> None:
-    assert params.kv_cache_bytes(SIZES["0.6b"]) == 2 * 24 * 6 * 128 * 60 * 2
+    assert costs.kv_cache_bytes(SIZES["0.6b"]) == 2 * 24 * 6 * 128 * 60 * 2
 
 
 def test_a_model_too_large_for_its_data_is_warned_about_with_a_better_size() -> None:
@@ -285,7 +296,7 @@ def test_the_tables_of_world_models() -> None:
 
 def test_world_models_are_counted_without_torch() -> None:
     code = (
-        "import sys; from gq import presets; from gq.costs import report_world;"
+        "import sys; from gq import presets; from gq.costs.world import report_world;"
         "report_world(presets.tdmpc2('5').replace({'task': 'dog-run'})); print('torch' in sys.modules)"
     )
     child = subprocess.run(
@@ -303,7 +314,7 @@ def test_a_run_is_counted_with_its_own_settings(tmp_path: Path) -> None:
     assert (model["size"], model["batch_size"]) == ("1", 32)
     assert (
         model["networks"]["q"]
-        == 2 * params.report_world(presets.tdmpc2("1").replace({"task": "cartpole-swingup"})).networks["q"]
+        == 2 * report_world(presets.tdmpc2("1").replace({"task": "cartpole-swingup"})).networks["q"]
     )
     assert world_document(tmp_path, "--task", "dog-run")["task"] == "dog-run"
 
@@ -313,7 +324,7 @@ def test_a_run_is_counted_with_its_own_settings(tmp_path: Path) -> None:
     [
         (["tdmpc2", "--size", "7"], "there is no size 7", "1, 5, 19, 48, 317"),
         (["tdmpc2", "--task", "dog-runn"], "there is no task dog-runn", "did you mean dog-run"),
-        (["tdmpc2", "--dataset", "hopper"], "--dataset is for transformers", "leave it away"),
+        (["tdmpc2", "--dataset", "hopper"], "--dataset is for transformers", "omit it"),
         (["tdmpc2", "--batch-size", "-1"], "--batch-size -1 is not", "--batch-size 64"),
         (["1m", "--size", "5"], "--size is for gq params tdmpc2", "gq params tdmpc2 --size 5"),
         (["tdmpc"], "tdmpc is neither a size", "did you mean tdmpc2"),

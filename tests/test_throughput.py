@@ -9,7 +9,7 @@ import torch
 from gq import presets
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, rounded
-from gq.models.transformer_costs import training_flops
+from gq.models.costs import training_flops
 from gq.training import throughput
 from gq.training.offline import train
 from gq.training.throughput import Throughput, UpdateCosts

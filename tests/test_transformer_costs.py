@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gq.costs.transformers import report
+from gq.models import costs
 from gq.models import kernels as dropping
-from gq.models import transformer_costs as costs
-from gq.models.config import ModelConfig, StochasticModelConfig
+from gq.models.config import SIZES, ModelConfig, StochasticModelConfig
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
-from gq.models.sizes import SIZES
 from gq.models.stochastic_transformer import StochasticTransformer
 from gq.models.transformer import recompute
 
@@ -119,6 +119,21 @@ def test_operations_are_those_that_torch_counts(shape: ModelConfig) -> None:
     with counter, sdpa_kernel(SDPBackend.MATH):
         loss_of(model).backward()
     assert costs.training_flops(shape, **DIMS, batch_size=BATCH_SIZE) == counter.get_total_flops()
+    forward = FlopCounterMode(display=False)
+    with forward, sdpa_kernel(SDPBackend.MATH):
+        loss_of(model)
+    assert costs.forward_flops(shape, **DIMS, batch_size=BATCH_SIZE) == forward.get_total_flops()
+
+
+def test_what_gq_params_says_of_a_token_is_what_torch_counts() -> None:
+    reported = report("1m", task="Hopper-v5")
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: flops_of_addmm})
+    num_tokens = BATCH_SIZE * 3 * QWEN3.context_length
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        loss = loss_of(build(QWEN3))
+        assert reported.flops_per_token == counter.get_total_flops() // num_tokens
+        loss.backward()
+    assert reported.training_flops_per_token == counter.get_total_flops() // num_tokens
 
 
 def test_the_paper_s_model_takes_what_was_worked_out_by_hand() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gq.algos.tdmpc2 import TDMPC2Learner, draw, td_target, unroll, world_losses
+from gq.costs.world import original_plan_cost, plan_cost, row_costs, update_cost, update_memory_bytes
 from gq.data.steps import SequenceBatch
 from gq.models.world_config import (
     WORLD_MODEL_SIZES,
@@ -17,7 +18,6 @@ from gq.models.world_config import (
     WorldUpdateConfig,
     parameter_counts,
 )
-from gq.models.world_costs import original_plan_cost, plan_cost, row_costs, update_cost, update_memory_bytes
 from gq.models.world_model import WorldModel
 from gq.planning.mppi import Planner
 from gq.policies.compute import choose_compute

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gq.costs import weights_without_memory
+from gq.costs.transformers import weights_without_memory
 from gq.errors import UsageError
 from gq.models.distributions import symexp, symlog, two_hot, two_hot_decode, two_hot_loss
 from gq.models.kernels import normed_mish, simplicial

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gq import presets as presets
     from gq.collecting import collect as collect
-    from gq.costs import report as params  # noqa: F401
+    from gq.costs.transformers import report as params  # noqa: F401
     from gq.datasets.loading import download as download
     from gq.datasets.loading import load_dataset as load_dataset
     from gq.errors import GqError as GqError
@@ -42,7 +42,7 @@ _WHERE = {
     "finetune": ("gq.training.finetuning", "finetune"),
     "load_dataset": ("gq.datasets.loading", "load_dataset"),
     "load_run": ("gq.policies.loading", "load_run"),
-    "params": ("gq.costs", "report"),
+    "params": ("gq.costs.transformers", "report"),
     "prepare_finetuning": ("gq.training.finetuning", "prepare_finetuning"),
     "presets": ("gq.presets", None),
     "repair": ("gq.repair.repair", "repair"),

@@ -18,8 +18,7 @@ from gq.config import (
 )
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
-from gq.models.config import StochasticModelConfig
-from gq.models.sizes import resolve_size
+from gq.models.config import StochasticModelConfig, resolve_size
 from gq.models.world_config import resolve_world_model_size
 
 # Learning rate, warm-up steps, parts a batch is computed in. Larger models want smaller steps and more memory.

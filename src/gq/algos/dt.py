@@ -12,7 +12,7 @@ from gq.data.windows import Batch
 from gq.models.config import Context
 from gq.models.context_cache import ContextCache
 from gq.models.decision_transformer import DecisionTransformer, TrajectoryTransformer
-from gq.models.memory import keep_freed_memory
+from gq.threads import keep_freed_memory
 
 
 def action_loss(model: DecisionTransformer, batch: Batch) -> Tensor:

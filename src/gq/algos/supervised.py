@@ -15,7 +15,7 @@ from gq.algos.random_states import random_states, restore_generator, restore_ran
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
 from gq.data.windows import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
-from gq.models.memory import keep_freed_memory
+from gq.threads import keep_freed_memory
 
 PART_NUMBERS = 2**21  # of the residual stream: at width 512 and 60 tokens, 68 windows; no slower, and less memory
 

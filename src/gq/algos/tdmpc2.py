@@ -16,9 +16,9 @@ from gq.algos.random_states import random_states, restore_random_states
 from gq.algos.supervised import load_moments, moments, skip_if
 from gq.data.steps import SequenceBatch
 from gq.models.distributions import two_hot, two_hot_loss
-from gq.models.memory import keep_freed_memory
 from gq.models.world_config import WorldUpdateConfig
 from gq.models.world_model import PolicySample, WorldModel
+from gq.threads import keep_freed_memory
 
 NUM_DRAWN_HEADS = 2  # of the Q ensemble, wherever a value is needed
 VALUE_QUANTILES = (0.05, 0.95)

@@ -39,6 +39,11 @@ def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str
     return complete
 
 
+def completed(metavar: str, text: str, *sources: Callable[[], list[str]], kind: Any = typer.Option) -> Any:
+    """An option, or an argument, whose values are completed from the sources; `text` is its help."""
+    return kind(metavar=metavar, help=text, autocompletion=complete_from(*sources))
+
+
 def known_runs() -> list[str]:
     """Return the ids in the runs folder."""
     from gq.paths import all_runs
@@ -55,7 +60,7 @@ def known_datasets() -> list[str]:
 
 def known_sizes() -> list[str]:
     """Return the model sizes."""
-    from gq.models.sizes import SIZES
+    from gq.models.config import SIZES
 
     return list(SIZES)
 

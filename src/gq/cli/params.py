@@ -1,6 +1,7 @@
 """`gq params`."""
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,10 @@ from gq.cli.output import Output
 from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:
-    from gq.config import TDMPC2Config
-    from gq.costs import ParamsReport
+    from gq.config import TDMPC2Config, TransformerConfig
+    from gq.costs.transformers import DevicePlan, ParamsReport
+    from gq.costs.world import WorldParamsReport
+    from gq.envs.tasks import Task
 
 WORLD = "tdmpc2"
 EXAMPLES = """\b
@@ -23,64 +26,75 @@ Examples:
   gq params runs/a --json"""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """The transformers that are reported on: a size, all sizes or a run, and with which data and batch."""
+
+    size: str | None  # None: a run, or all sizes
+    config: "TransformerConfig | None"  # a run's
+    task: "Task"
+    num_transitions: int | None
+    batch_size: int | None
+
+    @property
+    def sizes(self) -> list[str]:
+        """The named sizes."""
+        from gq.models.config import SIZES
+
+        return [self.size] if self.size else list(SIZES)
+
+
+ModelName = Annotated[
+    str | None,
+    options.completed(
+        "SIZE|RUN|tdmpc2",
+        "tdmpc2 for world models; default: all sizes of transformers.",
+        options.known_sizes,
+        lambda: [WORLD],
+        options.known_runs,
+        kind=typer.Argument,
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    options.completed(
+        "ID",
+        "Default: the dataset's or run's, else Humanoid-v5, for tdmpc2 dog-run.",
+        options.known_tasks,
+        options.known_control_tasks,
+    ),
+]
+SizeName = Annotated[
+    str | None,
+    options.completed(
+        "SIZE",
+        "As SIZE; of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
+        options.known_sizes,
+        options.known_world_model_sizes,
+    ),
+]
+BATCH_HELP = "Windows computed at once, for the memory, or in an update of --device; default: 64, of tdmpc2 256."
+DEVICE_HELP = "Memory and time of training on it: h100, l4, ..., or cpu for this one."
+DATASET_HELP = "Dataset id or file, for the tokens per parameter."
+
+
 @options.grouped
 def params(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SIZE|RUN|tdmpc2",
-            help="tdmpc2 for world models; default: all sizes of transformers.",
-            autocompletion=options.complete_from(options.known_sizes, lambda: [WORLD], options.known_runs),
-        ),
-    ] = None,
+    model: ModelName = None,
     latest: options.Latest = False,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID",
-            help="Default: the dataset's or run's, else Humanoid-v5, for tdmpc2 dog-run.",
-            autocompletion=options.complete_from(options.known_tasks, options.known_control_tasks),
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="As SIZE; of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
-            autocompletion=options.complete_from(options.known_sizes, options.known_world_model_sizes),
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID|PATH",
-            help="Dataset id or file, for the tokens per parameter.",
-            autocompletion=options.complete_from(options.known_datasets),
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Windows computed at once, for the memory, or in an update of --device; default: 64, of tdmpc2 256.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Predict memory and time of training on it: h100, l4, ..., or cpu for this one.",
-            autocompletion=options.complete_from(options.known_devices),
-        ),
-    ] = None,
+    task: TaskName = None,
+    size: SizeName = None,
+    dataset: Annotated[str | None, options.completed("ID|PATH", DATASET_HELP, options.known_datasets)] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_HELP)] = None,
+    device: Annotated[str | None, options.completed("NAME", DEVICE_HELP, options.known_devices)] = None,
     world_size: Annotated[
-        int | None, typer.Option(metavar="N", help="So many of these devices in one machine; default: 1.")
+        int | None, typer.Option(metavar="N", help="This many of the devices in one machine; default: 1.")
     ] = None,
     *,
     output: Output,
 ) -> None:
     """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter, plans."""
-    from gq.models.sizes import SIZES
+    from gq.models.config import SIZES
 
     if model is None and latest:
         from gq.paths import find_run
@@ -88,35 +102,32 @@ def params(
         model = str(find_run(None, latest=True)[0])
     if size in SIZES and model is None:
         model, size = size, None
-    refuse_numbers(batch_size, device, world_size)
-    config = None if model is None or model in (WORLD, *SIZES) else run_config(model)
-    if model == WORLD or (config and config.algo == WORLD):
-        if dataset or device:
-            hint = "TD-MPC2 makes its own data: leave it away" if dataset else "gq params tdmpc2, without --device"
-            raise UsageError(f"{'--dataset' if dataset else '--device'} is for transformers", hint=hint)
-        show_world_models(output, config, task, size, batch_size)
-    elif size:
-        raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
-    elif device:
-        from gq.cli.predicting import show_predictions
-
-        task, num_transitions = data_facts(dataset, task)
-        show_predictions(output, model, config, task, num_transitions, batch_size, device, world_size or 1)
-    else:
-        task, num_transitions = data_facts(dataset, task)
-        show_transformers(output, model, config, task, num_transitions, batch_size or 64)
-
-
-def refuse_numbers(batch_size: int | None, device: str | None, world_size: int | None) -> None:
-    """Raise UsageError for a number that is none, or of devices that are not named."""
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
     if world_size is not None and (world_size < 1 or device is None):
-        raise UsageError("--world-size says how many devices", hint="for example --device h100 --world-size 8")
+        raise UsageError("--world-size is a number of devices", hint="for example --device h100 --world-size 8")
+    config = None if model is None or model in (WORLD, *SIZES) else run_config(model)
+    if model == WORLD or (config and config.algo == WORLD):
+        if dataset or device:
+            hint = "TD-MPC2 makes its own data: omit it" if dataset else "gq params tdmpc2, without --device"
+            raise UsageError(f"{'--dataset' if dataset else '--device'} is for transformers", hint=hint)
+        show_world_models(output, config, task, size, batch_size)
+        return
+    if size:
+        raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
+    from gq.envs.tasks import resolve_task
+
+    task, num_transitions = data_facts(dataset, task)
+    found = resolve_task(task or (config.task if config else "Humanoid-v5"))
+    subject = Subject(model if config is None else None, config, found, num_transitions, batch_size)
+    if device:
+        show_plans(output, subject, device, world_size or 1)
+    else:
+        show_transformers(output, subject)
 
 
 def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int | None]:
-    """Return the task, a dataset's where none is given, and how many transitions it has; None without one."""
+    """The task, a dataset's where none is given, and how many transitions it has; None without one."""
     if not dataset:
         return task, None
     from gq.datasets.loading import load_dataset
@@ -125,47 +136,14 @@ def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int |
     return task or trajectories.task, trajectories.num_transitions
 
 
-def show_transformers(
-    output: Output, model: str | None, config: Any, task: str | None, num_transitions: int | None, batch_size: int
-) -> None:
-    """Print what Decision Transformers cost."""
-    reports, on_task = collect(model, config, task, num_transitions, batch_size)
-    document = {"task": on_task, "models": [dataclasses.asdict(report) for report in reports]}
-    too_large = [report for report in reports if report.warning]
-    if len(too_large) == 1:
-        output.warn(too_large[0].warning)
-    elif too_large:
-        names = ", ".join(report.size for report in too_large)
-        output.warn(f"less than a tenth of a token of data per parameter: {names} can learn the data by heart")
-    counts = "\n".join(str(report.parameters) for report in reports)
-    output.result(document, quiet=counts, human=tables(output, reports, on_task))
-
-
-def collect(
-    size: str | None, config: Any, task: str | None, num_transitions: int | None, batch_size: int
-) -> tuple[list["ParamsReport"], str]:
-    """Return the reports asked for, of a run's configuration or of one size or all, and the task that they are for."""
-    from gq.costs import report, report_config
-    from gq.envs.tasks import resolve_task
-    from gq.models.sizes import SIZES
-
-    options: dict[str, Any] = {"num_transitions": num_transitions, "batch_size": batch_size}
-    if config is None:
-        task = resolve_task(task or "Humanoid-v5").id
-        return [report(one, task=task, **options) for one in ([size] if size else SIZES)], task
-    interface = resolve_task(task or config.task)
-    dims = {"observation_dim": interface.observation_dim, "action_dim": interface.action_dim}
-    return [report_config(config.model, size=config.size, **dims, **options)], interface.id
-
-
 def run_config(name: str) -> Any:
-    """Return the configuration of a run that is a Decision Transformer or a TD-MPC2 agent.
+    """The configuration of a run that is a transformer or a TD-MPC2 agent.
 
     Raises:
         UsageError: no such run.
     """
     from gq.errors import suggest
-    from gq.models.sizes import SIZES
+    from gq.models.config import SIZES
     from gq.paths import find_run
     from gq.runs.folder import read_config
 
@@ -182,35 +160,33 @@ def run_config(name: str) -> Any:
     return config
 
 
-def show_world_models(
-    output: Output, config: "TDMPC2Config | None", task: str | None, size: str | None, batch_size: int | None
-) -> None:
-    """Print what the agent of a run costs, or without one those of one size or of all."""
-    from dataclasses import replace
+# Transformers
 
-    from gq.cli.world_tables import world_tables
-    from gq.costs import report_world
-    from gq.envs.tasks import resolve_task
-    from gq.models.world_config import WORLD_MODEL_SIZES
-    from gq.presets import tdmpc2
 
-    if config and size:
-        raise UsageError("--size does not go with a run, which has its own", hint="gq params tdmpc2 --size 5")
-    found = resolve_task(task or (config.task if config else "dog-run"))
-    configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
-    reports = [report_world(replace(one, task=found.id), batch_size=batch_size) for one in configs]
-    document = {
-        "task": found.id,
-        "observation_dim": found.observation_dim,
-        "action_dim": found.action_dim,
-        "models": [dataclasses.asdict(report) for report in reports],
-    }
+def show_transformers(output: Output, subject: Subject) -> None:
+    """Print what Decision Transformers cost."""
+    from gq.costs.transformers import report, report_config
+
+    task = subject.task
+    known: dict[str, Any] = {"num_transitions": subject.num_transitions, "batch_size": subject.batch_size or 64}
+    if (config := subject.config) is None:
+        reports = [report(size, task=task.id, **known) for size in subject.sizes]
+    else:
+        dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+        reports = [report_config(config.model, size=config.size, **dims, **known)]
+    document = {"task": task.id, "models": [dataclasses.asdict(report) for report in reports]}
+    too_large = [report for report in reports if report.warning]
+    if len(too_large) == 1:
+        output.warn(too_large[0].warning)
+    elif too_large:
+        names = ", ".join(report.size for report in too_large)
+        output.warn(f"less than a tenth of a token of data per parameter: {names} can memorise the data")
     counts = "\n".join(str(report.parameters) for report in reports)
-    output.result(document, quiet=counts, human=world_tables(output, reports, found))
+    output.result(document, quiet=counts, human=transformer_tables(output, reports, task.id))
 
 
-def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
-    """Return the counts and the costs as two tables, with what differs from the published count."""
+def transformer_tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
+    """The counts and the costs as two tables, with what differs from the published count."""
     from rich.console import Group
 
     counts, costs = [], []
@@ -219,16 +195,9 @@ def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
         agrees = "=" if r.parameters == r.parameters_formula else "differs from"
         counts.append((r.size, f"{r.parameters:,}", f"{agrees} {r.parameters_formula:,}", published))
         ratio = "-" if r.tokens_per_parameter is None else f"{r.tokens_per_parameter:.3g}"
-        costs.append(
-            (
-                r.size,
-                f"{r.flops_per_token / 1e6:,.1f} M",
-                f"{r.training_flops_per_token / 1e6:,.1f} M",
-                f"{r.training_memory_bytes / 2**30:.2f} GiB",
-                f"{r.kv_cache_bytes / 2**20:.2f} MiB",
-                ratio,
-            )
-        )
+        flops = (f"{r.flops_per_token / 1e6:,.1f} M", f"{r.training_flops_per_token / 1e6:,.1f} M")
+        memory = (f"{r.training_memory_bytes / 2**30:.2f} GiB", f"{r.kv_cache_bytes / 2**20:.2f} MiB")
+        costs.append((r.size, *flops, *memory, ratio))
     largest, notes = reports[-1], []
     if largest.published_difference:
         terms = ", ".join(f"{name} {count:+,}" for name, count in largest.published_difference.items())
@@ -239,5 +208,141 @@ def tables(output: Output, reports: list["ParamsReport"], task: str) -> Any:
         output.table(["size", "forward", "training", "memory", "KV cache", "data"], costs),
         f"forward, training: FLOPs per token; memory: training on {largest.batch_size} windows at once;",
         "KV cache: one episode in bfloat16; data: tokens of the dataset per parameter",
+        *notes,
+    )
+
+
+# Transformers on a device
+
+
+def show_plans(output: Output, subject: Subject, device_name: str, world_size: int) -> None:
+    """Print what training takes on a device: of one size or run in all ways, or of all sizes in their best ways."""
+    from rich.console import Group
+
+    from gq import presets
+    from gq.costs.transformers import ASSUMED_TRANSITIONS, UTILISATION, best_way, devices_needed, ways_to_train
+    from gq.devices import resolve_device
+
+    task, num_transitions = subject.task, subject.num_transitions or ASSUMED_TRANSITIONS
+    changed: dict[str, Any] = {"task": task.id}
+    if subject.batch_size:
+        changed["train.batch_size"] = subject.batch_size
+    configs = [subject.config] if subject.config else [presets.dt(name) for name in subject.sizes]
+    configs = [config.replace(changed) for config in configs]
+    device = resolve_device(device_name)
+    ways = [ways_to_train(one, device, world_size=world_size, num_transitions=num_transitions) for one in configs]
+    needed = [devices_needed(config, device, num_transitions) for config in configs]
+    best = [best_way(each) for each in ways]
+    models = [
+        {
+            "size": one.size,
+            "devices_needed": number,
+            "best": dataclasses.asdict(one),
+            "ways": [dataclasses.asdict(way) for way in each],
+        }
+        for one, number, each in zip(best, needed, ways, strict=True)
+    ]
+    document = {
+        "task": task.id,
+        "device": dataclasses.asdict(device),
+        "world_size": world_size,
+        "num_transitions": num_transitions,
+        "models": models,
+    }
+    name = device.name if world_size == 1 else f"{world_size} x {device.name}"
+    rate = f"{device.flops(best[0].bfloat16) / 1e12:.3g} TFLOP/s{', measured here' if device.measured else ''}"
+    human = Group(
+        f"Training Decision Transformers for {task.id} on {name}",
+        plan_table(output, ways[0] if len(ways) == 1 else best),
+        *(verdict(one, number) for one, number in zip(best, needed, strict=True) if len(best) == 1 or not one.fits),
+        f"time: if matrix products reach {100 * UTILISATION:.0f} % of {rate}; small models reach less, see mfu in a "
+        "run's times.jsonl",
+        f"data: {num_transitions:,} transitions" + ("" if subject.num_transitions else ", assumed"),
+    )
+    output.result(document, quiet="\n".join(str(one.memory_bytes) for one in best), human=human)
+
+
+def plan_table(output: Output, plans: list["DevicePlan"]) -> Any:
+    """Memory and time, one row for each way to train."""
+    from gq.cli.training_view import clock
+
+    def gibibytes(num_bytes: int) -> str:
+        return f"{num_bytes / 2**30:.2f} GiB"
+
+    rows = []
+    for one in plans:
+        ways = [one.parallel] * (one.world_size > 1) + ["checkpointed"] * one.checkpoint_activations
+        used = (one.memory.weights, one.memory.gradients, one.memory.optimizer, one.memory.activations)
+        memory = [gibibytes(part) for part in (*used, one.memory_bytes - sum(used), one.memory_bytes)]
+        times = (f"{1e3 * one.update_seconds:.2f} ms", clock(one.training_seconds))
+        rows.append((one.size, " ".join(ways) or "plain", *memory, "yes" if one.fits else "no", *times))
+    headings = ["size", "way", "weights", "gradients", "optimiser", "activations", "rest"]
+    headings += [f"of {gibibytes(plans[0].device_memory_bytes)}", "fits", "update", f"{plans[0].steps} updates"]
+    return output.table(headings, rows, num_left=2)
+
+
+def verdict(best: "DevicePlan", needed: int | None) -> str:
+    """Whether a model fits, on how many devices it would, and with which settings."""
+    what = f"{best.size}: {best.batch_size} windows in an update, {best.windows_per_device} at once on a device"
+    if not best.fits:
+        enough = f", it needs {needed} devices" if needed else " on any number: --set train.num_micro_batches=N"
+        return f"{what}; does not fit{enough}"
+    changed = [f"train.parallel={best.parallel}"] if best.world_size > 1 else []
+    changed += ["train.checkpoint_activations=true"] if best.checkpoint_activations else []
+    fewest = "" if needed == best.world_size else f" (memory would do with {needed})"
+    return f"{what}; fits{fewest}" + (f"; best with --set {' --set '.join(changed)}" if changed else "")
+
+
+# World models
+
+
+def show_world_models(
+    output: Output, config: "TDMPC2Config | None", task: str | None, size: str | None, batch_size: int | None
+) -> None:
+    """Print what the agent of a run costs, or without one those of one size or of all."""
+    from gq.costs.world import report_world
+    from gq.envs.tasks import resolve_task
+    from gq.models.world_config import WORLD_MODEL_SIZES
+    from gq.presets import tdmpc2
+
+    if config and size:
+        raise UsageError("--size does not go with a run, which has its own", hint="gq params tdmpc2 --size 5")
+    found = resolve_task(task or (config.task if config else "dog-run"))
+    configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
+    reports = [report_world(dataclasses.replace(one, task=found.id), batch_size=batch_size) for one in configs]
+    document = {
+        "task": found.id,
+        "observation_dim": found.observation_dim,
+        "action_dim": found.action_dim,
+        "models": [dataclasses.asdict(report) for report in reports],
+    }
+    counts = "\n".join(str(report.parameters) for report in reports)
+    output.result(document, quiet=counts, human=world_tables(output, reports, found))
+
+
+def world_tables(output: Output, reports: list["WorldParamsReport"], task: "Task") -> Any:
+    """The counts of each network and the costs as two tables."""
+    from rich.console import Group
+
+    has_termination = any(report.parameters_termination for report in reports)
+    names = ["encoder", "dynamics", "reward", "policy", "q", *(["termination"] if has_termination else [])]
+    counts, costs = [], []
+    for r in reports:
+        networks = [f"{r.networks[name]:,}" for name in names]
+        counts.append((r.size, f"{r.parameters:,}", f"{r.parameters_with_target:,}", *networks))
+        memory = (f"{r.training_memory_bytes / 2**30:.2f} GiB", f"{r.replay_bytes / 2**30:.2f} GiB")
+        plans = (f"{r.plan_multiply_adds / 1e9:,.1f} G", f"{r.original_plan_multiply_adds / 1e9:,.1f} G")
+        others = (f"{r.policy_multiply_adds / 1e6:,.2f} M", f"{r.update_multiply_adds / 1e9:,.1f} G")
+        costs.append((r.size, f"{r.weights_bytes / 2**20:,.1f} MiB", *memory, *plans, *others))
+    notes = [
+        f"weights: all networks; memory: an update on {reports[0].batch_size} sequences; replay: at its largest;",
+        "plan, original, policy, update: multiply-adds of a plan, of the original's, of acting without, of an update",
+    ]
+    if has_termination:
+        notes.append("parameters and with target are without the termination network, as they are published")
+    return Group(
+        f"TD-MPC2 for {task.id} (observations of {task.observation_dim} numbers, actions of {task.action_dim})",
+        output.table(["size", "parameters", "with target", *names], counts),
+        output.table(["size", "weights", "memory", "replay", "plan", "original", "policy", "update"], costs),
         *notes,
     )

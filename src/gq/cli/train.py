@@ -187,15 +187,16 @@ def simulate_missing(output: Output, name: str) -> None:
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
     """Return what follows from a configuration without loading torch, and say so."""
     from gq.config import DTConfig, ODTConfig
-    from gq.costs import parameter_formula, training_memory_bytes
     from gq.envs.tasks import resolve_task
+    from gq.models.costs import parameter_formula, training_memory_bytes
 
     if not isinstance(config, DTConfig | ODTConfig):
         return {}
     task = resolve_task(config.task)
-    parameters = parameter_formula(config.model, task.observation_dim, task.action_dim)
+    dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+    parameters = parameter_formula(config.model, **dims)
     num_windows = -(-config.train.batch_size // config.train.num_micro_batches)
-    memory_bytes = training_memory_bytes(config.model, parameters, num_windows)
+    memory_bytes = training_memory_bytes(config.model, **dims, batch_size=num_windows)
     output.note(f"{parameters:,} parameters, about {memory_bytes / 2**30:.2f} GiB in training")
     return {"parameters": parameters, "training_memory_bytes": memory_bytes}
 

@@ -1,10 +1,12 @@
-"""The shapes of the models, as plain numbers."""
+"""The shapes of the models, as plain numbers, and the named sizes."""
 
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from gq.errors import UsageError, suggest
 
 Count = Annotated[int, Ge(1), Lt(2**63)]
 Layers = Annotated[int, Ge(1), Le(1024)]  # no more are built, only to find that a file has fewer
@@ -103,3 +105,26 @@ class MLPConfig:
     def problem(self) -> str | None:
         """Return what makes this shape impossible: nothing does."""
         return None
+
+
+# Each is called what it counts, for Humanoid; see `gq params`.
+SIZES = {
+    "1m": ModelConfig(embed_dim=128, num_layers=3, num_heads=4, num_kv_heads=2, mlp_ratio=3.0, dropout=0.0),
+    "13m": ModelConfig(embed_dim=512, num_layers=4, num_heads=8, num_kv_heads=4, mlp_ratio=3.0, dropout=0.0),
+    "0.1b": ModelConfig(embed_dim=768, num_layers=12, num_heads=12, num_kv_heads=4, mlp_ratio=4.0, dropout=0.0),
+    "0.6b": ModelConfig(embed_dim=1536, num_layers=24, num_heads=12, num_kv_heads=6, mlp_ratio=8 / 3, dropout=0.0),
+    # The widely copied recipe that is advertised as 0.6B.
+    "1.9b": ModelConfig(embed_dim=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_ratio=5.4, dropout=0.0),
+}
+
+
+def resolve_size(name: str) -> ModelConfig:
+    """Return the shape of a named size.
+
+    Raises:
+        UsageError: no such size.
+    """
+    if config := SIZES.get(name):
+        return config
+    hint = suggest(name, SIZES, otherwise="sizes are " + ", ".join(SIZES))
+    raise UsageError(f"there is no size {name}", hint=hint)

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gq.models.memory import keep_freed_memory
 from gq.models.world_config import PlannerConfig
 from gq.models.world_model import WorldModel
 from gq.planning.packed import Heads, PackedModel, Roll
+from gq.threads import keep_freed_memory
 
 NUM_VALUE_HEADS = 2
 NUM_COMPILED = 64  # kinds of plans in one process, by horizon, samples, environments, discount; torch allows 8

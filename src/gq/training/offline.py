@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq.config import DataRunConfig, LogConfig, OfflineConfig
-from gq.costs import data_warning
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.engines import recorded_engines
@@ -17,6 +16,7 @@ from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import write_json
+from gq.models.costs import data_warning
 from gq.paths import last_dataset
 from gq.rollouts.statistics import Summary
 from gq.runs.card import write_card

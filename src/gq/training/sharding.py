@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from gq.costs import TRAINED_BYTES
+from gq.models.costs import TRAINED_BYTES
 
 if TYPE_CHECKING:
     from gq.config import TrainConfig

@@ -10,7 +10,7 @@ import torch
 from gq.config import DTConfig, FinetuneConfig, ODTConfig, RunConfig
 from gq.devices import device_here
 from gq.envs.tasks import resolve_task
-from gq.models.transformer_costs import TOKENS_PER_STEP, training_flops
+from gq.models.costs import TOKENS_PER_STEP, training_flops
 from gq.policies.compute import choose_compute
 from gq.training import processes as distributed
 

@@ -1,4 +1,4 @@
-"""What a Decision Transformer costs to train, in closed form: matrix products, and what is kept for the backward pass.
+"""What a Decision Transformer costs, in closed form: parameters, matrix products, memory, and data enough to feed it.
 
 H embed_dim, N query heads, G key/value heads, D head width, F mlp_dim, B windows of K steps, T = 3K tokens. The last
 block computes only the tokens that carry the loss, one of three.
@@ -6,7 +6,7 @@ block computes only the tokens that carry the loss, one of three.
 
 from dataclasses import dataclass
 
-from gq.models.config import ModelConfig, StochasticModelConfig
+from gq.models.config import SIZES, ModelConfig, StochasticModelConfig
 
 TOKENS_PER_STEP = 3
 FLOAT32_BYTES = 4
@@ -14,6 +14,8 @@ BFLOAT16_BYTES = 2
 INT64_BYTES = 8
 MASK_BYTES = 2  # of gq's dropout on a CPU
 FEW_DROPPED = 1 / 32  # up to this rate it keeps the places instead of a mask (gq.models.kernels)
+TRAINED_BYTES = 16  # per parameter: float32 weight, gradient and the two moments of AdamW
+FEWEST_TOKENS_PER_PARAMETER = 0.1  # the original model on its smallest dataset, medium-replay, has about 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,45 @@ class Arithmetic:
         return BFLOAT16_BYTES if self.bfloat16 else FLOAT32_BYTES
 
 
+def parameter_formula(config: ModelConfig, observation_dim: int, action_dim: int) -> int:
+    """Parameters of a DecisionTransformer, or of a StochasticTransformer for its configuration.
+
+    qwen3: H(P+S+2A+5) + A + L(2H + 2HD(N+G) + 2D + 3HF) + H
+    gpt2:  H(P+S+2A+6) + A + L(4H + 4HND + 3ND + H + 2HF + F + H) + 2H
+
+    The first term is the embeddings of return, observation of S numbers, action of A (with biases) and of P positions,
+    the norm over them and the action head. A second head, for the log-std, adds HA + A.
+    """
+    width, mlp_dim, head_dim = config.embed_dim, config.mlp_dim, config.attention_head_dim
+    query_dim = config.num_heads * head_dim
+    outside = width * (config.num_positions + observation_dim + 2 * action_dim + 5) + action_dim
+    if isinstance(config, StochasticModelConfig):
+        outside += (width + 1) * action_dim
+    if config.backbone == "gpt2":  # LayerNorm and linear layers have biases
+        attention = 4 * width * query_dim + 3 * query_dim + width
+        layer = 4 * width + attention + 2 * width * mlp_dim + mlp_dim + width
+        return outside + width + config.num_layers * layer + 2 * width
+    attention = 2 * width * head_dim * (config.num_heads + config.num_kv_heads) + 2 * head_dim
+    return outside + config.num_layers * (2 * width + attention + 3 * width * mlp_dim) + width
+
+
+def data_warning(size: str, parameters: int, num_transitions: int | None, dims: tuple[int, int]) -> str:
+    """A warning with a better size when the data has less than a tenth of a token per parameter, else ""."""
+    if num_transitions is None or TOKENS_PER_STEP * num_transitions >= FEWEST_TOKENS_PER_PARAMETER * parameters:
+        return ""
+    num_tokens = TOKENS_PER_STEP * num_transitions
+    fed = [name for name, config in SIZES.items() if parameter_formula(config, *dims) <= num_tokens]
+    better = fed[-1] if fed else next(iter(SIZES))
+    ratio = num_tokens / parameters
+    return (
+        f"{size} has {parameters:,} parameters for {num_tokens:,} tokens of data ({ratio:.2g} per parameter): "
+        f"it can memorise the data" + ("" if better == size else f"; {better} fits better")
+    )
+
+
 @dataclass(frozen=True)
 class Product:
-    """So many products of [rows, inner] with [inner, columns], and as many again for each gradient that is needed."""
+    """`count` products of [rows, inner] with [inner, columns], and as many again for each gradient that is needed."""
 
     rows: int
     inner: int
@@ -49,14 +87,9 @@ class Product:
         """FLOPs of the forward and the backward pass."""
         return (1 + self.num_gradients) * self.flops
 
-    @property
-    def elements(self) -> int:
-        """Numbers that the forward pass reads and writes."""
-        return self.count * (self.rows * self.inner + self.inner * self.columns + self.rows * self.columns)
-
 
 def block_products(config: ModelConfig, batch_size: int, *, is_last: bool) -> list[Product]:
-    """Return the matrix products of one block."""
+    """Matrix products of one block."""
     width, head_dim, num_heads = config.embed_dim, config.attention_head_dim, config.num_heads
     num_tokens = TOKENS_PER_STEP * config.context_length
     num_queries = config.context_length if is_last else num_tokens
@@ -73,47 +106,47 @@ def block_products(config: ModelConfig, batch_size: int, *, is_last: bool) -> li
     ]
 
 
-def outer_products(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> list[Product]:
-    """Return the matrix products before and after the blocks: embeddings, whose inputs need no gradient, and heads."""
+def model_products(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> list[Product]:
+    """All matrix products on a batch: embeddings, whose inputs need no gradient, blocks and heads."""
     rows, num_heads = batch_size * config.context_length, 1 + isinstance(config, StochasticModelConfig)
-    embeddings = [Product(rows, inner, config.embed_dim, num_gradients=1) for inner in (1, observation_dim, action_dim)]
-    return [*embeddings, Product(rows, config.embed_dim, action_dim, count=num_heads)]
+    products = [Product(rows, inner, config.embed_dim, num_gradients=1) for inner in (1, observation_dim, action_dim)]
+    for index in range(config.num_layers):
+        products += block_products(config, batch_size, is_last=index == config.num_layers - 1)
+    return [*products, Product(rows, config.embed_dim, action_dim, count=num_heads)]
 
 
-def training_products(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> list[Product]:
-    """Return all matrix products of an update."""
-    blocks = [
-        product
-        for index in range(config.num_layers)
-        for product in block_products(config, batch_size, is_last=index == config.num_layers - 1)
-    ]
-    outer = outer_products(config, observation_dim=observation_dim, action_dim=action_dim, batch_size=batch_size)
-    return blocks + outer
+def forward_flops(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> int:
+    """FLOPs of the forward pass in training, on full windows; two for each multiply-add of a matrix product.
+
+    Attention scores count in full, although causality uses half of them.
+    """
+    dims = {"observation_dim": observation_dim, "action_dim": action_dim}
+    return sum(product.flops for product in model_products(config, **dims, batch_size=batch_size))
 
 
 def training_flops(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> int:
-    """Return the FLOPs of the matrix products that an update needs: what the usual rate of use (MFU) counts.
+    """FLOPs of the forward and the backward pass of an update: what the usual utilisation (MFU) counts.
 
-    Scores count in full, although causality uses half of them; what checkpointing computes again does not.
+    What checkpointing computes again does not count.
     """
-    products = training_products(config, observation_dim=observation_dim, action_dim=action_dim, batch_size=batch_size)
-    return sum(product.training_flops for product in products)
+    dims = {"observation_dim": observation_dim, "action_dim": action_dim}
+    return sum(product.training_flops for product in model_products(config, **dims, batch_size=batch_size))
 
 
 def block_parameters(config: ModelConfig) -> int:
-    """Return the parameters of a block's matrices, without biases and gains."""
+    """Parameters of a block's matrices, without biases and gains."""
     products = block_products(config, 2, is_last=True)  # of two windows, so that only weights are multiplied with once
     return sum(product.inner * product.columns for product in products if product.count == 1)
 
 
 def norm_bytes(config: ModelConfig, arithmetic: Arithmetic) -> int:
-    """Return what a norm over H keeps per token: its input, its statistics, and its output as the next one's input."""
+    """What a norm over H keeps per token: its input, its statistics, and its output as the next one's input."""
     num_statistics = 2 if config.backbone == "gpt2" else 1
     return FLOAT32_BYTES * (config.embed_dim + num_statistics) + arithmetic.element_bytes * config.embed_dim
 
 
 def mask_bytes(config: ModelConfig, arithmetic: Arithmetic) -> float:
-    """Return the size of a dropout's mask per number, or of its list of places."""
+    """Size of a dropout's mask per number, or of its list of places."""
     if not config.dropout:
         return 0
     if not arithmetic.on_cpu:
@@ -122,7 +155,7 @@ def mask_bytes(config: ModelConfig, arithmetic: Arithmetic) -> float:
 
 
 def heads_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -> int:
-    """Return what making queries, keys and values of one window keeps besides what attention does."""
+    """What making queries, keys and values of one window keeps besides what attention does."""
     if config.backbone == "gpt2":
         return 0
     num_tokens = TOKENS_PER_STEP * config.context_length
@@ -138,7 +171,7 @@ def heads_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -
 
 
 def attention_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -> int:
-    """Return what attention keeps of one window of T tokens.
+    """What attention keeps of one window of T tokens.
 
     The fused kernel keeps its inputs and output and a number per head and query. On a CPU it is used in float32 without
     dropout only; else all scores are kept after the softmax, in float32, and as they are multiplied with the values.
@@ -160,7 +193,7 @@ def attention_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: in
 
 
 def block_bytes(config: ModelConfig, arithmetic: Arithmetic, *, is_last: bool) -> int:
-    """Return what a block keeps of one window for the backward pass, its input included."""
+    """What a block keeps of one window for the backward pass, its input included."""
     element, width, mlp_dim = arithmetic.element_bytes, config.embed_dim, config.mlp_dim
     num_tokens = TOKENS_PER_STEP * config.context_length
     num_queries = config.context_length if is_last else num_tokens
@@ -181,7 +214,7 @@ def activation_bytes(
     batch_size: int,
     checkpointing: bool = False,
 ) -> int:
-    """Return what the forward pass keeps for the backward pass, as autograd saves it without a compiler.
+    """What the forward pass keeps for the backward pass, as autograd saves it without a compiler.
 
     bfloat16 copies of the blocks' weights are not among it. With checkpointing, every block keeps its input only, and
     one block at a time is computed again.
@@ -203,3 +236,25 @@ def activation_bytes(
         block_input = FLOAT32_BYTES * width * num_tokens
         kept = block_input * (config.num_layers - 1) + max(blocks)
     return round(batch_size * (inputs + embedded + kept + heads))
+
+
+def training_memory_bytes(config: ModelConfig, *, observation_dim: int, action_dim: int, batch_size: int) -> int:
+    """Memory of a training step in float32 on a CPU, without the data and the allocator's reserve.
+
+    Args:
+        batch_size: windows that are computed at once.
+    """
+    kept = activation_bytes(
+        config,
+        Arithmetic(bfloat16=False, on_cpu=True),
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        batch_size=batch_size,
+    )
+    return TRAINED_BYTES * parameter_formula(config, observation_dim, action_dim) + kept
+
+
+def kv_cache_bytes(config: ModelConfig, number_bytes: int = BFLOAT16_BYTES) -> int:
+    """Size of one episode's keys and values at full context, in bfloat16 unless said otherwise."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.attention_head_dim
+    return per_token * TOKENS_PER_STEP * config.context_length * number_bytes

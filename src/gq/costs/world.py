@@ -1,15 +1,75 @@
-"""What a TD-MPC2 world model costs to plan and to train with, in closed form.
+"""What a TD-MPC2 agent costs to hold, to plan with and to train, in closed form.
 
 Multiply-adds are those of matrix products. N samples of a plan, P of them from the policy, J iterations.
 """
 
 from dataclasses import dataclass
 
-from gq.models.world_config import PlannerConfig, WorldModelConfig
+from gq.config import TDMPC2Config
+from gq.envs.tasks import resolve_task
+from gq.models.costs import FLOAT32_BYTES, TRAINED_BYTES
+from gq.models.world_config import PlannerConfig, WorldModelConfig, parameter_counts
 
 NUM_VALUE_HEADS = 2  # of the Q ensemble, that a plan or an update asks
-FLOAT32_BYTES = 4
-TRAINED_BYTES = 16  # per parameter: float32 weight, gradient and the two moments of Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldParamsReport:
+    """The cost of one TD-MPC2 agent on one task, all by formula.
+
+    Published counts are of trained parameters without a network that predicts terminations, which only tasks have whose
+    episodes end early. So is `parameters`; `parameters_in_all` leaves nothing out.
+    """
+
+    size: str
+    parameters: int  # trained, without those of the target and of the termination network
+    parameters_with_target: int
+    parameters_termination: int  # 0 where episodes only end at their time limit
+    parameters_in_all: int  # of all networks, as a checkpoint holds them
+    networks: dict[str, int]  # trained parameters of each; the target has as many as q once more
+    weights_bytes: int  # of all networks, float32
+    batch_size: int  # sequences in an update
+    training_memory_bytes: int  # of an update, without the replay
+    replay_bytes: int  # of the decisions that are kept to learn from, at its largest
+    policy_multiply_adds: int  # of a decision without planning: encoder and policy
+    plan_multiply_adds: int  # of a plan
+    original_plan_multiply_adds: int  # of the same plan in the original, which computes all heads of Q
+    update_multiply_adds: int
+
+
+def report_world(config: TDMPC2Config, *, batch_size: int | None = None) -> WorldParamsReport:
+    """Report on a TD-MPC2 agent for its task. `batch_size` is another than that of the configuration.
+
+    Raises:
+        UsageError: no such task.
+    """
+    task, model = resolve_task(config.task), config.model
+    dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+    networks = parameter_counts(model, **dims, episodic=task.can_terminate)
+    rows = row_costs(model, **dims, episodic=task.can_terminate)
+    trained, batch_size = sum(networks.values()), batch_size or config.train.batch_size
+    parameters = trained - networks["termination"]
+    num_kept = min(config.train.buffer_size, config.train.decisions)
+    planned = (model, config.planner, rows, task.action_dim)
+    update = {"horizon": config.update.horizon, "batch_size": batch_size}
+    return WorldParamsReport(
+        size=config.size,
+        parameters=parameters,
+        parameters_with_target=parameters + networks["q"],
+        parameters_termination=networks["termination"],
+        parameters_in_all=trained + networks["q"],
+        networks=networks,
+        weights_bytes=FLOAT32_BYTES * (trained + networks["q"]),
+        batch_size=batch_size,
+        training_memory_bytes=update_memory_bytes(
+            model, parameters=trained, action_dim=task.action_dim, episodic=task.can_terminate, **update
+        ),
+        replay_bytes=FLOAT32_BYTES * num_kept * (task.observation_dim + task.action_dim + 2),
+        policy_multiply_adds=rows.encoder + rows.policy,
+        plan_multiply_adds=plan_cost(*planned),
+        original_plan_multiply_adds=original_plan_cost(*planned),
+        update_multiply_adds=update_cost(model, rows, observation_dim=task.observation_dim, **update),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
