@@ -43,15 +43,14 @@ def make_own(backbone: str, context: str, task: str, device: str) -> Evaluate:
     """Return the evaluation of `gq eval`."""
     from gq.algos.dt import DTPolicy
     from gq.policies.compute import choose_compute
-    from gq.rollouts.episodes import roll_out
+    from gq.rollouts.episodes import Start, roll_out
 
     compute = choose_compute(device)
     policy = DTPolicy(make_model(backbone, task).to(compute.device), autocast=compute.autocast, context=context)  # type: ignore[arg-type]
 
     def run(seed: int, num_episodes: int, num_steps: int) -> int:
-        seeds, targets = range(seed, seed + num_episodes), [TARGET] * num_episodes
-        options = environment_options(task)
-        episodes = roll_out(policy, task, seeds=seeds, target_returns=targets, max_steps=num_steps, **options)
+        starts = [Start(seed + index, TARGET) for index in range(num_episodes)]
+        episodes = roll_out(policy, task, starts, max_steps=num_steps, **environment_options(task))
         return sum(episode.length for episode in episodes)
 
     return run

@@ -121,7 +121,7 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
     from gq.algos.supervised import learning_rate
     from gq.policies.compute import choose_compute
     from gq.policies.loading import build_learner, build_policy
-    from gq.rollouts.episodes import roll_out
+    from gq.rollouts.episodes import Start, roll_out
 
     began, is_plain = time.perf_counter(), contender == "plain"
     compute = choose_compute(options.device, "float32" if is_plain else "auto")
@@ -144,11 +144,12 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
             take()
             return 1
 
-    policy, seeds = build_policy(config, learner.model, compute), range(FIRST_SEED, FIRST_SEED + options.episodes)
+    policy = build_policy(config, learner.model, compute)
+    starts = [Start(FIRST_SEED + index, TARGET) for index in range(options.episodes)]
 
     def evaluate() -> float:
         learner.model.eval()
-        episodes = roll_out(policy, TASK, seeds=seeds, target_returns=[TARGET] * len(seeds))
+        episodes = roll_out(policy, TASK, starts)
         learner.model.train()
         return sum(episode.episode_return for episode in episodes) / len(episodes)
 

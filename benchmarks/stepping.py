@@ -23,7 +23,7 @@ import mujoco.rollout
 import numpy as np
 
 from gq.envs.make import make
-from gq.rollouts.stepping import Stepper
+from gq.rollouts.episodes import Stepper
 
 Step = Callable[[np.ndarray], Any]  # of actions [E, A]
 

@@ -35,6 +35,7 @@ from gq.policies.loading import LoadedRun, act_in, load_run  # noqa: E402
 from gq.results.behaviour import ModeSummary  # noqa: E402
 from gq.results.evaluate import play_and_log, summarise_mode  # noqa: E402
 from gq.results.frontier import Point, best  # noqa: E402
+from gq.rollouts.episodes import Start  # noqa: E402
 from gq.rollouts.statistics import retention  # noqa: E402
 from gq.versions import versions  # noqa: E402
 
@@ -106,7 +107,7 @@ class Measurement:
         self.run, self.folder = run, folder / run.name
         self.loaded = load_run(run, checkpoint, device=device)
         assert self.loaded.planner, f"{run} has no planner"
-        self.pairs = [(seed + index, 0.0) for index in range(num_episodes)]
+        self.starts = [Start(seed + index) for index in range(num_episodes)]
         self.request = {
             "weights": sha256(self.loaded.checkpoint / "model.safetensors"),
             "episodes": num_episodes,
@@ -132,7 +133,7 @@ class Measurement:
             return known
         is_on_cpu = self.request["device"] == "cpu"
         way = self.act(row, block_size=1 if is_on_cpu else 0)
-        episodes, log = play_and_log(way, self.pairs, lambda step: None)
+        episodes, log = play_and_log(way, self.starts)
         summary: ModeSummary = summarise_mode(way, episodes, log)
         returns = [episode.episode_return for episode in episodes]
         document = {"request": request, "row": asdict(row), "returns": returns, "summary": asdict(summary)}
@@ -150,8 +151,8 @@ class Measurement:
         times: dict[str, dict[str, list[float]]] = {name: {"planned": [], "other": []} for name in ways}
         for index in range(NUM_LATENCY_ROUNDS):
             for name, way in ways.items():
-                pair = (self.pairs[0][0] + index, 0.0)
-                _, log = play_and_log(way, [pair], lambda step: None, max_steps=LATENCY_DECISIONS)
+                start = Start(self.starts[0].seed + index)
+                _, log = play_and_log(way, [start], max_steps=LATENCY_DECISIONS)
                 milliseconds = log.column("milliseconds", start=LATENCY_WARM_UP)
                 planned = log.column("planned", start=LATENCY_WARM_UP) > 0
                 times[name]["planned"] += milliseconds[planned].tolist()

@@ -26,7 +26,7 @@ from gq.data.replay import EpisodeLog, LoggedEpisode
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.errors import DataError, GqError, UsageError
-from gq.rollouts.recording import BLOCK_SIZE, Recipe, RecordedEpisode, episode_start, run_episodes
+from gq.rollouts.collect import BLOCK_SIZE, Recipe, episode_start, record_episodes
 from tiny import write_hopper_file
 
 DEADLINE_S = 120
@@ -75,23 +75,23 @@ class FakePolicy:
 
 def record(
     task: str, policy: Any, recipe: Recipe, num_episodes: int, num_envs: int = BLOCK_SIZE
-) -> dict[int, RecordedEpisode]:
+) -> dict[int, LoggedEpisode]:
     """Run the first episodes, at most a block, in groups of `num_envs`."""
-    episodes: dict[int, RecordedEpisode] = {}
+    episodes: dict[int, LoggedEpisode] = {}
     environments = [make(task) for _ in range(num_envs)]
     for start in range(0, num_episodes, num_envs):
-        run_episodes(
+        record_episodes(
             policy,
             environments,
             range(start, min(start + num_envs, num_episodes)),
             recipe,
-            finished=lambda episode: episodes.update({episode.number: episode}),
+            finished=episodes.__setitem__,
             stepped=lambda num_running: False,
         )
     return episodes
 
 
-def stacked_actions(episodes: dict[int, RecordedEpisode]) -> np.ndarray:
+def stacked_actions(episodes: dict[int, LoggedEpisode]) -> np.ndarray:
     return np.concatenate([np.stack(episodes[number].actions) for number in sorted(episodes)])
 
 
@@ -165,16 +165,16 @@ def test_an_environment_that_is_used_again_remembers_nothing(task: str) -> None:
     fresh, used = (record(task, policy, recipe, 2, num_envs) for num_envs in (2, 1))
     for number in range(2):
         assert np.array_equal(fresh[number].observations, used[number].observations)
-        assert fresh[number].rewards == used[number].rewards
+        assert np.array_equal(fresh[number].rewards, used[number].rewards)
 
 
 def test_blocks_draw_different_numbers() -> None:
     drawn = []
     for number in (0, BLOCK_SIZE):
-        policy, episodes = FakePolicy(np.zeros(3), spread=0.2), []
-        stepped = {"finished": episodes.append, "stepped": lambda num_running: False}
-        run_episodes(policy, [make("Hopper-v5")], [number], Recipe(seed=2), **stepped)
-        drawn.append(np.stack(episodes[0].actions)[:10])
+        policy, episodes = FakePolicy(np.zeros(3), spread=0.2), dict[int, LoggedEpisode]()
+        stepped = {"finished": episodes.__setitem__, "stepped": lambda num_running: False}
+        record_episodes(policy, [make("Hopper-v5")], [number], Recipe(seed=2), **stepped)
+        drawn.append(episodes[number].actions[:10])
     assert not np.isclose(*drawn).any()
 
 

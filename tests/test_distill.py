@@ -23,7 +23,7 @@ from gq.models.corrector import ARCHITECTURES, Architecture, Corrector, Correcto
 from gq.planning.acting import PlanningPolicy
 from gq.policies.correctors import load_corrector
 from gq.policies.loading import load_run
-from gq.rollouts.recording import episode_start
+from gq.rollouts.collect import episode_start
 from gq.speculation.distil import distill
 from gq.speculation.lesson import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
 from gq.speculation.plan_collection import PlannerDriver, StudentDriver, Teacher, collect_episode

@@ -25,7 +25,7 @@ from gq.envs.make import make
 from gq.envs.scores import GQ_V5
 from gq.results.evaluate import evaluate
 from gq.rollouts import episodes as rollout
-from gq.rollouts.recording import Recipe, RecordedEpisode, episode_start
+from gq.rollouts.collect import Recipe, episode_start
 from gq.rollouts.statistics import Episode, Summary, summarise
 from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
 from gq.runs.folder import lock_run
@@ -129,17 +129,17 @@ def recorded_rewards(number: int) -> np.ndarray:
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let episode i be the same whatever is asked of it, and without a simulator."""
 
-    def run_episodes(
+    def record_episodes(
         _policy: Any, _environments: Any, numbers: Sequence[int], _recipe: Recipe, **callbacks: Callable[..., Any]
     ) -> None:
         for number in numbers:
             earned, generator = recorded_rewards(number), np.random.default_rng(100 + number)
             observations = list(generator.standard_normal((len(earned), 11)).astype(np.float32))
             actions = list(generator.uniform(-1, 1, (len(earned), 3)).astype(np.float32))
-            episode = RecordedEpisode(number, None, generator, observations, actions, earned.tolist(), terminated=True)
-            callbacks["finished"](episode)
+            episode = LoggedEpisode(np.stack(observations), np.stack(actions), earned, terminated=True)
+            callbacks["finished"](number, episode)
 
-    monkeypatch.setattr(online, "run_episodes", run_episodes)
+    monkeypatch.setattr(online, "record_episodes", record_episodes)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def test_the_comparison_is_on_seeds_that_selected_nothing(
     plain, seeds = rollout.roll_out, []
 
     def roll_out(*arguments: Any, **settings: Any) -> list[Episode]:
-        seeds.append(settings["seeds"])
+        seeds.append([start.seed for start in arguments[2]])
         return plain(*arguments, **settings)
 
     monkeypatch.setattr(rollout, "roll_out", roll_out)

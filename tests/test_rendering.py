@@ -12,8 +12,9 @@ from commandline import copy_run, gq, train_tiny
 from gq import rendering, video
 from gq.errors import GqError, UsageError
 from gq.rendering import camera_option, render, tile
-from gq.results.evaluate import evaluate, play
+from gq.results.evaluate import evaluate
 from gq.results.footage import film
+from gq.rollouts.episodes import roll_out
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +73,9 @@ def test_a_run_that_was_renamed_meanwhile_is_not_begun_again(
 
     def rename_and_play(*arguments: Any, **options: Any) -> Any:
         copy.rename(tmp_path / "renamed")
-        return play(*arguments, **options)
+        return roll_out(*arguments, **options)
 
-    monkeypatch.setattr(rendering, "play", rename_and_play)
+    monkeypatch.setattr(rendering, "roll_out", rename_and_play)
     with pytest.raises(GqError, match="it was renamed or removed meanwhile"):
         render(copy, width=32, height=32)
     assert not copy.exists()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gq.envs.make import make
 from gq.envs.scores import D4RL, GQ_V5, Reference, reference_for
 from gq.rollouts import episodes as rollout
-from gq.rollouts.episodes import Step, roll_out
+from gq.rollouts.episodes import Start, Step, roll_out
 from gq.rollouts.statistics import Episode, bootstrap_interval, interquartile_mean, summarise
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -215,6 +215,7 @@ def play_alone(policy: NumpyPolicy, task: str, seed: int) -> tuple[float, int, b
 
 SEEDS = [100, 101, 102, 103, 104, 105, 106]
 TARGETS = [1.0, 2.0, 1.0, 2.0, 3.0, 1.0, 1.0]
+STARTS = [Start(*start) for start in zip(SEEDS, TARGETS, strict=True)]
 
 
 @pytest.mark.parametrize("num_parallel", [1, 3, 7, 128])
@@ -223,7 +224,7 @@ def test_returns_do_not_depend_on_how_many_episodes_run_side_by_side(
 ) -> None:
     monkeypatch.setattr(rollout, "MAX_PARALLEL_EPISODES", num_parallel)
     policy = NumpyPolicy(11, 3)
-    episodes = roll_out(policy, "Hopper-v5", seeds=SEEDS, target_returns=TARGETS)
+    episodes = roll_out(policy, "Hopper-v5", STARTS)
     alone = [play_alone(NumpyPolicy(11, 3), "Hopper-v5", seed) for seed in SEEDS]
     assert [(e.episode_return, e.length, e.terminated) for e in episodes] == alone
     assert [(e.seed, e.target_return) for e in episodes] == list(zip(SEEDS, TARGETS, strict=True))
@@ -238,7 +239,7 @@ def test_returns_do_not_depend_on_how_many_episodes_run_side_by_side(
 
 def test_a_long_episode_counts_as_much_as_a_short_one() -> None:
     """The bias to avoid: stopping at a number of finished episodes keeps the short ones."""
-    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", seeds=SEEDS, target_returns=[0.0] * 7)
+    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", [Start(seed) for seed in SEEDS])
     lengths = sorted(e.length for e in episodes)
     assert len(episodes) == 7
     (summary,) = summarise(episodes, None)
@@ -247,30 +248,30 @@ def test_a_long_episode_counts_as_much_as_a_short_one() -> None:
 
 
 def test_actions_are_clipped_to_the_box_of_humanoid(watched: list[Watched]) -> None:
-    roll_out(NumpyPolicy(348, 17, gain=10), "Humanoid-v5", seeds=[0, 1], target_returns=[0.0, 0.0], max_steps=4)
+    roll_out(NumpyPolicy(348, 17, gain=10), "Humanoid-v5", [Start(0), Start(1)], max_steps=4)
     actions = np.array([action for environment in watched for action in environment.actions])
     assert len(actions) == 8
     assert np.abs(actions).max() == np.float32(0.4)
 
 
 def test_a_time_limit_is_not_a_termination() -> None:
-    (episode,) = roll_out(NumpyPolicy(10, 2), "Reacher-v5", seeds=[0], target_returns=[0.0])
+    (episode,) = roll_out(NumpyPolicy(10, 2), "Reacher-v5", [Start(0)])
     assert (episode.length, episode.terminated) == (50, False)
-    shortened = roll_out(NumpyPolicy(10, 2), "Reacher-v5", seeds=[0, 1], target_returns=[0.0, 0.0], max_steps=7)
+    shortened = roll_out(NumpyPolicy(10, 2), "Reacher-v5", [Start(0), Start(1)], max_steps=7)
     assert [(e.length, e.terminated) for e in shortened] == [(7, False)] * 2
-    (hopper,) = roll_out(NumpyPolicy(11, 3), "Hopper-v5", seeds=[100], target_returns=[0.0])
+    (hopper,) = roll_out(NumpyPolicy(11, 3), "Hopper-v5", [Start(100)])
     assert hopper.terminated
 
 
 def test_options_reach_the_environment() -> None:
     policy = NumpyPolicy(10, 2)
-    (episode,) = roll_out(policy, "Reacher-v5", seeds=[0], target_returns=[0.0], max_episode_steps=5)
+    (episode,) = roll_out(policy, "Reacher-v5", [Start(0)], max_episode_steps=5)
     assert episode.length == 5
 
 
 def test_whoever_watches_sees_every_step() -> None:
     steps: list[Step] = []
-    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", seeds=SEEDS[:3], target_returns=[0.0] * 3, watch=steps.append)
+    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", STARTS[:3], on_step=steps.append)
     assert [step.index for step in steps] == list(range(max(e.length for e in episodes)))
     totals = np.zeros(3)
     for step in steps:
@@ -286,7 +287,7 @@ def test_environments_are_closed_when_the_policy_fails(watched: list[Watched]) -
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        roll_out(Broken(11, 3), "Hopper-v5", seeds=[0, 1], target_returns=[0.0, 0.0])
+        roll_out(Broken(11, 3), "Hopper-v5", [Start(0), Start(1)])
     assert [environment.num_closings for environment in watched] == [1, 1]
 
 
@@ -301,9 +302,9 @@ def test_autocast_lasts_for_the_whole_group() -> None:
 
     policy = NumpyPolicy(11, 3)
     policy.autocast = autocast
-    roll_out(policy, "Hopper-v5", seeds=[0, 1], target_returns=[0.0, 0.0], max_steps=3)
+    roll_out(policy, "Hopper-v5", [Start(0), Start(1)], max_steps=3)
     assert entered == ["in", "out"]
 
 
 def test_no_episodes_give_no_results() -> None:
-    assert roll_out(NumpyPolicy(11, 3), "Hopper-v5", seeds=[], target_returns=[]) == []
+    assert roll_out(NumpyPolicy(11, 3), "Hopper-v5", []) == []

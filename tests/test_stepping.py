@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from gq.envs.make import make
-from gq.rollouts import stepping
-from gq.rollouts.episodes import roll_out
-from gq.rollouts.stepping import MIN_SHARE, Stepper, shares
+from gq.rollouts import episodes as rollout
+from gq.rollouts.episodes import MIN_SHARE, Start, Stepper, roll_out, shares
 
 NUM_EPISODES = 3 * MIN_SHARE + 1
 MAX_STEPS = 60
@@ -67,10 +66,10 @@ def alone(task: str, seed: int) -> tuple[float, int, bool]:
 @pytest.mark.parametrize("num_cores", [1, 3])
 @pytest.mark.parametrize("task", ["Hopper-v5", "Humanoid-v5", "HalfCheetah-v5", "Reacher-v5"])
 def test_many_give_to_the_bit_what_each_gives_alone(task: str, num_cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "num_cores", lambda: num_cores)
+    monkeypatch.setattr(rollout, "num_cores", lambda: num_cores)
     environment = make(task)
     policy, seeds = Shaking(environment.action_space), list(range(NUM_EPISODES))
-    episodes = roll_out(policy, task, seeds=seeds, target_returns=[0.0] * NUM_EPISODES, max_steps=MAX_STEPS)
+    episodes = roll_out(policy, task, [Start(seed) for seed in seeds], max_steps=MAX_STEPS)
     found = [(episode.episode_return, episode.length, episode.terminated) for episode in episodes]
     assert found == [alone(task, seed) for seed in seeds]
     if task in ("Hopper-v5", "Humanoid-v5"):

@@ -24,7 +24,7 @@ from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy
 from gq.policies.loading import load_run
 from gq.rendering import render
 from gq.results.evaluate import evaluate
-from gq.rollouts.recording import episode_start
+from gq.rollouts.collect import episode_start
 from gq.training.world import train_world_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,6 @@
 """Roll a policy into a dataset: equal options and versions give equal bits, however often it was interrupted.
 
-Episodes run as `gq.rollouts.recording` says. Equal bits hold for one type of processor and number of threads, or one
+Episodes run as `gq.rollouts.collect` says. Equal bits hold for one type of processor and number of threads, or one
 type of GPU; both are recorded with the data. Finished episodes are kept in `.NAME.parts` beside the output until it is
 written.
 """
@@ -27,10 +27,9 @@ from gq.policies.builtin import BuiltinPolicy
 from gq.policies.compute import Compute, choose_compute
 from gq.policies.loading import choose_modes, load_run
 from gq.policies.packaged import load_policy
-from gq.rollouts.collection import Plan, run_plan
+from gq.rollouts.collect import BLOCK_SIZE, Plan, Recipe, run_plan
 from gq.rollouts.episodes import Policy
 from gq.rollouts.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
-from gq.rollouts.recording import BLOCK_SIZE, Recipe
 from gq.runs.folder import read_config
 from gq.training.signals import StopRequest
 from gq.versions import versions

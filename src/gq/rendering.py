@@ -18,8 +18,7 @@ from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
 from gq.policies.loading import LoadedRun, choose_modes, choose_targets, load_run
-from gq.results.evaluate import play
-from gq.rollouts.episodes import Step
+from gq.rollouts.episodes import Start, Step, roll_out
 from gq.rollouts.statistics import Episode
 from gq.runs.folder import read_config
 from gq.video import MIN_GIF_FRAME_MS, STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
@@ -101,20 +100,20 @@ def render(
     (acting_mode,) = choose_modes(config, [mode] if mode is not None else [])
     chosen = choose_targets(config, targets or ([] if config.algo == "tdmpc2" else [max(config.targets)]))
     loaded = load_run(run, checkpoint, device=device, mode=acting_mode, corrector=corrector, stochastic=stochastic)
-    pairs = [(seed + index, target) for target in chosen for index in range(num_episodes)]
+    starts = [Start(seed + index, target) for target in chosen for index in range(num_episodes)]
     options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
     options |= camera_option(loaded.config.task, camera)
     if live:
         if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
             raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
-        return watch_live(loaded, pairs[:1], options)
+        return watch_live(loaded, starts[:1], options)
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     path, reason = writer_path(output or run / "videos" / f"{date}.mp4")
     if reason:
         note(f"writing {path.name} instead of mp4: {reason}")
-    film = Film(loaded, [target for _, target in pairs], path, fps, overlay=overlay, progress=progress)
+    film = Film(loaded, [start.target for start in starts], path, fps, overlay=overlay, progress=progress)
     with film:
-        episodes = film.record(pairs, options)
+        episodes = film.record(starts, options)
     return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, mode_of(loaded), episodes)
 
 
@@ -153,10 +152,10 @@ def check_request(num_episodes: int, width: int, height: int, fps: float, seed: 
         raise UsageError(f"{output} is not a video's name", hint="end it in .mp4 or .gif")
 
 
-def watch_live(loaded: LoadedRun, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> Rendering:
+def watch_live(loaded: LoadedRun, starts: Sequence[Start], options: dict[str, Any]) -> Rendering:
     """Show one episode in a window."""
     try:
-        episodes = play(loaded, pairs, None, **options)
+        episodes = roll_out(loaded.policy, loaded.config.task, starts, **options)
     except Exception as error:  # GLFW raises what it likes when there is no display
         raise GqError(
             f"cannot open a window: {error}", hint="is there a display? without --live a video is written"
@@ -192,9 +191,9 @@ class Film:
         if self.writer:
             self.writer.__exit__(*error)
 
-    def record(self, pairs: Sequence[tuple[int, float]], options: dict[str, Any]) -> list[Episode]:
+    def record(self, starts: Sequence[Start], options: dict[str, Any]) -> list[Episode]:
         """Run the episodes and write a frame every `stride` steps."""
-        return play(self.loaded, pairs, self.add, **options)
+        return roll_out(self.loaded.policy, self.loaded.config.task, starts, on_step=self.add, **options)
 
     def add(self, step: Step) -> None:
         """Take the pictures of the running episodes."""

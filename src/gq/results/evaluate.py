@@ -22,7 +22,7 @@ from gq.policies.correctors import fitting_corrector, known_correctors
 from gq.policies.loading import LoadedRun, act_in, choose_modes, choose_targets, load_run
 from gq.results.behaviour import DecisionLog, ModeSummary, plain
 from gq.results.frontier import SWEEP, Frontier, frontiers, standard_modes
-from gq.rollouts.episodes import Step, roll_out
+from gq.rollouts.episodes import Start, Step, Watch, roll_out
 from gq.rollouts.statistics import Episode, Summary, retention, summarise
 from gq.runs.card import refresh_card
 from gq.runs.checkpoint import choose_checkpoint
@@ -76,7 +76,7 @@ def evaluate(
     stochastic: bool = False,
     device: str = "auto",
     context: Context | None = None,
-    watch: Callable[[Step], None] | None = None,
+    watch: Watch | None = None,
     begin: Callable[[str, int, int], None] = lambda name, index, number: None,
 ) -> Evaluation:
     """Run `num_episodes` episodes per target return, or per mode, all at once; write evals/*.json under the run.
@@ -114,20 +114,20 @@ def evaluate(
     targets = choose_targets(config, targets)
     if config.algo == "bc":
         targets = targets[-1:]  # behaviour cloning has no target
-    pairs = [(seed + index, target) for target in targets for index in range(num_episodes)]
+    starts = [Start(seed + index, target) for target in targets for index in range(num_episodes)]
     loaded = load_run(run, checkpoint, device=device, stochastic=stochastic, context=context)
     if loaded.planner:
         return evaluate_modes(
             loaded,
             chosen_modes,
-            pairs,
+            starts,
             corrector,
             stochastic=stochastic,
-            watch=watch or (lambda step: None),
+            watch=watch,
             begin=begin,
             warnings=[LEFT_OUT] if left_out else [],
         )
-    finished = play(loaded, pairs, watch)
+    finished = roll_out(loaded.policy, config.task, starts, on_step=watch)
     evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=seed, stochastic=stochastic)
     return write(run, evaluation, [asdict(episode) for episode in finished])
 
@@ -140,11 +140,11 @@ def expand(modes: Sequence[str], *, corrected: bool) -> list[str]:
 def evaluate_modes(
     run: LoadedRun,
     modes: Sequence[Mode],
-    pairs: Sequence[tuple[int, float]],
+    starts: Sequence[Start],
     corrector: str | None,
     *,
     stochastic: bool,
-    watch: Callable[[Step], None],
+    watch: Watch | None,
     begin: Callable[[str, int, int], None],
     warnings: Sequence[str] = (),
 ) -> Evaluation:
@@ -162,14 +162,14 @@ def evaluate_modes(
     for index, way in enumerate(ways):
         assert way.mode
         begin(way.mode.name, index, len(ways))
-        finished, log = play_and_log(way, pairs, watch)
+        finished, log = play_and_log(way, starts, watch)
         results.append(summarise_mode(way, finished, log))
         episodes += [describe(episode, results[-1]) for episode in finished]
         returns.append(np.array([episode.episode_return for episode in finished]))
         if baseline is None and is_baseline(way.mode):
             baseline = returns[-1]
     results = [with_retention(result, each, baseline) for result, each in zip(results, returns, strict=True)]
-    evaluation = report(ways[-1], results, seed=pairs[0][0], stochastic=stochastic)
+    evaluation = report(ways[-1], results, seed=starts[0].seed, stochastic=stochastic)
     used = [way for way in ways if way.corrector]
     evaluation = replace(
         evaluation,
@@ -181,17 +181,17 @@ def evaluate_modes(
 
 
 def play_and_log(
-    way: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None], **options: Any
+    way: LoadedRun, starts: Sequence[Start], watch: Watch | None = None, **options: Any
 ) -> tuple[list[Episode], DecisionLog]:
-    """Run one episode per pair, and keep what happened in each decision; options as of `play`."""
+    """Run one episode per start, and keep what happened in each decision; options as of `roll_out`."""
     policy, log = way.policy, DecisionLog()
     assert isinstance(policy, PlanningPolicy)
 
-    def watch_and_log(step: Step) -> None:
+    def watch_and_log(step: Step) -> bool | None:
         log.steps.append(policy.events[-1])
-        watch(step)
+        return watch(step) if watch else None
 
-    return play(way, pairs, watch_and_log, **options), log
+    return roll_out(policy, way.config.task, starts, on_step=watch_and_log, **options), log
 
 
 def summarise_mode(way: LoadedRun, episodes: Sequence[Episode], log: DecisionLog) -> ModeSummary:
@@ -248,14 +248,6 @@ def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> 
     write_json(file, {**evaluation.to_dict(), "episodes": episodes})
     edited = refresh_card(run)
     return replace(evaluation, file=file, warnings=[*evaluation.warnings, *([edited] if edited else [])])
-
-
-def play(
-    loaded: LoadedRun, pairs: Sequence[tuple[int, float]], watch: Callable[[Step], None] | None, **options: Any
-) -> list[Episode]:
-    """Run one episode per pair of seed and target return; options as of `roll_out`, or for the environments."""
-    seeds, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
-    return roll_out(loaded.policy, loaded.config.task, seeds=seeds, target_returns=targets, watch=watch, **options)
 
 
 def describe(episode: Episode, result: ModeSummary) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Shapes: T decisions, L latent_dim, A action_dim, H the planner's horizon, P plans a label. Actions are within [-1, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,8 @@ from gq.models.corrector import Corrector, CorrectorInputs
 from gq.planning.acting import PlanningPolicy, generator_of
 from gq.planning.modes import Mode
 from gq.planning.mppi import Plan, Planner
-from gq.rollouts.recording import episode_start
+from gq.rollouts.collect import episode_start
+from gq.rollouts.episodes import Start, run_episodes
 from gq.speculation.plan_data import PlanEpisode
 
 
@@ -137,7 +139,39 @@ class StudentDriver:
         return Choice(action, int(asked.age[0]), asked.predicted[0], asked.plan_action[0], asked.plan_std[0])
 
 
-@torch.no_grad()
+class TaughtPolicy:
+    """Do what a driver decides in a single episode, and keep every decision with what the teacher thinks of it."""
+
+    is_rowwise = True
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    returns_to_go = np.zeros(0)
+
+    def __init__(self, teacher: Teacher, driver: Driver, action_bound: float) -> None:
+        self.teacher, self.driver, self.action_bound = teacher, driver, action_bound
+        self.model = teacher.planner.model.eval()
+        self.decisions: list[dict[str, Any]] = []
+
+    def reset(self, target_returns: np.ndarray, seeds: Sequence[int]) -> None:
+        """Begin the episode."""
+        (seed,) = seeds
+        self.teacher.reset(seed)
+        self.driver.reset(seed)
+
+    @torch.no_grad()
+    def act(self, rows: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Return the driver's action [1, A] for the observation [1, S]."""
+        latent = self.model.encode(torch.from_numpy(observations).to(self.teacher.device))
+        opinion = self.teacher.consider(latent)
+        choice = self.driver.decide(observations[0], latent, opinion)
+        self.decisions.append(row_of(observations[0], latent, opinion, choice))
+        action: np.ndarray = self.decisions[-1]["actions"][None] * self.action_bound
+        return action
+
+    def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """Keep the reward."""
+        self.decisions[-1]["rewards"] = float(rewards[0])
+
+
 def collect_episode(
     teacher: Teacher,
     driver: Driver,
@@ -153,30 +187,15 @@ def collect_episode(
     Args:
         stepped: called with the decisions so far; True stops the episode, and nothing is returned.
     """
-    model, device = teacher.planner.model.eval(), teacher.device
     start, _ = episode_start(seed, number)
-    rows: list[dict[str, Any]] = []
+    policy = TaughtPolicy(teacher, driver, task.action_bound)
     environment = make(task.id)
     try:
-        observation, _ = environment.reset(seed=start)
-        teacher.reset(start)
-        driver.reset(start)
-        is_over = False
-        while not is_over:
-            observed = np.asarray(observation, np.float32)
-            latent = model.encode(torch.from_numpy(observed[None]).to(device))
-            opinion = teacher.consider(latent)
-            choice = driver.decide(observed, latent, opinion)
-            row = row_of(observed, latent, opinion, choice)
-            rows.append(row)
-            action = np.clip(row["actions"] * task.action_bound, -task.action_bound, task.action_bound)
-            observation, reward, terminated, truncated, _ = environment.step(action)
-            row["rewards"] = float(reward)
-            is_over = bool(terminated or truncated)
-            if stepped(len(rows)):
-                return None
+        if not run_episodes(policy, [environment], [Start(start)], on_step=lambda step: stepped(step.index + 1)):
+            return None
     finally:
         environment.close()
+    rows = policy.decisions
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     arrays["rewards"], arrays["ages"] = arrays["rewards"].astype(np.float32), arrays["ages"].astype(np.int16)
     return PlanEpisode(**arrays, number=number, round=round_number, driver=driver.name, seed=start)

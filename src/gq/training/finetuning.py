@@ -347,10 +347,9 @@ class Evaluations:
         ]
 
     def _run(self, first_seed: int, num_episodes: int) -> list[Any]:
-        from gq.rollouts.episodes import roll_out
+        from gq.rollouts.episodes import Start, roll_out
 
         self.policy.model.eval()
-        pairs = [(first_seed + i, t) for t in dict.fromkeys(self.config.eval.targets) for i in range(num_episodes)]
-        return roll_out(
-            self.policy, self.config.task, seeds=[p[0] for p in pairs], target_returns=[p[1] for p in pairs]
-        )
+        targets = dict.fromkeys(self.config.eval.targets)
+        starts = [Start(first_seed + i, target) for target in targets for i in range(num_episodes)]
+        return roll_out(self.policy, self.config.task, starts)

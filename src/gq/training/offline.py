@@ -218,7 +218,7 @@ def build_evaluation(
     Each process runs every N-th episode, with the whole model; all return the results of all.
     """
     from gq.policies.loading import build_model, build_policy
-    from gq.rollouts.episodes import roll_out
+    from gq.rollouts.episodes import Start, roll_out
     from gq.rollouts.statistics import summarise
     from gq.training.sharding import copy_whole
 
@@ -229,14 +229,13 @@ def build_evaluation(
     policy = build_policy(config, model, compute)
     targets = config.eval.targets[-1:] if config.algo == "bc" else config.eval.targets  # behaviour cloning has none
     seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
-    own = [(seed, target) for target in targets for seed in seeds][processes.rank :: processes.size]
+    own = [Start(seed, target) for target in targets for seed in seeds][processes.rank :: processes.size]
 
     def evaluate() -> list[Summary]:
         if learner.is_sharded:
             copy_whole(learner.model, model)
         model.eval()
-        episodes = roll_out(policy, config.task, seeds=[p[0] for p in own], target_returns=[p[1] for p in own])
-        return summarise(processes.merge(episodes), reference_for(config.task, origin))
+        return summarise(processes.merge(roll_out(policy, config.task, own)), reference_for(config.task, origin))
 
     return evaluate
 

@@ -15,8 +15,7 @@ from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError
-from gq.rollouts.collection import logged
-from gq.rollouts.recording import Recipe, RecordedEpisode, run_episodes
+from gq.rollouts.collect import Recipe, record_episodes
 from gq.training.loop import Loop, Progress
 
 EXPLORATION_SEED = 2_000_000  # added to the run's seed: its episodes start elsewhere than those of any evaluation
@@ -159,20 +158,17 @@ class OnlineLoop(Loop):
         self.environments += [make(self.config.task) for _ in range(online.rollouts - len(self.environments))]
         finished: dict[int, LoggedEpisode] = {}
 
-        def finish(episode: RecordedEpisode) -> None:
-            finished[episode.number] = logged(episode)
-
         self.learner.model.eval()
         recipe = Recipe(
             seed=EXPLORATION_SEED + self.config.train.seed, targets=online.targets, block_size=online.rollouts
         )
         with self.throughput.acting():
-            run_episodes(
+            record_episodes(
                 self.policy,
                 self.environments,
                 numbers,
                 recipe,
-                finished=finish,
+                finished=finished.__setitem__,
                 stepped=lambda num_steps: bool(self.stop.requested),
             )
         if len(finished) < online.rollouts:

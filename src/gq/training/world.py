@@ -144,16 +144,15 @@ def run_training(
 def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
     """Return what planning earns, and the policy alone, on the episodes that choose the best checkpoint."""
     from gq.planning.acting import PlanningPolicy
-    from gq.rollouts.episodes import roll_out
+    from gq.rollouts.episodes import Start, roll_out
     from gq.rollouts.statistics import summarise
 
-    seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
+    starts = [Start(SELECTION_SEED + index) for index in range(config.eval.num_episodes)]
     results = []
     bound = resolve_task(config.task).action_bound
     for mode in ("plan", "policy"):
         policy = PlanningPolicy(planner, action_bound=bound, mode=mode)
-        episodes = roll_out(policy, config.task, seeds=seeds, target_returns=[0.0] * len(seeds))
-        results += summarise(episodes, reference_for(config.task, ""))
+        results += summarise(roll_out(policy, config.task, starts), reference_for(config.task, ""))
     return results
 
 
