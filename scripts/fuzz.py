@@ -38,7 +38,6 @@ from fuzz_changes import hypothesis_texts  # noqa: E402
 from fuzz_targets import Attempt, Target, targets  # noqa: E402
 
 CPU_LIMIT_S = 5.0  # of one input
-REHEARSAL_LIMIT_S = 2  # of a file that the HDF5 library loops on; gq itself has more patience
 WALL_LIMIT_S = 60.0  # for those that wait, or loop in C; other processes of the machine slow inputs down
 MEMORY_LIMIT = 768 << 20  # bytes beyond what the process has before the first input
 MAX_KEPT = 3  # inputs of each kind of finding
@@ -182,10 +181,8 @@ def limit_memory() -> None:
 
 def outcome(attempt: Attempt) -> tuple[str, str, str] | tuple[()] | None:
     """Return None for a valid result, nothing for a proper refusal, else what is wrong, where, and all about it."""
-    from gq.data import rehearsal
     from gq.errors import GqError
 
-    rehearsal.CPU_LIMIT_S = REHEARSAL_LIMIT_S
     try:
         with cpu_limit():
             attempt()

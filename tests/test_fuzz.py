@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +19,9 @@ import numpy as np
 import pytest
 
 from gq.cli.errors import MAX_LETTERS, tidy
-from gq.data import rehearsal
 from gq.data.own_content import ForeignError, check_size
 from gq.data.pickle_reader import load_pickle
 from gq.data.reading import open_hdf5, plain_attributes, read_trajectories
-from gq.data.rehearsal import rehearse
 from gq.data.steps import StepLog
 from gq.errors import DataError, GqError, UsageError
 from gq.files import MAX_DEPTH, parse_json, parse_toml, parse_whole_number, sha256
@@ -303,60 +300,6 @@ def test_whatever_damaged_attributes_raise_is_told_as_damage(damage: Exception, 
         open_hdf5(write_hopper_file(tmp_path / "a.hdf5")),
     ):
         plain_attributes(SimpleNamespace(attrs=Attributes()))
-
-
-# --- the rehearsal in a child process ---------------------------------------------------------------------------------
-
-
-@only_linux
-def test_a_file_on_which_the_library_crashes_is_refused(tmp_path: Path) -> None:
-    path = write_hopper_file(tmp_path / "a.hdf5")
-    with pytest.raises(DataError, match=r"the HDF5 library crashes on it \(SIGSEGV\)"):
-        rehearse(path, lambda: os.kill(os.getpid(), signal.SIGSEGV))
-
-
-@only_linux
-def test_a_file_on_which_the_library_loops_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loop() -> None:
-        while True:
-            pass
-
-    monkeypatch.setattr(rehearsal, "CPU_LIMIT_S", 1)
-    with pytest.raises(DataError, match=r"the HDF5 library loops on it \(SIGXCPU\)"):
-        rehearse(write_hopper_file(tmp_path / "a.hdf5"), loop)
-
-
-@only_linux
-def test_a_file_on_which_the_library_waits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "CPU_LIMIT_S", 1)
-    monkeypatch.setattr(rehearsal, "WALL_LIMIT", 0.1)
-    with pytest.raises(DataError, match=r"the HDF5 library loops on it \(SIGKILL\)"):
-        rehearse(write_hopper_file(tmp_path / "a.hdf5"), lambda: time.sleep(60))
-
-
-@only_linux
-def test_a_rehearsal_changes_nothing_here(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    seen: list[int] = []
-
-    def read() -> None:
-        seen.append(os.getpid())
-        os.write(2, b"free(): invalid pointer")
-        raise KeyError("as it will be raised again")
-
-    rehearse(write_hopper_file(tmp_path / "a.hdf5"), read)
-    assert seen == []
-    assert capfd.readouterr().err == ""
-
-
-@only_linux
-def test_only_files_that_gq_did_not_write_are_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
-    monkeypatch.setattr("gq.data.reading.rehearse", lambda path, _: read.append(path))
-    path = write_hopper_file(tmp_path / "a.hdf5")
-    read_trajectories(path, is_known=True)
-    assert read == []
-    read_trajectories(path)
-    assert read == [path]
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------

@@ -9,14 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from corruptions import Stream, only, problems, simulated, whole_rows
+from corruptions import Stream, only, problems
 from gq.data.reading import read_trajectories
 from gq.errors import DataError
-from gq.repair.raw_columns import UnreadableError
-from gq.repair.raw_files import read_raw
 from gq.repair.repair import repair
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -35,56 +31,17 @@ def test_what_is_no_data_file_is_said(content: bytes, code: str, tmp_path: Path)
     assert (report.num_episodes, report.layout) == (0, None)
 
 
-LAYOUTS = {"contiguous": {}, "chunked": {"chunks": True}, "compressed": {"chunks": True, "compression": "gzip"}}
-
-
-def write_as(stream: Stream, path: Path, layout: str, order: list[str]) -> Path:
-    with h5py.File(path, "w") as root:
-        for name in order:
-            root.create_dataset(name, data=stream.columns[name], **LAYOUTS[layout])
-    return path
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(share=st.floats(0.01, 0.999), layout=st.sampled_from(sorted(LAYOUTS)), data=st.data())
-def test_whatever_is_read_of_a_truncated_file_was_in_it(
-    share: float, layout: str, data: st.DataObject, tmp_path: Path
-) -> None:
-    stream = simulated("HalfCheetah-v5", 3_000)
-    order = data.draw(st.permutations(sorted(stream.columns)), label="order of columns")
-    whole = write_as(stream, tmp_path / "whole.hdf5", layout, order).read_bytes()
-    path = tmp_path / "halfcheetah.hdf5"
-    path.write_bytes(whole[: int(share * len(whole))])
-    try:
-        raw = read_raw(path)
-    except UnreadableError as error:
-        raw, findings = None, error.findings
-    else:
-        findings = raw.findings
-    assert findings[0].code == "truncated-file"
-    if raw is None:
-        return
-    good = ~raw.lost
-    assert good.any()
-    for name in ("observations", "actions", "rewards"):
-        assert np.array_equal(getattr(raw, name)[good], stream.columns[name][: raw.num_rows][good]), name
-
-
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_a_truncated_file_without_its_flags_is_saved(layout: str, hopper: Stream, tmp_path: Path) -> None:
-    order = ["observations", "actions", "rewards", "timeouts", "terminals"]
-    path = write_as(hopper, tmp_path / "hopper.hdf5", layout, order)
-    with h5py.File(path) as root:
-        column = root["timeouts"].id
-        start = column.get_offset() if layout == "contiguous" else column.get_chunk_info(0).byte_offset
-    os.truncate(path, start)
-    with pytest.raises(DataError, match="truncated"):
-        read_trajectories(path)
-    report = repair(path, output=tmp_path / "good.hdf5")
-    assert "truncated-file" in problems(report)
-    repaired = read_trajectories(tmp_path / "good.hdf5")
-    assert np.array_equal(repaired.observations, hopper.columns["observations"][whole_rows(hopper)])
-    assert repaired.terminals.sum() == repaired.num_episodes == hopper.num_whole
+def test_a_truncated_file_is_named_with_what_is_there(hopper: Stream, tmp_path: Path) -> None:
+    path = hopper.write(tmp_path / "hopper.hdf5")
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    report = repair(path)
+    assert only(report, "truncated-file").message == (
+        f"{path} is truncated: it has {size // 2:,} of {size:,} bytes; "
+        "fetch it again: an interrupted download or a saved error page looks like this"
+    )
+    with pytest.raises(DataError, match="nothing can be saved"):
+        repair(path, output=tmp_path / "good.hdf5")
 
 
 def test_episodes_in_damaged_parts_of_a_file_are_left_out(hopper: Stream, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from gq.data.layouts import from_flat, pick_columns
 from gq.data.own_content import own_item
 from gq.data.reading import open_hdf5
-from gq.data.rehearsal import rehearse
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError
 
@@ -52,17 +51,9 @@ class V5Columns:
 def read_old_ant(file: Path, source: str) -> Trajectories | None:
     """Read a D4RL file of Ant as Ant-v5; None if its observations have another width than the old one.
 
-    It is read in a child process first, as in `formats`.
-
     Raises:
         DataError: the file is damaged, or its observations cannot be mapped.
     """
-    rehearse(file, lambda: read_columns(file, source))
-    return read_columns(file, source)
-
-
-def read_columns(file: Path, source: str) -> Trajectories | None:
-    """Read the file in this process; see `read_old_ant`."""
     with open_hdf5(file) as root:
         if getattr(own_item(str(file), root, "observations"), "shape", ())[1:] != (OLD_WIDTH,):
             return None

@@ -17,7 +17,6 @@ import numpy as np
 from gq.data.layouts import from_episodes, from_flat, pick_columns
 from gq.data.own_content import own_item
 from gq.data.pickle_reader import load_pickle
-from gq.data.rehearsal import rehearse
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import resolve_task, task_in_name
 from gq.errors import DataError, UsageError
@@ -29,9 +28,7 @@ MINARI_PROVENANCE = ("dataset_id", "algorithm_name", "author", "code_permalink",
 AGAIN = "fetch it again: an interrupted download or a saved error page looks like this"
 
 
-def read_trajectories(
-    path: Path, *, task: str | None = None, source: str | None = None, is_known: bool = False
-) -> Trajectories:
+def read_trajectories(path: Path, *, task: str | None = None, source: str | None = None) -> Trajectories:
     """Read a D4RL or Minari HDF5 file, a Minari dataset folder or a pickled list of episodes.
 
     The task is the argument, else what the file records, else what its name implies, else None. An unfinished episode
@@ -40,7 +37,6 @@ def read_trajectories(
     Args:
         task: Gymnasium id, in any case.
         source: what `Trajectories.source` says; the path if None.
-        is_known: gq wrote the file itself; another HDF5 file is read in a child process first, in case that crashes.
 
     Raises:
         UsageError: no such file or task, or the file needs a task that nothing names.
@@ -51,8 +47,6 @@ def read_trajectories(
     file = data_file(path)
     if not starts_as_hdf5(file):
         return read_pickle(file, asked, source or str(path))
-    if not is_known:
-        rehearse(file, lambda: read_hdf5(file, asked, ""))
     return read_hdf5(file, asked, source or str(path))
 
 

@@ -71,7 +71,7 @@ def download(
         if stored is None and entry.kind == "builtin":
             num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
             download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
-            stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id, is_known=True))
+            stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id))
         elif stored is None:
             obtained = fetch_dataset(entry, offline=offline, report=progress, note=note)
             stored = put_on_record(entry, obtained.source, obtained.trajectories)
@@ -154,7 +154,7 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     if not registry.cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     try:
-        trajectories = read_trajectories(entry.path, task=task, source=entry.id, is_known=True)
+        trajectories = read_trajectories(entry.path, task=task, source=entry.id)
     except DataError as error:
         hint = f"gq download {entry.id}" if error.hint == AGAIN else error.hint
         raise DataError(str(error), hint=hint) from error

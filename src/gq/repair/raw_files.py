@@ -9,12 +9,19 @@ import numpy as np
 
 from gq.data.own_content import ForeignError, check_size, own_item
 from gq.data.pickle_reader import load_pickle
-from gq.data.reading import AGAIN, choose_task, episode_names, minari_metadata, plain_attributes, starts_as_hdf5
-from gq.data.rehearsal import rehearse
+from gq.data.reading import (
+    AGAIN,
+    choose_task,
+    episode_names,
+    minari_metadata,
+    open_hdf5,
+    plain_attributes,
+    starts_as_hdf5,
+)
 from gq.errors import DataError
 from gq.repair.findings import Finding, at_rows
-from gq.repair.raw_columns import FLAGS, REQUIRED, RawData, UnreadableError, compare_next, read_column
-from gq.repair.salvage import READ_ERRORS, open_leniently, pickled_dicts, readable_rows
+from gq.repair.raw_columns import REQUIRED, RawData, UnreadableError, compare_next, read_column
+from gq.repair.salvage import READ_ERRORS, pickled_dicts
 
 Part = dict[str, Any]  # an episode's columns; "findings" and, where it is on record, the "final" observation [S]
 
@@ -34,47 +41,36 @@ def read_raw(path: Path, task: str | None = None) -> RawData:
         raise UnreadableError(Finding("not-hdf5", 1, f"{error}; {AGAIN}")) from error
     if not is_hdf5:
         return read_pickle(path, task)
-    try:
-        rehearse(path, lambda: read_hdf5(path, task))
-    except DataError as error:
-        raise UnreadableError(Finding("truncated-file", 1, str(error))) from error
     return read_hdf5(path, task)
 
 
 def read_hdf5(path: Path, task: str | None) -> RawData:
     """Read an HDF5 file; see `read_raw`."""
     try:
-        with open_leniently(path) as (root, size):
-            findings = [broken_off(path, size)] if size else []
+        with open_hdf5(path) as root:
+            findings: list[Finding] = []
             names = episode_names(root)
             try:
                 if names and "observations" not in root:
-                    return read_minari(path, root, names, task, size, findings)
-                return read_flat(path, root, task, size, findings)
+                    return read_minari(path, root, names, task, findings)
+                return read_flat(path, root, task, findings)
             except UnreadableError as error:
                 before = [finding for finding in findings if finding not in error.findings]
                 raise UnreadableError(*before, *error.findings) from error
     except ForeignError:
         raise
     except DataError as error:
-        message = f"{error}; nothing can be saved: the file's own index is damaged or gone, {AGAIN}"
+        message = f"{error}; {AGAIN}"
         raise UnreadableError(Finding("truncated-file", 1, message)) from error
 
 
-def broken_off(path: Path, size: int) -> Finding:
-    """Return the finding of a file that should have `size` bytes."""
-    there = path.stat().st_size
-    return Finding("truncated-file", size - there, f"the file breaks off: it has {there:,} of {size:,} bytes; {AGAIN}")
-
-
-def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findings: list[Finding]) -> RawData:
+def read_flat(path: Path, root: Any, asked: str | None, findings: list[Finding]) -> RawData:
     """Read flat columns; see `read_raw`."""
-    num_bytes = path.stat().st_size if size else None
     columns, lengths = {}, {}
     for name in (*REQUIRED, "timeouts", "next_observations"):
         try:
             column = own_item(str(path), root, name)
-            length = readable_length(column, num_bytes)
+            length = num_rows_of(column)
         except READ_ERRORS:
             continue
         if length:
@@ -82,19 +78,15 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
     following = columns.pop("next_observations", None)
     num_following = lengths.pop("next_observations", 0)
     findings += absence_findings(lengths)
-    # In a file that breaks off, missing flags need not cost rows: what they said can be found out.
-    counted = {name: length for name, length in lengths.items() if not (size and name in FLAGS)}
-    num_rows = min(counted.values())
-    if len(set(counted.values())) > 1:
-        listed = ", ".join(f"{name} {length:,}" for name, length in counted.items())
+    num_rows = min(lengths.values())
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         message = f"the columns differ in length ({listed}); the first {num_rows:,} rows are whole"
-        findings.append(Finding("length-mismatch", max(counted.values()) - num_rows, message))
+        findings.append(Finding("length-mismatch", max(lengths.values()) - num_rows, message))
     check_size(path, [(lengths[name], *column.shape[1:]) for name, column in columns.items()])
     arrays, lost = {}, np.zeros(num_rows, bool)
     for name, column in columns.items():
-        length = min(num_rows, lengths[name])
-        values = read_column(name, column, length, lost[:length], findings)
-        arrays[name] = values if length == num_rows else np.pad(values, (0, num_rows - length))
+        arrays[name] = read_column(name, column, num_rows, lost, findings)
     try:
         attributes = plain_attributes(root)
     except READ_ERRORS:
@@ -109,11 +101,9 @@ def read_flat(path: Path, root: Any, asked: str | None, size: int | None, findin
     return raw
 
 
-def readable_length(column: Any, num_bytes: int | None) -> int:
-    """Return how many leading rows of a column can be read, 0 if it is none; `num_bytes` is left of a broken file."""
-    if column is None or not getattr(column, "shape", ()):
-        return 0
-    return int(column.shape[0]) if num_bytes is None else readable_rows(column, num_bytes)
+def num_rows_of(column: Any) -> int:
+    """Return how many rows a column has, 0 if it is none."""
+    return 0 if column is None or not getattr(column, "shape", ()) else int(column.shape[0])
 
 
 def absence_findings(lengths: dict[str, int]) -> list[Finding]:
@@ -162,11 +152,8 @@ def assemble(
     )
 
 
-def read_minari(
-    path: Path, root: Any, names: list[str], asked: str | None, size: int | None, findings: list[Finding]
-) -> RawData:
+def read_minari(path: Path, root: Any, names: list[str], asked: str | None, findings: list[Finding]) -> RawData:
     """Read one group an episode, with one more observation than actions; see `read_raw`."""
-    num_bytes = path.stat().st_size if size else None
     try:
         attributes = minari_metadata(path)
     except DataError as error:
@@ -181,9 +168,9 @@ def read_minari(
             keys = ("observations", "actions", "rewards", *renamed)
             found = {renamed.get(key, key): own_item(f"{path}: {name}", group, key) for key in keys}
             columns = {key: column for key, column in found.items() if column is not None}
-            num_values += sum(math.prod((readable_length(c, num_bytes), *c.shape[1:])) for c in columns.values())
+            num_values += sum(math.prod((num_rows_of(c), *c.shape[1:])) for c in columns.values())
             check_size(path, [(num_values,)])
-            parts.append(read_part(columns, num_bytes, num_final=1))
+            parts.append(read_part(columns, num_final=1))
         except (UnreadableError, *READ_ERRORS, AttributeError):
             parts.append(None)
     num_lost = parts.count(None)
@@ -215,7 +202,7 @@ def read_pickle(path: Path, asked: str | None) -> RawData:
             arrays = {name: np.asarray(columns[name]) for name in wanted}
             num_values += sum(array.size for array in arrays.values())
             check_size(path, [(num_values,)])
-            parts.append(read_part(arrays, None, num_final=0))
+            parts.append(read_part(arrays, num_final=0))
         except (UnreadableError, ValueError, TypeError):
             parts.append(None)
     num_lost = parts.count(None)
@@ -225,18 +212,17 @@ def read_pickle(path: Path, asked: str | None) -> RawData:
     return join_parts(path, "pickle", parts, asked, {}, findings)
 
 
-def read_part(columns: dict[str, Any], num_bytes: int | None, *, num_final: int) -> Part:
+def read_part(columns: dict[str, Any], *, num_final: int) -> Part:
     """Return one episode's columns, cut to their common length T.
 
     Args:
         columns: the required ones; timeouts and next_observations where there are any.
-        num_bytes: what is left of a broken file.
         num_final: observations after the last action that there should be.
 
     Raises:
         UnreadableError: a column is missing, damaged or of no use.
     """
-    lengths = {name: readable_length(column, num_bytes) for name, column in columns.items()}
+    lengths = {name: num_rows_of(column) for name, column in columns.items()}
     if any(name not in columns for name in REQUIRED):
         raise UnreadableError(Finding("bad-shape", 1, "a column is missing"))
     lengths["observations"] -= num_final

@@ -14,7 +14,6 @@ import numpy as np
 from gq.data.layouts import pick_columns
 from gq.data.own_content import check_size, own_item
 from gq.data.reading import open_hdf5, plain_attributes
-from gq.data.rehearsal import rehearse
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path
 
@@ -106,12 +105,6 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}", hint="check the path, or leave --data away to collect one")
-    rehearse(path, lambda: read_all(path, teacher_sha256))
-    return read_all(path, teacher_sha256)
-
-
-def read_all(path: Path, teacher_sha256: str | None) -> PlanData:
-    """Read a file; see `read_plan_data`."""
     with open_hdf5(path) as root:
         attributes = plain_attributes(root)
         if attributes.get("format") != FORMAT:
