@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 
-from commandline import TINY, child_environment, gq, gq_child, gq_command, train_tiny
+from commandline import TINY, child_environment, gq, train_tiny
 from gq import collecting
 from gq.collecting import Collected, collect
 from gq.data.reading import read_trajectories
@@ -29,7 +29,6 @@ from gq.errors import DataError, GqError, UsageError
 from gq.rollouts.collect import BLOCK_SIZE, Recipe, episode_start, record_episodes
 from tiny import write_hopper_file
 
-DEADLINE_S = 120
 BUILTIN = "builtin/hopper/expert"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -565,112 +564,127 @@ def test_a_log_forgets_at_the_first_later_number_in_the_file_and_only_there(tmp_
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
+# Collects when told to; kills itself at the argv[1]-th report of progress after the first episode that is kept.
 CHILD = """
+import os, signal, sys
 from pathlib import Path
 from gq.collecting import collect
+
+def report(done, total):
+    global left
+    left -= bool(log.is_file() and log.stat().st_size)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+left, run, output, num_episodes = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+log = Path(sys.argv[5])
 print("ready", flush=True)
 input()
-collect(Path({run!r}), Path({output!r}), num_episodes={num_episodes}, noise=0.2, seed=4, num_envs=8)
+collect(run, output, num_episodes=num_episodes, noise=0.2, seed=4, num_envs=8, progress=report)
 """
 NUM_EPISODES = 128
+NEVER = -1
 
 
 @pytest.fixture(scope="module")
-def unharmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
-    """Return what a collection without interruption gives, and how many seconds it takes."""
-    output = tmp_path_factory.mktemp("unharmed") / "a.hdf5"
+def unharmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float, int]:
+    """Return what a collection without interruption gives, how many seconds it takes and how often it reports."""
+    output, reports = tmp_path_factory.mktemp("unharmed") / "a.hdf5", []
     start = time.monotonic()
-    collect(run, output, num_episodes=NUM_EPISODES, noise=0.2, seed=4)
-    return output.read_bytes(), time.monotonic() - start
+    report = lambda done, total: reports.append(done)  # noqa: E731
+    collect(run, output, num_episodes=NUM_EPISODES, noise=0.2, seed=4, num_envs=8, progress=report)
+    return output.read_bytes(), time.monotonic() - start, len(reports)
 
 
-def kill_a_collection(run: Path, output: Path, delay_s: float, *, with_episodes: bool = False) -> bool:
-    """Start or go on with a collection, and kill it after a while; tell whether it was not finished by then.
-
-    Args:
-        with_episodes: count the while from the first episode that is kept, however loaded the machine is.
-    """
-    code = CHILD.format(run=str(run), output=str(output), num_episodes=NUM_EPISODES)
+def kill_a_collection(run: Path, output: Path, *, report: int = NEVER, delay_s: float | None = None) -> bool:
+    """Start or resume a collection, kill it at a report or after a while, and return whether it was unfinished."""
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        *map(str, (report, run, output, NUM_EPISODES, parts_of(output) / "episodes")),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=child_environment(OMP_NUM_THREADS="1"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        command, env=child_environment(OMP_NUM_THREADS="1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         process.stdin.write("go\n")
         process.stdin.flush()
-        log = parts_of(output) / "episodes"
-        while with_episodes and process.poll() is None and not (log.is_file() and log.stat().st_size):
-            time.sleep(0.002)
-        time.sleep(delay_s)
-        process.kill()
+        if delay_s is not None:
+            time.sleep(delay_s)
+            process.kill()
     return process.returncode == -signal.SIGKILL
 
 
-def finish_after_kills(run: Path, output: Path, expected: bytes, delays_s: Sequence[float]) -> int:
-    """Kill a collection after each delay, let it finish, and return how many kills left episodes to go on with.
-
-    A negative delay is one from the first kept episode, which comes at some time of a loaded machine's own.
-    """
-    num_kept = 0
-    for delay_s in delays_s:
-        was_killed = kill_a_collection(run, output, abs(delay_s), with_episodes=delay_s < 0)
-        assert not output.exists() or output.read_bytes() == expected, "whole or absent"
-        log = parts_of(output) / "episodes"
-        num_kept += was_killed and log.is_file() and log.stat().st_size > 0
+def finish(run: Path, output: Path, expected: bytes) -> None:
+    """Let a collection that was killed finish."""
     collect(run, output, num_episodes=NUM_EPISODES, noise=0.2, seed=4)
     assert output.read_bytes() == expected
     assert not parts_of(output).exists()
-    return num_kept
 
 
-def test_kills_change_no_byte(run: Path, tmp_path: Path, unharmed: tuple[bytes, float]) -> None:
-    expected, seconds = unharmed
+def test_kills_change_no_byte(run: Path, tmp_path: Path, unharmed: tuple[bytes, float, int]) -> None:
+    expected, _, num_reports = unharmed
     output = tmp_path / "a.hdf5"
-    assert kill_a_collection(run, output, 0.0, with_episodes=True)
-    assert not output.exists(), "whole or absent"
-    finish_after_kills(run, output, expected, [random.uniform(0.2, 0.6) * seconds for _ in range(2)])
+    for report in (1, num_reports // 2):
+        assert kill_a_collection(run, output, report=report)
+        assert not output.exists(), "whole or absent"
+        assert (parts_of(output) / "episodes").stat().st_size > 0
+    finish(run, output, expected)
 
 
 @pytest.mark.slow
-def test_many_kills_change_no_byte(run: Path, tmp_path: Path, unharmed: tuple[bytes, float]) -> None:
-    expected, seconds = unharmed
-    num_kept = 0
+def test_many_kills_change_no_byte(run: Path, tmp_path: Path, unharmed: tuple[bytes, float, int]) -> None:
+    """Also those at any time, which may come before the first episode is kept or after the end."""
+    expected, seconds, num_reports = unharmed
     for attempt in range(5):
-        delays = [random.uniform(0, 0.9) * seconds, *(random.uniform(-0.3, 0) for _ in range(2))]
-        num_kept += finish_after_kills(run, tmp_path / f"{attempt}.hdf5", expected, delays)
-    assert num_kept >= 8
+        output = tmp_path / f"{attempt}.hdf5"
+        for _ in range(2):
+            assert kill_a_collection(run, output, report=random.randint(1, num_reports // 4))
+            assert not output.exists(), "whole or absent"
+        for _ in range(2):
+            kill_a_collection(run, output, delay_s=random.uniform(0, 0.9) * seconds)
+            assert not output.exists() or output.read_bytes() == expected, "whole or absent"
+        finish(run, output, expected)
+
+
+# `gq` that is sent a Ctrl-C when it has kept its first episode.
+CTRL_C = """
+import os, signal
+from gq.cli import main
+from gq.data.replay import EpisodeLog
+
+def append(log, *arguments):
+    plain(log, *arguments)
+    EpisodeLog.append = plain
+    os.kill(os.getpid(), signal.SIGINT)
+
+plain, EpisodeLog.append = EpisodeLog.append, append
+main()
+"""
 
 
 def test_ctrl_c_keeps_the_episodes_and_says_how_to_go_on(
-    run: Path, tmp_path: Path, unharmed: tuple[bytes, float]
+    run: Path, tmp_path: Path, unharmed: tuple[bytes, float, int]
 ) -> None:
     output = tmp_path / "a.hdf5"
-    options = ("--episodes", NUM_EPISODES, "--noise", 0.2, "--seed", 4, "-o", output)
-    process = subprocess.Popen(
-        gq_command("collect", run, *options),
+    command = ("collect", run, "--episodes", NUM_EPISODES, "--noise", 0.2, "--seed", 4, "-o", output)
+    stopped = subprocess.run(
+        [sys.executable, "-c", CTRL_C, *map(str, command)],
         env=child_environment(OMP_NUM_THREADS="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
     )
-    log = parts_of(output) / "episodes"
-    while not (log.is_file() and log.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, stdout) == (130, ""), stderr
-    _, error, hint = stderr.splitlines()
+    assert (stopped.returncode, stopped.stdout) == (130, ""), stopped.stderr
+    _, error, hint = stopped.stderr.splitlines()
     assert error.startswith("error: stopped by SIGINT, ")
     assert error.endswith(" finished episodes are kept")
     assert hint == "hint: the same command goes on"
     assert not output.exists()
-    assert gq_child("collect", run, *options, OMP_NUM_THREADS="1").returncode == 0  # threads change the last bits
+    assert gq(*command).exit_code == 0
     assert output.read_bytes() == unharmed[0]
 
 
