@@ -2,11 +2,8 @@
 
 import os
 import shutil
-import signal
-import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -75,22 +72,6 @@ def test_old_ant_observations_that_cannot_be_mapped_are_refused(site: Site) -> N
     with pytest.raises(DataError, match="columns 27 to 32 of the observations are not all zero"):
         download("ant-medium-v2")
     assert not cached(resolve("ant-medium-v2"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks well")
-def test_old_ant_observations_are_read_in_a_child_process_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, honest = os.getpid(), old_ant.pick_columns
-
-    def crash_in_children(*arguments: Any) -> Any:
-        if os.getpid() != here:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return honest(*arguments)
-
-    monkeypatch.setattr(old_ant, "pick_columns", crash_in_children)
-    site.start()
-    write_old_ant(site.root / "gym_mujoco_v2" / "ant_medium-v2.hdf5")
-    with pytest.raises(DataError, match="the HDF5 library crashes on it"):
-        download("ant-medium-v2")
 
 
 def test_old_ant_observations_in_another_file_are_refused(tmp_path: Path) -> None:
