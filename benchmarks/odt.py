@@ -37,6 +37,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from gq import presets  # noqa: E402
 from gq.algos.odt import ODTLearner  # noqa: E402
+from gq.algos.supervised import Execution  # noqa: E402
 from gq.config import EntropyConfig, OptimConfig, UpdateConfig  # noqa: E402
 from gq.data.replay import LoggedEpisode, ReplayBuffer  # noqa: E402
 from gq.models.config import StochasticModelConfig  # noqa: E402
@@ -231,7 +232,7 @@ def gq_learner(episodes: list[LoggedEpisode], options: argparse.Namespace, compu
         gradient_clip=GRADIENT_CLIP,
     )
     update = UpdateConfig(batch_size=options.batch_size)
-    return ODTLearner(model, buffer, optim, update, EntropyConfig(), autocast=compute.autocast)
+    return ODTLearner(model, buffer, optim, update, EntropyConfig(), Execution(compute.autocast))
 
 
 def seconds_of(update: Callable[[], object]) -> float:

@@ -50,7 +50,7 @@ SHAPES = {"paper": Shape("1m", 128, 3, 1, 64), "13m": Shape("13m", 512, 4, 4, 25
 
 def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: Any = None) -> Update:
     """Build gq's learner as `gq train dt` does, on made-up episodes or what a sampler draws from."""
-    from gq.algos.supervised import SupervisedLearner
+    from gq.algos.supervised import Execution, SupervisedLearner
     from gq.config import OptimConfig, TrainConfig
     from gq.data.windows import StreamingSampler
     from gq.policies.compute import choose_compute
@@ -63,9 +63,7 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
         sampler or make_sampler(shape, device),
         OptimConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, gradient_clip=CLIP),
         TrainConfig(batch_size=shape.batch_size),
-        autocast=compute.autocast,
-        compiled=is_captured,
-        captured=is_captured,
+        Execution(compute.autocast, compiled=is_captured),
     )
     steps = iter(range(10**9))
     return lambda: learner.update(next(steps))

@@ -34,7 +34,7 @@ def write_runs(folder: Path) -> list[Path]:
     import torch
 
     from gq.config import CONFIGS, to_toml
-    from gq.policies.loading import build_model, build_world_model
+    from gq.policies.algorithms import build_model
     from gq.runs.checkpoint import save_checkpoint
 
     runs = []
@@ -44,7 +44,7 @@ def write_runs(folder: Path) -> list[Path]:
         run = folder / algo
         run.mkdir(parents=True)
         (run / "config.toml").write_text(to_toml(config))
-        model = build_world_model(config) if algo == "tdmpc2" else build_model(config, 11, 3)  # type: ignore[arg-type]
+        model = build_model(config)
         for step in (4, 8):
             state = {"progress": {"best_return": 1.5, "best_step": 4, "decisions": 8}, "versions": {"mujoco": "3.2.0"}}
             tensors = {"moment": torch.ones(3)}

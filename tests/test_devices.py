@@ -17,7 +17,7 @@ from gq.datasets.loading import load_dataset
 from gq.devices import Device, device_here, known_devices, known_gpus, resolve_device
 from gq.errors import UsageError
 from gq.policies.compute import choose_compute
-from gq.policies.loading import build_learner
+from gq.training.building import build_learner, choose_placement
 from tiny import SETTINGS, write_hopper_file
 
 # A rate that is easy to compute with: 1 TFLOP/s.
@@ -41,7 +41,8 @@ def test_weights_gradients_moments_and_data_take_what_training_takes(backbone: s
     trajectories = load_dataset(str(write_hopper_file(tmp_path / "data.hdf5")))
     settings = SETTINGS | {"task": "Hopper-v5", "model.backbone": backbone, "model.num_kv_heads": 2}
     config = presets.dt("1m").replace(settings)
-    learner = build_learner(config, trajectories, choose_compute("cpu", "float32"))
+    placement = choose_placement(config, trajectories, choose_compute("cpu", "float32"))
+    learner = build_learner(config, trajectories, placement)
     learner.update(0)
     parameters = list(learner.model.parameters())
     moments = [

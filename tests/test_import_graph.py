@@ -32,8 +32,6 @@ FLOORS = [*FRONT, *ANNEXES, {"cli", "__main__"}]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Doors that are still to be closed.
 EXCEPTIONS = {
-    "policies.loading -> training.processes",
-    "policies.loading -> training.sharding",
     "policies.packaged -> datasets.catalog",
     "results.footage -> rendering",
     "runs.details -> training.finetuning",

@@ -18,12 +18,12 @@ from gq.config import BCConfig, DTConfig
 from gq.data.trajectories import Trajectories
 from gq.errors import GqError, Interrupted, UsageError
 from gq.policies.compute import choose_compute
-from gq.policies.loading import build_learner
 from gq.runs import checkpoint as checkpoints
 from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
 from gq.training import loop as loops
 from gq.training import offline
 from gq.training.background import Background
+from gq.training.building import build_learner, choose_placement
 from gq.training.offline import train
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
@@ -45,7 +45,8 @@ def make_data() -> Trajectories:
 def learn(config: DTConfig | BCConfig) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], int]:
     """Take two updates; return their metrics, the weights, and the most bytes kept for a backward pass."""
     torch.manual_seed(0)
-    learner = build_learner(config, make_data(), choose_compute("cpu", "float32"))
+    data, compute = make_data(), choose_compute("cpu", "float32")
+    learner = build_learner(config, data, choose_placement(config, data, compute))
     kept = 0
     most = [0]
 

@@ -81,7 +81,7 @@ def make_learner(
     sampler = WindowSampler(trajectories, config.context_length, seed=seed)
     settings = TrainConfig(**{"batch_size": 10} | train)
     torch.manual_seed(seed)
-    return ODTLearner(model, sampler, optim, settings, entropy or EntropyConfig(), autocast=nullcontext)
+    return ODTLearner(model, sampler, optim, settings, entropy or EntropyConfig())
 
 
 def everything(learner: ODTLearner) -> dict[str, Tensor]:
@@ -469,7 +469,7 @@ def test_the_parents_moments_temperature_and_schedule_are_carried_or_not() -> No
     def make_child() -> ODTLearner:
         sampler = WindowSampler(make_trajectories(), K)
         settings = UpdateConfig(batch_size=10)
-        return ODTLearner(make_model(), sampler, optim, settings, EntropyConfig(), autocast=nullcontext)
+        return ODTLearner(make_model(), sampler, optim, settings, EntropyConfig())
 
     carried, reset = make_child(), make_child()
     carried.carry(tensors, num_steps=5000)

@@ -1,6 +1,5 @@
 """The whole Online Decision Transformer, its update and its windows against arrays recorded from the original."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -136,9 +135,7 @@ def make_learner(original: OriginalODT, monkeypatch: pytest.MonkeyPatch) -> ODTL
     training = RecordedTraining(original)
     monkeypatch.setattr(odt.torch, "randn_like", training.draw)
     batch_size = len(original.recorded["train0/mask"])
-    return ODTLearner(
-        original.model, training, OPTIM, TrainConfig(batch_size=batch_size), EntropyConfig(), autocast=nullcontext
-    )
+    return ODTLearner(original.model, training, OPTIM, TrainConfig(batch_size=batch_size), EntropyConfig())
 
 
 def test_first_gradients_match_the_original(original: OriginalODT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,6 @@ def test_three_training_steps_match_the_original(original: OriginalDT) -> None:
         RecordedBatches(original),  # type: ignore[arg-type]
         OptimConfig(learning_rate=1e-3, weight_decay=1e-4, warmup_steps=0, schedule="constant", gradient_clip=0.25),
         TrainConfig(batch_size=recorded["batch0/mask"].shape[0]),
-        autocast=lambda: torch.autocast("cpu", enabled=False),
     )
     # The recorded gradients are from before clipping: one unclipped backward pass on a copy of the first batch.
     batch = RecordedBatches(original).sample(0)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -53,9 +52,7 @@ def make_learner(
     model = DecisionTransformer(replace(TINY, dropout=dropout), observation_dim=3, action_dim=2)
     sampler = WindowSampler(make_trajectories(), K, seed=seed)
     settings = TrainConfig(**{"batch_size": 10} | train)
-    return SupervisedLearner(
-        model, lambda model, batch: {"loss": loss(model, batch)}, sampler, optim, settings, autocast=nullcontext
-    )
+    return SupervisedLearner(model, lambda model, batch: {"loss": loss(model, batch)}, sampler, optim, settings)
 
 
 def make_bc_learner(num_observations: int, **train: Any) -> SupervisedLearner:
@@ -70,7 +67,6 @@ def make_bc_learner(num_observations: int, **train: Any) -> SupervisedLearner:
         sampler,
         PLAIN,
         settings,
-        autocast=nullcontext,
         num_terms=num_windows,
     )
 

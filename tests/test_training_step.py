@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gq import presets
 from gq.algos import captured, dt
-from gq.algos.supervised import SupervisedLearner, build_optimizer
+from gq.algos.supervised import Execution, SupervisedLearner, build_optimizer
 from gq.config import BCConfig, DTConfig, ODTConfig, OfflineConfig, OptimConfig, TrainConfig
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WindowSampler
@@ -23,10 +23,9 @@ from gq.models import gpt2, kernels, transformer
 from gq.models.attention import causal_mask, grouped_matmul_attention
 from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
-from gq.policies import compilation
+from gq.policies import algorithms as building
 from gq.policies import compute as precision
-from gq.policies import loading as building
-from gq.policies.compilation import choose_compilation
+from gq.training.building import choose_compilation
 
 QWEN3 = ModelConfig(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=5, max_timestep=50)
 GPT2 = replace(QWEN3, backbone="gpt2", num_kv_heads=4, mlp_ratio=4.0, activation="relu")
@@ -66,8 +65,7 @@ def make_learner(
         make_sampler(),
         settings,
         TrainConfig(batch_size=16, steps=NUM_CURVE_STEPS),
-        autocast=autocast,
-        compiled=compiled,
+        Execution(autocast, compiled=compiled),
     )
 
 
@@ -334,7 +332,7 @@ def config(kind: type[Any] = DTConfig, **train: Any) -> OfflineConfig:
 
 @pytest.fixture
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(precision.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
 
 
@@ -361,7 +359,7 @@ def test_updates_are_compiled_where_it_pays(
 
 
 def test_what_stands_in_the_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    monkeypatch.setattr(precision.shutil, "which", lambda name: None)
     assert "no C compiler" in choose_compilation(config(), torch.device("cuda")).reason
     with pytest.raises(UsageError, match="no C compiler"):
         choose_compilation(config(compile="on"), torch.device("cpu"))
@@ -397,7 +395,7 @@ def test_precision_is_as_set_then_as_the_environment_says(monkeypatch: pytest.Mo
 
 def test_plans_are_compiled_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     config = presets.with_task(presets.tdmpc2("1").replace({"task": "HalfCheetah-v5", "model.mlp_dim": 16}))
-    model, compute = building.build_world_model(config), precision.Compute(torch.device("cuda"), False, "test")
+    model, compute = building.build_model(config), precision.Compute(torch.device("cuda"), False, "test")
     monkeypatch.setattr(building, "find_missing", lambda device: None)
     assert building.build_planner(config, model, compute).compiled
     monkeypatch.setattr(building, "find_missing", lambda device: "there is no C compiler")

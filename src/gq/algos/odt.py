@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gq.algos.dt import DTPolicy
-from gq.algos.supervised import SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
+from gq.algos.supervised import EAGER, Execution, SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
 from gq.config import EntropyConfig, OptimConfig, TrainConfig, UpdateConfig
 from gq.data.windows import Batch, Sampler
 from gq.models.config import Context
@@ -79,11 +79,9 @@ class ODTLearner(SupervisedLearner):
         optim: OptimConfig,
         train: UpdateConfig,
         entropy: EntropyConfig,
-        *,
-        autocast: Callable[[], AbstractContextManager[None]],
-        average: Callable[[Sequence[Tensor]], None] | None = None,
+        execution: Execution = EAGER,
     ) -> None:
-        super().__init__(model, self.measure, sampler, optim, train, autocast=autocast, average=average)
+        super().__init__(model, self.measure, sampler, optim, train, execution)
         action_dim = len(model.scaling.action_low)
         self.constraint = EntropyConstraint(entropy, action_dim, self.num_skipped.device)
         self.step_offset = 0  # steps of a parent whose warm-up goes on

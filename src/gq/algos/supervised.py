@@ -3,7 +3,8 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,20 @@ def num_windows(batch: Batch) -> Tensor:
     return batch.valid.new_full((), len(batch.valid), dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How updates are computed; none of it changes what is learnt but for rounding."""
+
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext  # the number format of forward passes
+    # Replaces tensors by their means over all processes, of which each draws a share of a batch.
+    average: Callable[[Sequence[Tensor]], None] | None = None
+    compiled: bool = False  # the loss, on first use; on a GPU, each update is then replayed as one graph
+    burst: int = 1  # or this many of them in one graph, where `updates` may take as many
+
+
+EAGER = Execution()
+
+
 class SupervisedLearner:
     """Train a model on windows of a dataset.
 
@@ -44,35 +59,25 @@ class SupervisedLearner:
         sampler: Sampler,
         optim: OptimConfig,
         train: UpdateConfig,
-        *,
-        autocast: Callable[[], AbstractContextManager[None]],
+        execution: Execution = EAGER,
         num_terms: Callable[[Batch], Tensor] = num_valid_steps,
-        average: Callable[[Sequence[Tensor]], None] | None = None,
-        compiled: bool = False,
-        captured: bool = False,
-        burst: int = 1,
     ) -> None:
         """Take a function of model and batch that returns `loss`, to be differentiated, and what else is to be logged.
 
         Each is a mean over `num_terms` of its batch, so that the parts of a batch can be weighted.
-
-        Args:
-            average: replaces tensors by their means over all processes, of which each draws a share of a batch.
-            compiled: compile the loss on first use.
-            captured: on a GPU, replay each update as one graph.
-            burst: or as many of them, where `updates` may take as many.
         """
         self.model, self.loss, self.sampler = model, loss, sampler
-        self.optim, self.train, self.autocast, self.num_terms = optim, train, autocast, num_terms
-        self.average, self.is_sharded = average, any(hasattr(p, "full_tensor") for p in model.parameters())
+        self.optim, self.train, self.num_terms = optim, train, num_terms
+        self.autocast, self.average = execution.autocast, execution.average
+        self.is_sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
         keep_freed_memory()
         device = next(model.parameters()).device
         self.largest_part = largest_part(model, device)
         self.captured: CapturedUpdates | None = None
-        if compiled:
+        if execution.compiled:
             self.loss = torch.compile(loss, dynamic=False)
-        if captured and device.type == "cuda":
-            self.captured = CapturedUpdates(self.take_step_at, [sampler.generator], device, burst=burst)
+        if execution.compiled and device.type == "cuda":
+            self.captured = CapturedUpdates(self.take_step_at, [sampler.generator], device, burst=execution.burst)
         self.optimizer = build_optimizer(model, optim, captured=self.captured is not None)
         self.num_skipped = torch.zeros((), device=device)
 

@@ -1,6 +1,7 @@
-"""Which device and number format to use, with the reason."""
+"""Which device and number format to use, with the reason, and whether programs can be compiled for it."""
 
 import os
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -77,3 +78,14 @@ def parse_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"gq does not run on {device.type}", hint="use --device auto, cpu, cuda or cuda:N")
     return device
+
+
+def find_missing(device: torch.device) -> str | None:
+    """Return what this machine lacks to compile for a device, or None."""
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "there is no C compiler"
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed, or does not know this GPU"
+    return None if device.type == "cpu" else f"untested on {device.type}"

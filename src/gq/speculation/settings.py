@@ -13,8 +13,9 @@ from gq.files import sha256
 from gq.models.corrector import ARCHITECTURES, Architecture
 from gq.models.world_model import WorldModel
 from gq.planning.mppi import Planner
+from gq.policies.algorithms import build_planner
 from gq.policies.compute import choose_compute
-from gq.policies.loading import build_planner, load_run
+from gq.policies.loading import load_run
 from gq.runs.folder import read_config
 from gq.speculation.samples import Target
 from gq.speculation.training import TrainSettings

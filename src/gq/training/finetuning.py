@@ -200,8 +200,8 @@ def run_finetuning(
     import torch
 
     from gq.algos.odt import ODTPolicy
-    from gq.models.stochastic_transformer import StochasticTransformer
-    from gq.policies.loading import build_model, build_odt_learner
+    from gq.algos.supervised import Execution
+    from gq.policies.algorithms import build_odt, build_odt_learner
     from gq.runs.checkpoint import last_checkpoint
     from gq.training.online import OnlineLoop, ReplayStore
 
@@ -209,12 +209,9 @@ def run_finetuning(
     checkpoint = last_checkpoint(run)
     refuse_changed_data(checkpoint, digest, config.data.dataset)
     torch.manual_seed(config.train.seed)
-    task = resolve_task(config.task)
-    model = build_model(config, task.observation_dim, task.action_dim)
-    assert isinstance(model, StochasticTransformer)
-    model.to(compute.device)
+    model = build_odt(config, resolve_task(config.task)).to(compute.device)
     store = ReplayStore(config, run, trajectories, compute.device)
-    learner = build_odt_learner(config, model, store.buffer, compute)
+    learner = build_odt_learner(config, model, store.buffer, Execution(compute.autocast))
     if checkpoint:
         store.restore(checkpoint.state["buffer"], checkpoint.state["progress"]["num_episodes"])
         parent = checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed

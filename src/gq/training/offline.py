@@ -27,9 +27,9 @@ from gq.versions import versions
 
 if TYPE_CHECKING:
     from gq.algos.supervised import SupervisedLearner
-    from gq.policies.compilation import Compilation
     from gq.policies.compute import Compute
     from gq.runs.checkpoint import Checkpoint
+    from gq.training.building import Placement
     from gq.training.processes import Processes
 
 TARGET_PERCENTILES = (50, 90, 99)
@@ -104,51 +104,48 @@ def train(
     config, trajectories = prepared or prepare(config)
     if out and not resume:
         refuse_filled(out, config.algo)
-    from gq.data.windows import is_to_be_streamed
-    from gq.policies.compilation import choose_compilation
     from gq.policies.compute import choose_compute
     from gq.training import processes as distributed
+    from gq.training.building import choose_placement
     from gq.training.memory import memory_advice
 
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     # What follows may refuse, so it comes before there is a folder.
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
-    is_streamed = is_to_be_streamed(config.data.placement, trajectories, compute.device)
     assert isinstance(config, OfflineConfig)
-    compilation = choose_compilation(config, compute.device, num_processes=distributed.size(), is_streamed=is_streamed)
+    placement = choose_placement(config, trajectories, compute, num_processes=distributed.size())
     opened, advice = opened_run(config, out, compute.device.type, listener), memory_advice(config, distributed.size())
     with opened as (run, processes, listener), advice:
         if trajectories.num_dropped_rows:
             listener.note(f"left out the last {trajectories.num_dropped_rows} rows: an unfinished episode")
-        return run_training(config, run, trajectories, compute, compilation, listener, processes)
+        return run_training(config, run, trajectories, placement, listener, processes)
 
 
 def run_training(
     config: DataRunConfig,
     run: Path,
     trajectories: Trajectories,
-    compute: "Compute",
-    compilation: "Compilation",
+    placement: "Placement",
     listener: Listener,
     processes: "Processes",
 ) -> TrainResult:
     """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
     import torch
 
-    from gq.data.windows import StreamingSampler
-    from gq.policies.loading import build_learner
     from gq.runs.checkpoint import last_checkpoint
+    from gq.training.building import build_learner
     from gq.training.offline_loop import OfflineLoop
     from gq.training.parallel_loop import ParallelLoop
     from gq.training.processes import separate
 
     assert isinstance(config, OfflineConfig)
+    compute, compilation = placement.compute, placement.compilation
     is_first = processes.rank == 0
     digest = processes.from_first(fingerprint(trajectories) if is_first else "")
     checkpoint = last_checkpoint(run)  # this and the next line may refuse, so they come before anything is said
     refuse_changed_data(checkpoint, digest, config.data.dataset)
     torch.manual_seed(config.train.seed)
-    learner = build_learner(config, trajectories, compute, processes, compiled=compilation.is_on)
+    learner = build_learner(config, trajectories, placement, processes)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
     share = "a share of the model" if learner.is_sharded else "the whole model"
     where = f"{compute}; {processes.size} processes with {share} each" if processes.size > 1 else str(compute)
@@ -160,7 +157,7 @@ def run_training(
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
         listener.note(f"warning: {warning}")
     facts = facts_of(config.data.dataset, trajectories, digest, parameters)
-    if isinstance(learner.sampler, StreamingSampler):
+    if placement.is_streamed:
         listener.note("the data stay where they are: windows are fetched while the model learns")
     if checkpoint:
         listener.note(f"going on from step {checkpoint.state['step']}")
@@ -217,17 +214,16 @@ def build_evaluation(
 
     Each process runs every N-th episode, with the whole model; all return the results of all.
     """
-    from gq.policies.loading import build_model, build_policy
+    from gq.policies.algorithms import ALGORITHMS, build_model, build_policy
     from gq.rollouts.episodes import Start, roll_out
     from gq.rollouts.statistics import summarise
     from gq.training.sharding import copy_whole
 
-    task = resolve_task(config.task)
     model = learner.model
     if learner.is_sharded:
-        model = build_model(config, task.observation_dim, task.action_dim).to(compute.device)
+        model = build_model(config).to(compute.device)
     policy = build_policy(config, model, compute)
-    targets = config.eval.targets[-1:] if config.algo == "bc" else config.eval.targets  # behaviour cloning has none
+    targets = config.eval.targets if ALGORITHMS[config.algo].takes_target else config.eval.targets[-1:]
     seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
     own = [Start(seed, target) for target in targets for seed in seeds][processes.rank :: processes.size]
 

@@ -78,8 +78,8 @@ def run_training(
     import torch
 
     from gq.algos.tdmpc2 import TDMPC2Learner
-    from gq.policies.compilation import find_missing
-    from gq.policies.loading import build_planner, build_world_model, discount_of
+    from gq.policies.algorithms import build_planner, build_world_model, discount_of
+    from gq.policies.compute import find_missing
     from gq.runs.checkpoint import last_checkpoint
     from gq.training import processes as distributed
     from gq.training.interaction import Interaction
@@ -89,7 +89,7 @@ def run_training(
     refuse_other_number(run, checkpoint, processes.size)
     torch.manual_seed(config.train.seed)
     discount = discount_of(config)
-    model = build_world_model(config).to(compute.device)
+    model = build_world_model(config, resolve_task(config.task)).to(compute.device)
     average = processes.average if processes.size > 1 else None
     learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast, average=average)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
