@@ -1,14 +1,17 @@
 """Runs that are stopped, killed or broken off at a chosen point, and what is compared afterwards."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from commandline import gq
 from gq.runs import checkpoint as checkpoints
 from gq.runs.metrics import MetricsLog
 from gq.training import loop as loops
@@ -84,6 +87,26 @@ def die() -> None:
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def forked(work: Callable[..., object], *arguments: Any) -> BaseProcess:
+    """Start work that can be killed in a fork of this process, which has loaded and patched all that it needs."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def kill_at(points: Mapping[str, Point], point: str, number: int, *command: object) -> None:
+    """Run a command in a process that is killed when it passes a point for the n-th time."""
+
+    def live_until() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            at(points, patch, point, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            print(gq(*command).stderr)  # noqa: T201  # why it was not killed
+
+    process = forked(live_until)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it came to its end"
 
 
 def repeated(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 
 import breaking
 from breaking import Killed, Point, die, repeated, terminate
-from commandline import child_environment, copy_run, gq
+from commandline import copy_run, gq
 from comparing import assert_equal
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
@@ -58,7 +56,6 @@ FINETUNING = {
 }
 # By step: what a network that has learnt nothing returns is luck, and so is which checkpoints are best so far.
 SCORES = {0: 1.0, 4: 3.0, 8: 2.0, 12: 2.5} | {6: 0.5}  # finetuning: the best at 0 and 4; pretraining: at 6 and 12
-TESTS = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk", "scores")
 
 
@@ -74,7 +71,7 @@ POINTS = {
     "evaluation": Point(ODTPolicy, "act", lambda policy, *_: not policy.stochastic),
     **breaking.KEEPING,
 }
-at = partial(breaking.at, POINTS)
+at, kill = partial(breaking.at, POINTS), partial(breaking.kill_at, POINTS)
 
 
 # --- a run and what is compared ---------------------------------------------------------------------------------------
@@ -454,24 +451,6 @@ def test_pretraining_resumes_exactly(
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
-
-
-def live_until(point: str, number: int, *command: str) -> None:
-    """Run a command in this process, a child, until it passes a point for the n-th time."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        give_scores(patch)
-        at(patch, point, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        print(gq(*command).stderr)  # noqa: T201  # why it was not killed
-
-
-def kill(point: str, number: int, *command: object) -> None:
-    """Run a command in a child process that is killed when it passes a point for the n-th time."""
-    code = f"import test_finetune_resume as t; t.live_until({point!r}, {number}, *{[str(part) for part in command]!r})"
-    environment = child_environment(OMP_NUM_THREADS="1")
-    environment["PYTHONPATH"] += f"{os.pathsep}{TESTS}"
-    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
 
 
 KILLS = [

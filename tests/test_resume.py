@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from commandline import PATIENCE_S
+from breaking import forked
+from commandline import gq
 from gq import presets
 from gq.algos.random_states import restore_generator
 from gq.algos.supervised import SupervisedLearner
@@ -271,31 +270,31 @@ def test_a_run_killed_before_it_wrote_anything_starts_again(tmp_path: Path, data
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 
-def start(data: Path, run: Path, *extra: str) -> subprocess.Popen:
+def run_to_its_end(data: Path, run: Path, *extra: str) -> None:
+    """Train, or exit with what went wrong."""
     settings = {**SETTINGS, "train.steps": 150, "checkpoint.every": 10, "eval.every": 50}
-    command = [sys.executable, "-m", "gq", "train", "dt", "-q", "--dataset", str(data), "--out", str(run)]
-    return subprocess.Popen(
-        [*command, *as_flags(settings), *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    result = gq("train", "dt", "-q", "--dataset", data, "--out", run, *as_flags(settings), *extra)
+    if result.exit_code:
+        raise SystemExit(result.stderr)
 
 
 def kill_and_resume(data: Path, run: Path, delay_s: float) -> None:
     """Start a run, kill it after the delay, and go on until it ends."""
-    process = start(data, run)
+    process = forked(run_to_its_end, data, run)
     time.sleep(delay_s)
     process.kill()
-    process.communicate()
+    process.join()
     started = (run / "config.toml").is_file()
-    process = start(data, run, *(["--resume"] if started else []))
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, errors
+    process = forked(run_to_its_end, data, run, *(["--resume"] if started else []))
+    process.join()
+    assert process.exitcode == 0
 
 
 def kill_many(data: Path, folder: Path, num_kills: int) -> None:
     began = time.monotonic()
-    process = start(data, folder / "whole")
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, errors
+    process = forked(run_to_its_end, data, folder / "whole")
+    process.join()
+    assert process.exitcode == 0
     duration_s = time.monotonic() - began
     generator = random.Random(0)
     for index in range(num_kills):

@@ -1,10 +1,6 @@
 """TD-MPC2 runs stopped or killed at any point end, bit for bit, like those that nothing disturbed."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +13,7 @@ from torch import Tensor
 
 import breaking
 from breaking import Killed, Point, die, repeated, terminate
-from commandline import child_environment, copy_run, gq
+from commandline import copy_run, gq
 from comparing import assert_equal
 from gq import presets
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
@@ -52,7 +48,6 @@ TINY = {
     "eval.num_episodes": 1,
     "checkpoint.every": 4,
 }
-TESTS = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------
@@ -67,7 +62,7 @@ POINTS = {
     "step log": Point(StepLog, "sync"),
     **breaking.KEEPING,
 }
-at = partial(breaking.at, POINTS)
+at, kill = partial(breaking.at, POINTS), partial(breaking.kill_at, POINTS)
 
 
 # --- a run and what is compared ---------------------------------------------------------------------------------------
@@ -372,25 +367,6 @@ def test_updates_follow_the_decisions_and_make_up_for_the_uniform_ones(
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
-
-
-def live_until(point: str, number: int, *command: str) -> None:
-    """Run a command in this process, a child, until it passes a point for the n-th time."""
-    torch.set_num_threads(1)
-    plain = gymnasium.make
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gymnasium, "make", lambda *names, **options: plain(*names, **options, max_episode_steps=15))
-        at(patch, point, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        print(gq(*command).stderr)  # noqa: T201  # why it was not killed
-
-
-def kill(point: str, number: int, *command: object) -> None:
-    """Run a command in a child process that is killed when it passes a point for the n-th time."""
-    code = f"import test_world_resume as t; t.live_until({point!r}, {number}, *{[str(part) for part in command]!r})"
-    environment = child_environment(OMP_NUM_THREADS="1")
-    environment["PYTHONPATH"] += f"{os.pathsep}{TESTS}"
-    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
 
 
 @pytest.mark.slow
