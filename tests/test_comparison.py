@@ -9,19 +9,10 @@ import pytest
 
 from commandline import copy_run, gq, train_tiny
 from gq import presets
-from gq.results.compare import compare_runs
+from gq.results.compare import compare_runs, outlook, rounded, sentence
 from gq.results.evaluate import evaluate
-from gq.rollouts.comparison import (
-    compare_paired,
-    episodes_needed,
-    mean_interval,
-    outlook,
-    paired_interval,
-    rounded,
-    sentence,
-    student_t,
-)
 from gq.rollouts.episodes import Step
+from gq.rollouts.statistics import compare_paired, episodes_needed, mean_interval, paired_interval, student_t
 from measured import BEST, ENGINES, LAST, dt_config, write_evaluation, write_run
 
 

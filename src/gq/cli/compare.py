@@ -10,7 +10,7 @@ from gq.cli.output import Output
 
 if TYPE_CHECKING:
     from gq.results.compare import RunComparison
-    from gq.rollouts.comparison import PairedComparison, Side
+    from gq.rollouts.statistics import PairedComparison, Side
     from gq.runs.evaluations import Evaluations
 
 EXAMPLES = """\b
@@ -73,7 +73,7 @@ def compare(
 
 def document(comparison: "RunComparison") -> dict[str, Any]:
     """Return everything as plain values."""
-    from gq.rollouts.comparison import outlook, sentence
+    from gq.results.compare import outlook, sentence
 
     results = [
         dataclasses.asdict(result)
@@ -108,7 +108,7 @@ def table(output: Output, comparison: "RunComparison") -> Any:
     """Return what people see: who A and B are, the numbers, a verdict for each line."""
     from rich.console import Group
 
-    from gq.rollouts.comparison import outlook, sentence
+    from gq.results.compare import outlook, sentence
 
     rows = [row_of(result) for result in comparison.results]
     headings = ["target", "A", "B", "B - A", "95 % interval", "A higher", "B higher", "episodes"]
@@ -141,7 +141,7 @@ def checkpoint_of(side: "Evaluations") -> str:
 
 def row_of(result: "PairedComparison") -> tuple[str, ...]:
     """Return a line of the table."""
-    from gq.rollouts.comparison import rounded
+    from gq.results.compare import rounded
 
     scale = result.half_width
     interval = "-"

@@ -1,5 +1,6 @@
 """Comparison of two runs: their evaluations on record where episode seeds pair up, else episodes of our own."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,8 @@ import numpy as np
 from gq.envs.engines import installed_engines
 from gq.envs.scores import Reference
 from gq.errors import UsageError
-from gq.rollouts.comparison import PairedComparison, compare_paired
 from gq.rollouts.episodes import Step
-from gq.rollouts.statistics import Episode
+from gq.rollouts.statistics import MIN_EPISODES, Episode, PairedComparison, compare_paired
 from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.evaluations import Evaluations, engines_in, read_evaluations, read_rows
 
@@ -189,3 +189,44 @@ def paired(
 def reference_of(a: Evaluations, b: Evaluations) -> Reference | None:
     """Return what scores refer to, None where the two would have different references."""
     return a.reference if a.reference == b.reference else None
+
+
+def sentence(result: PairedComparison, superior: str = "is better") -> str:
+    """Say in a line who is better, by how much, and how sure that is.
+
+    Args:
+        superior: what to call a higher return.
+    """
+    amount = f"{rounded(abs(result.difference_mean), result.half_width)} ± {rounded(result.half_width)}"
+    num = result.num_episodes
+    if result.verdict == "equal":
+        return f"A and B are equal episode by episode ({num})"
+    if result.verdict in ("a", "b"):
+        return f"{result.verdict.upper()} {superior} by {amount}; certain at the 95 % level"
+    if num < MIN_EPISODES:
+        return f"cannot tell: {num} episodes do not say how much they scatter"
+    lead = "B" if result.difference_mean > 0 else "A"
+    return f"cannot tell: {lead} is ahead by {amount}"
+
+
+def outlook(result: PairedComparison) -> str:
+    """Say what more episodes would do, with what that assumes; "" where it is settled."""
+    if result.verdict != "unclear":
+        return ""
+    if result.detectable is None:
+        return f"run {MIN_EPISODES} episodes at least"
+    if result.more_episodes is None:
+        seen = f"{result.num_episodes} episodes show one of {rounded(result.detectable)} four times in five"
+        return f"the difference is within its own noise and may be nothing, so no number would surely settle it; {seen}"
+    assumed = f"if the difference is really {rounded(abs(result.difference_mean), result.half_width)}"
+    more = f"{result.more_episodes} more episodes (--episodes {result.num_episodes + result.more_episodes})"
+    return f"{more} would settle it four times in five, {assumed} and they scatter as these do"
+
+
+def rounded(value: float, uncertainty: float | None = None) -> str:
+    """Return a number with as many decimals as it, or its uncertainty, is worth: two digits, and no more than three."""
+    size = abs(value if uncertainty is None else uncertainty)
+    if not math.isfinite(size):
+        return "∞"
+    digits = 0 if size >= 10 or size == 0 else min(3, 1 - math.floor(math.log10(size)))
+    return f"{value:,.{digits}f}"

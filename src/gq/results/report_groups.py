@@ -8,8 +8,7 @@ import numpy as np
 from gq.results.facts import CheckpointFacts, Group, GroupRow, Measure, RunFacts
 from gq.results.groups import groups_by_task, repeated_seeds
 from gq.results.history import History
-from gq.rollouts.comparison import mean_interval
-from gq.rollouts.statistics import interquartile_mean
+from gq.rollouts.statistics import interquartile_mean, mean_interval
 
 
 def group_runs(runs: Sequence[RunFacts], notes: list[str]) -> list[Group]:

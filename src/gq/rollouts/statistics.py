@@ -1,13 +1,20 @@
-"""Summaries of episode returns that hold up with few episodes."""
+"""Summaries of episode returns that hold up with few episodes; two policies on the same episode seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from gq.envs.scores import Reference
 
 NUM_RESAMPLES = 2000
+NUM_PAIRED_RESAMPLES = 5000
+MIN_EPISODES = 5  # fewer say nothing about their own scatter
+Z_CERTAIN, Z_POWER = 1.959964, 0.841621  # normal quantiles: 97.5 % of two sides, and four experiments in five
+STUDENT_T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}  # where the expansion below is too coarse
+Verdict = Literal["a", "b", "equal", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +110,172 @@ def summarise(episodes: Sequence[Episode], reference: Reference | None, *, mode:
             )
         )
     return summaries
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one of two policies returned."""
+
+    target_return: float | None  # None: it takes none
+    return_mean: float
+    return_ci95: tuple[float, float]
+    return_iqm: float
+    normalized_mean: float | None
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two policies on the same seeds; differences are those of B from A."""
+
+    a: Side
+    b: Side
+    num_episodes: int
+    difference_mean: float
+    difference_std: float
+    difference_ci95: tuple[float, float] | None  # None: of a single episode
+    a_wins: int  # episodes in which A returned more
+    b_wins: int
+    verdict: Verdict
+    more_episodes: int | None  # that would probably settle it; None: it is settled, or nothing can be promised
+    detectable: float | None  # the difference that as many episodes would show four times in five
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval of the difference."""
+        if self.difference_ci95 is None:
+            return math.inf
+        low, high = self.difference_ci95
+        return (high - low) / 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """What training on changed at one target return, on the same seeds."""
+
+    target_return: float
+    num_episodes: int
+    start_mean: float
+    start_ci95: tuple[float, float]
+    end_mean: float
+    end_ci95: tuple[float, float]
+    difference_mean: float
+    difference_ci95: tuple[float, float]  # of the differences seed by seed
+    start_score: float | None
+    end_score: float | None
+    reference: str | None
+
+
+def compare_paired(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    targets: tuple[float | None, float | None] = (None, None),
+    reference: Reference | None = None,
+) -> PairedComparison:
+    """Compare the returns of two policies, both [episodes] in the order of the same seeds.
+
+    Args:
+        targets: what A and B were asked for.
+    """
+    assert a.shape == b.shape
+    difference, num = b - a, len(a)
+    interval = paired_interval(difference)
+    mean, sd = float(difference.mean()), float(difference.std(ddof=1)) if num > 1 else 0.0
+    verdict = judge(difference, interval)
+    return PairedComparison(
+        a=one_side(a, targets[0], reference),
+        b=one_side(b, targets[1], reference),
+        num_episodes=num,
+        difference_mean=mean,
+        difference_std=sd,
+        difference_ci95=interval,
+        a_wins=int((difference < 0).sum()),
+        b_wins=int((difference > 0).sum()),
+        verdict=verdict,
+        more_episodes=episodes_needed(mean, sd, num) if verdict == "unclear" else None,
+        detectable=(Z_CERTAIN + Z_POWER) * sd / math.sqrt(num) if num >= MIN_EPISODES else None,
+    )
+
+
+def measure_change(target: float, start: np.ndarray, end: np.ndarray, reference: Reference | None) -> Change:
+    """Compare the returns before and after, both [episodes] in the order of the same seeds."""
+    before, after = one_side(start, target, reference), one_side(end, target, reference)
+    return Change(
+        target_return=target,
+        num_episodes=len(start),
+        start_mean=before.return_mean,
+        start_ci95=before.return_ci95,
+        end_mean=after.return_mean,
+        end_ci95=after.return_ci95,
+        difference_mean=float((end - start).mean()),
+        difference_ci95=paired_interval(end - start) or bootstrap_interval(end - start),
+        start_score=before.normalized_mean,
+        end_score=after.normalized_mean,
+        reference=reference.name if reference else None,
+    )
+
+
+def one_side(returns: np.ndarray, target: float | None, reference: Reference | None) -> Side:
+    """Return one policy's part."""
+    mean = float(returns.mean())
+    return Side(
+        target_return=target,
+        return_mean=mean,
+        return_ci95=bootstrap_interval(returns),
+        return_iqm=interquartile_mean(returns),
+        normalized_mean=reference.score(mean) if reference else None,
+    )
+
+
+def judge(difference: np.ndarray, interval: tuple[float, float] | None) -> Verdict:
+    """Return who is better at the 95 % level."""
+    if not difference.any():
+        return "equal"
+    if interval is None or len(difference) < MIN_EPISODES or interval[0] <= 0 <= interval[1]:
+        return "unclear"
+    return "b" if interval[0] > 0 else "a"
+
+
+def paired_interval(difference: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of the mean difference, widened as few episodes need; None for a single one.
+
+    The percentiles of a plain bootstrap are too close together by sqrt((n - 1) / n), and by as much as the normal
+    distribution's are against Student's [Hesterberg 2015, arXiv 1411.5279, section 5.3].
+    """
+    num = len(difference)
+    if num < 2:
+        return None
+    z = math.sqrt(num / (num - 1)) * student_t(num - 1)
+    tail = 0.5 * math.erfc(z / math.sqrt(2))
+    return bootstrap_interval(difference, tail=tail, num_resamples=NUM_PAIRED_RESAMPLES)
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution, to three digits [Abramowitz and Stegun 26.7.5]."""
+    if degrees in STUDENT_T:
+        return STUDENT_T[degrees]
+    z, v = Z_CERTAIN, degrees
+    terms = [z, (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)]
+    return sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of a few independent values, such as runs; None for a single one."""
+    if len(values) < 2:
+        return None
+    half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def episodes_needed(mean: float, sd: float, num: int) -> int | None:
+    """Return how many more episodes would show a difference four times in five, if it and its scatter are as measured.
+
+    None where the difference is within its own standard error, so that it may as well be nothing, or where there are
+    too few episodes to know.
+    """
+    if num < MIN_EPISODES or abs(mean) <= sd / math.sqrt(num):
+        return None
+    return max(1, math.ceil(((Z_CERTAIN + Z_POWER) * sd / mean) ** 2) - num)

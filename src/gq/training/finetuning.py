@@ -17,8 +17,7 @@ from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import sha256, write_json, write_text
 from gq.paths import new_run_folder, read_json
-from gq.rollouts.comparison import Change, measure_change
-from gq.rollouts.statistics import Summary
+from gq.rollouts.statistics import Change, Summary, measure_change
 from gq.runs.card import write_card
 from gq.runs.card_results import COMPARISON_FILE
 from gq.runs.folder import SELECTION_SEED, lock_run, read_config, refuse_filled
