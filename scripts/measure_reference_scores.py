@@ -27,7 +27,7 @@ from gq.envs.make import make
 from gq.envs.tasks import TASKS
 from gq.files import write_json
 from gq.policies.packaged import NAMES, Slots, load_policy
-from gq.rollouts.statistics import bootstrap_interval
+from gq.rollouts.statistics import mean_interval
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
 TABLE = SOURCE / "envs" / "reference_scores.json"
@@ -92,7 +92,7 @@ def measure(task: str, kind: str, pool: Any) -> dict[str, Any]:
         policy = {"policy": f"{expert_name(task)} without exploration noise", "sha256": packaged.sha256}
     return {
         "mean": round(float(returns.mean()), 2),
-        "ci95": [round(bound, 2) for bound in bootstrap_interval(returns)],
+        "ci95": [round(bound, 2) for bound in mean_interval(returns)],
         "std": round(float(returns.std()), 2),
         "num_episodes": num_episodes,
         "length_mean": round(float(lengths.mean()), 1),

@@ -12,7 +12,7 @@ from gq import presets
 from gq.results.compare import compare_runs, outlook, rounded, sentence
 from gq.results.evaluate import evaluate
 from gq.rollouts.episodes import Step
-from gq.rollouts.statistics import compare_paired, episodes_needed, mean_interval, paired_interval, student_t
+from gq.rollouts.statistics import compare_paired, episodes_needed, mean_interval, student_t
 from measured import BEST, ENGINES, LAST, dt_config, write_evaluation, write_run
 
 
@@ -98,8 +98,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(kind: str, lowest: fl
             draw = generator.normal(30, 100, num)
         else:  # the difference of policies of which either falls in a quarter of the episodes
             draw = 30 + 1000 * ((generator.random(num) < 0.25) * 1.0 - (generator.random(num) < 0.25))
-        interval = paired_interval(draw)
-        assert interval
+        interval = mean_interval(draw)
         hits += interval[0] <= 30 <= interval[1]
     assert lowest <= hits / 200 <= 0.99
 
@@ -109,9 +108,9 @@ def test_students_quantiles() -> None:
     assert {degrees: round(student_t(degrees), 3) for degrees in table} == pytest.approx(table, abs=0.0031)
 
 
-def test_the_interval_over_runs_is_students() -> None:
+def test_the_interval_of_a_few_is_students() -> None:
     assert mean_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
-    assert mean_interval(np.array([1.0])) is None
+    assert mean_interval(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx((2.5 - 2.0541, 2.5 + 2.0541), abs=1e-3)
 
 
 @pytest.mark.parametrize(

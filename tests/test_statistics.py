@@ -14,7 +14,7 @@ from gq.envs.make import make
 from gq.envs.scores import D4RL, GQ_V5, Reference, reference_for
 from gq.rollouts import episodes as rollout
 from gq.rollouts.episodes import Start, Step, roll_out
-from gq.rollouts.statistics import Episode, bootstrap_interval, interquartile_mean, summarise
+from gq.rollouts.statistics import Episode, interquartile_mean, mean_interval, summarise
 
 # --- statistics -------------------------------------------------------------------------------------------------------
 
@@ -49,25 +49,24 @@ def test_the_interquartile_mean_depends_on_the_distribution_alone(values: list[f
     assert interquartile_mean(np.repeat(values, times)) == pytest.approx(found, rel=1e-6, abs=1e-6)
 
 
-def test_the_bootstrap_interval_is_deterministic_and_around_the_mean() -> None:
+def test_the_interval_is_deterministic_and_around_the_mean() -> None:
     values = np.random.default_rng(0).normal(100, 10, 50)
-    low, high = bootstrap_interval(values)
-    assert (low, high) == bootstrap_interval(values.copy())
-    assert (low, high) != bootstrap_interval(values, seed=1)
+    low, high = mean_interval(values)
+    assert (low, high) == mean_interval(values.copy())
     assert low < values.mean() < high
     normal_theory = 2 * 1.96 * values.std() / np.sqrt(50)
     assert high - low == pytest.approx(normal_theory, rel=0.1)
 
 
-def test_the_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
-    intervals = [bootstrap_interval(generator.normal(3, 2, 30), seed=index) for index in range(200)]
+    intervals = [mean_interval(generator.normal(3, 2, 30)) for _ in range(200)]
     assert 0.88 <= np.mean([low <= 3 <= high for low, high in intervals]) <= 0.99
 
 
 def test_the_interval_of_one_episode_or_of_equal_ones_has_no_width() -> None:
-    assert bootstrap_interval(np.array([7.0])) == (7.0, 7.0)
-    assert bootstrap_interval(np.full(20, 7.0)) == (7.0, 7.0)
+    assert mean_interval(np.array([7.0])) == (7.0, 7.0)
+    assert mean_interval(np.full(20, 7.0)) == (7.0, 7.0)
 
 
 def test_a_summary_per_target_in_the_order_of_appearance() -> None:
@@ -81,7 +80,7 @@ def test_a_summary_per_target_in_the_order_of_appearance() -> None:
     assert first.return_std == pytest.approx(np.std([3000, 1000, 2300]))
     assert (first.return_min, first.return_max) == (1000, 3000)
     assert first.return_iqm == pytest.approx((3000 + 4 * 2300 + 1000) / 6)
-    assert first.return_ci95 == bootstrap_interval(np.array([3000.0, 1000.0, 2300.0]))
+    assert first.return_ci95 == mean_interval(np.array([3000.0, 1000.0, 2300.0]))
     assert first.length_mean == pytest.approx((0 + 20 + 50) / 3)
     assert first.normalized_mean == pytest.approx(100 * (2100 + 20.272305) / (3234.3 + 20.272305))
     assert first.reference == "d4rl"

@@ -27,14 +27,14 @@ from gq.results.style import (
 )
 from gq.results.terminal import GREY as DIM
 from gq.results.terminal import Line, Row, draw_lines, numbered
-from gq.rollouts.statistics import bootstrap_interval
+from gq.rollouts.statistics import mean_interval
 from gq.runs.evaluations import read_evaluations
 from gq.runs.metrics import keys_by_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EPISODES_BAND = "bars: 95 % bootstrap interval over episodes"
+EPISODES_BAND = "bars: 95 % interval over episodes"
 DIAGONAL, RUG = "as asked", "returns of the data"
 MORE_INCHES = 0.4  # of height than other panels have, as both axes are returns
 MAX_RUG = 400  # strokes; of more episodes their quantiles
@@ -164,7 +164,7 @@ def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Ba
     low, high = band_of(values, how, band)
     if len(group) == 1 and group[0].checkpoint and wanted != "none":
         band = "episodes"
-        ends = np.array([bootstrap_interval(group[0].returns[target]) for target in targets])
+        ends = np.array([mean_interval(group[0].returns[target]) for target in targets])
         low, high = ends.T
     return [
         AskedLine(

@@ -4,12 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-from gq.rollouts.statistics import NUM_RESAMPLES, interquartile_weights
+from gq.rollouts.statistics import bootstrap, interquartile_weights
 
 Aggregate = Literal["mean", "iqm"]
 Band = Literal["auto", "bootstrap", "min-max", "none"]
 MIN_FOR_BOOTSTRAP = 5  # runs: from fewer, resampling gives intervals that are far too narrow
-BLOCK = 256  # points that are resampled at a time
+BLOCK = 100  # points that are resampled at a time
 NAMES = {"mean": "mean", "iqm": "interquartile mean"}
 
 
@@ -37,18 +37,20 @@ def kind_of_band(num_runs: int, wanted: Band) -> str:
 def band_of(values: np.ndarray, how: Aggregate, kind: str) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Return the lower and the upper end of a kind of band, each [points], of values [R, points]; None for none.
 
-    The bootstrap draws runs with replacement, the same ones for all points, and gives percentile intervals of 95 %.
+    The bootstrap draws runs with replacement, the same ones for all points; see `gq.rollouts.statistics.bootstrap`.
     """
     if not kind:
         return None, None
     if kind == "min-max":
         return values.min(axis=0), values.max(axis=0)
-    num_runs = len(values)
-    drawn = np.random.default_rng(0).integers(num_runs, size=(NUM_RESAMPLES, num_runs))
     ends = []
     for start in range(0, values.shape[1], BLOCK):
-        resampled = values[drawn, start : start + BLOCK]  # [resamples, R, points]
-        ends.append(np.percentile(aggregate(resampled, how, axis=1), [2.5, 97.5], axis=0))
+        block = values[:, start : start + BLOCK]
+
+        def resampled(drawn: np.ndarray, block: np.ndarray = block) -> np.ndarray:
+            return aggregate(block[drawn], how, axis=1)
+
+        ends.append(bootstrap(resampled, len(values)))
     low, high = np.concatenate(ends, axis=1)
     return low, high
 

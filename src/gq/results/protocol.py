@@ -46,7 +46,7 @@ def episodes_of(run: RunFacts) -> list[tuple[str, list[str]]]:
         ("Targets", [f"{asked}: fixed with the run, not chosen by these results"] if asked else []),
         ("Episodes", [f"{len(seeds)} each, seeds {seeds[0]} to {seeds[-1]}; every started episode counts"]),
         ("Actions", ["deterministic"]),
-        ("Intervals", ["95 %; over episodes by bootstrap, over runs by Student's t"]),
+        ("Intervals", ["95 %; by bootstrap, of fewer than five episodes or runs by Student's t"]),
     ]
 
 

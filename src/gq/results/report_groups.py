@@ -66,7 +66,7 @@ def one_row(label: str, best: Sequence[Measure], last: Sequence[Measure], group:
         target=best[0].target,
         means=means.tolist(),
         mean=float(means.mean()),
-        ci95=mean_interval(means) or best[0].summary.return_ci95,
+        ci95=mean_interval(means) if len(means) > 1 else best[0].summary.return_ci95,
         iqm=interquartile_mean(episodes),
         score=reference.score(float(means.mean())) if reference else None,
         last_mean=float(np.mean([one.summary.return_mean for one in last])) if len(last) == len(best) else None,

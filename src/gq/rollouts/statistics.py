@@ -1,7 +1,7 @@
 """Summaries of episode returns that hold up with few episodes; two policies on the same episode seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from gq.envs.scores import Reference
 
-NUM_RESAMPLES = 2000
-NUM_PAIRED_RESAMPLES = 5000
+NUM_RESAMPLES = 5000
 MIN_EPISODES = 5  # fewer say nothing about their own scatter
 Z_CERTAIN, Z_POWER = 1.959964, 0.841621  # normal quantiles: 97.5 % of two sides, and four experiments in five
 STUDENT_T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}  # where the expansion below is too coarse
@@ -62,14 +61,46 @@ def interquartile_weights(num: int) -> np.ndarray:
     return shares
 
 
-def bootstrap_interval(
-    values: np.ndarray, seed: int = 0, *, tail: float = 0.025, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean over episodes, with a share of `tail` beyond each end."""
-    generator = np.random.default_rng(seed)
-    means = generator.choice(values, (num_resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [100 * tail, 100 - 100 * tail])
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of independent values, such as episodes or runs; of one it has no width.
+
+    Of fewer than MIN_EPISODES it is Student's t: resampling gives nothing outside of their range.
+    """
+    num, mean = len(values), float(values.mean())
+    if 1 < num < MIN_EPISODES:
+        half = student_t(num - 1) * float(values.std(ddof=1)) / math.sqrt(num)
+        return mean - half, mean + half
+    low, high = bootstrap(lambda drawn: values[drawn].mean(axis=1), num)
     return float(low), float(high)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % bootstrap interval of a statistic of `num` independent values, wider the fewer there are.
+
+    The percentiles of a plain bootstrap are too close together by sqrt((num - 1) / num), and by as much as the normal
+    distribution's are against Student's [Hesterberg 2015, arXiv 1411.5279, section 5.3].
+
+    Args:
+        statistic: of resamples, indices [R, num], to [R, ...].
+    """
+    z = math.sqrt(num / (num - 1)) * student_t(num - 1) if num > 1 else math.inf
+    tail = 50 * math.erfc(z / math.sqrt(2))  # percent
+    low, high = np.percentile(statistic(resamples(num)), [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def resamples(num: int) -> np.ndarray:
+    """Return which of `num` values each resample consists of, int [R, num]; the same ones each time."""
+    return np.random.default_rng(0).integers(num, size=(NUM_RESAMPLES, num))
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution, to three digits [Abramowitz and Stegun 26.7.5]."""
+    if degrees in STUDENT_T:
+        return STUDENT_T[degrees]
+    z, v = Z_CERTAIN, degrees
+    terms = [z, (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)]
+    return sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
 
 
 def retention(returns: np.ndarray, baseline: np.ndarray) -> tuple[float, tuple[float, float]] | None:
@@ -79,11 +110,10 @@ def retention(returns: np.ndarray, baseline: np.ndarray) -> tuple[float, tuple[f
     baseline's mean is not above 0, or might not be.
     """
     assert returns.shape == baseline.shape
-    drawn = np.random.default_rng(0).integers(len(returns), size=(NUM_RESAMPLES, len(returns)))
-    references = baseline[drawn].mean(axis=1)
-    if min(baseline.mean(), references.min()) <= 0:
+    lowest = baseline[resamples(len(baseline))].mean(axis=1).min()
+    if min(baseline.mean(), lowest) <= 0:
         return None
-    low, high = np.percentile(returns[drawn].mean(axis=1) / references, [2.5, 97.5])
+    low, high = bootstrap(lambda drawn: returns[drawn].mean(axis=1) / baseline[drawn].mean(axis=1), len(baseline))
     return float(returns.mean() / baseline.mean()), (float(low), float(high))
 
 
@@ -102,7 +132,7 @@ def summarise(episodes: Sequence[Episode], reference: Reference | None, *, mode:
                 return_min=float(returns.min()),
                 return_max=float(returns.max()),
                 return_iqm=interquartile_mean(returns),
-                return_ci95=bootstrap_interval(returns),
+                return_ci95=mean_interval(returns),
                 normalized_mean=reference.score(float(returns.mean())) if reference else None,
                 reference=reference.name if reference else None,
                 length_mean=float(np.mean([episode.length for episode in chosen])),
@@ -182,7 +212,7 @@ def compare_paired(
     """
     assert a.shape == b.shape
     difference, num = b - a, len(a)
-    interval = paired_interval(difference)
+    interval = mean_interval(difference) if num > 1 else None
     mean, sd = float(difference.mean()), float(difference.std(ddof=1)) if num > 1 else 0.0
     verdict = judge(difference, interval)
     return PairedComparison(
@@ -211,7 +241,7 @@ def measure_change(target: float, start: np.ndarray, end: np.ndarray, reference:
         end_mean=after.return_mean,
         end_ci95=after.return_ci95,
         difference_mean=float((end - start).mean()),
-        difference_ci95=paired_interval(end - start) or bootstrap_interval(end - start),
+        difference_ci95=mean_interval(end - start),
         start_score=before.normalized_mean,
         end_score=after.normalized_mean,
         reference=reference.name if reference else None,
@@ -224,7 +254,7 @@ def one_side(returns: np.ndarray, target: float | None, reference: Reference | N
     return Side(
         target_return=target,
         return_mean=mean,
-        return_ci95=bootstrap_interval(returns),
+        return_ci95=mean_interval(returns),
         return_iqm=interquartile_mean(returns),
         normalized_mean=reference.score(mean) if reference else None,
     )
@@ -237,37 +267,6 @@ def judge(difference: np.ndarray, interval: tuple[float, float] | None) -> Verdi
     if interval is None or len(difference) < MIN_EPISODES or interval[0] <= 0 <= interval[1]:
         return "unclear"
     return "b" if interval[0] > 0 else "a"
-
-
-def paired_interval(difference: np.ndarray) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of the mean difference, widened as few episodes need; None for a single one.
-
-    The percentiles of a plain bootstrap are too close together by sqrt((n - 1) / n), and by as much as the normal
-    distribution's are against Student's [Hesterberg 2015, arXiv 1411.5279, section 5.3].
-    """
-    num = len(difference)
-    if num < 2:
-        return None
-    z = math.sqrt(num / (num - 1)) * student_t(num - 1)
-    tail = 0.5 * math.erfc(z / math.sqrt(2))
-    return bootstrap_interval(difference, tail=tail, num_resamples=NUM_PAIRED_RESAMPLES)
-
-
-def student_t(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution, to three digits [Abramowitz and Stegun 26.7.5]."""
-    if degrees in STUDENT_T:
-        return STUDENT_T[degrees]
-    z, v = Z_CERTAIN, degrees
-    terms = [z, (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)]
-    return sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean of a few independent values, such as runs; None for a single one."""
-    if len(values) < 2:
-        return None
-    half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def episodes_needed(mean: float, sd: float, num: int) -> int | None:
