@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 SHAPE = {
     "model.embed_dim": 16,
@@ -143,8 +144,6 @@ class Training(Job):
 
     def differences(self, folder: Path, reference: Path) -> list[str]:
         """Compare checkpoints with all that is in them, metrics and logs."""
-        from gq.doctor.sameness import differences
-
         found = differences(folder / "run", reference / "run")
         return found if (folder / "run" / "README.md").is_file() else [*found, "README.md"]
 
@@ -309,3 +308,40 @@ def serve(root: Path) -> tuple[int, str]:
     while os.getppid() == parent:  # a server without its script is no use
         time.sleep(1)
     os._exit(0)
+
+
+# Whether two runs are the same, bit for bit, except for the time that they took.
+TIMES = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a checkpoint's progress
+LOGS = ("replay", "trajectories")  # what a run did, append-only
+
+
+def differences(run: Path, reference: Path) -> list[str]:
+    """Return the names of the files in which two finished runs differ: metrics, checkpoints, pointers, logs.
+
+    Raises:
+        GqError: a JSON file is damaged.
+    """
+    from gq.paths import checkpoint_folders
+
+    names = {"metrics.jsonl", "checkpoints/last.json", "checkpoints/best.json"}
+    for folder in (run, reference):
+        names |= {f"checkpoints/{one.name}/{file.name}" for one in checkpoint_folders(folder) for file in one.iterdir()}
+        names |= {str(file.relative_to(folder)) for log in LOGS for file in (folder / log).rglob("*.bin")}
+        names |= {str(file.relative_to(folder)) for file in (folder / "checkpoints").glob(".*")}  # half written
+    return sorted(name for name in names if content(run / name) != content(reference / name))
+
+
+def content(file: Path) -> Any:
+    """Return what is compared of a file, None where it is missing."""
+    from gq.files import sha256
+    from gq.paths import read_json
+
+    if not file.exists():
+        return None
+    if file.name == "state.json":
+        state = read_json(file)
+        progress = {name: value for name, value in state["progress"].items() if name not in TIMES}
+        return {name: value for name, value in state.items() if name != "times_bytes"} | {"progress": progress}
+    if file.name == "MANIFEST.json":  # it has the hash of state.json
+        return sorted(name for name in read_json(file)["files"])
+    return sha256(file) if file.is_file() else "folder"

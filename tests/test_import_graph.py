@@ -39,7 +39,6 @@ EXCEPTIONS = {
     "runs.folder -> training.processes",
     "training.finetuning -> datasets.loading",
     "training.offline -> datasets.loading",
-    "versions -> envs.gl",
 }
 KNOWN_CIRCLES = {("runs.checkpoint", "runs.folder", "training.processes")}
 HEAVY = {"torch", "mujoco", "gymnasium", "h5py"}

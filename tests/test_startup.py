@@ -117,7 +117,6 @@ COMMANDS = {
         "runs remove nothing",
         "runs prune",
         "runs prune nothing --empty",
-        "doctor --selftest -1",
     ],
 }  # by exit code; nothing is there to use them on
 COMPLETIONS = ["gq tr", "gq download b", "gq eval h", "gq train dt --size ", "gq params 1"]

@@ -43,7 +43,7 @@ Examples:
   gq pull me/hopper                      who gets it so
   gq params                              what models cost
   gq runs                                what was trained so far
-  gq doctor                              what is wrong here, and what mends it
+  gq doctor                              what is wrong here, and what fixes it
 
 {EXIT_CODES}
 
@@ -72,9 +72,14 @@ def root(
     """Train, evaluate and render policies for MuJoCo: sequence models and world models."""
     if not version:
         return
-    from gq.versions import report, versions
+    from gq import __version__
 
-    typer.echo(report() if verbose else f"gq {versions()['gq']}")
+    if not verbose:
+        typer.echo(f"gq {__version__}")
+        raise typer.Exit
+    from gq.doctor import bug_report
+
+    typer.echo(bug_report())
     raise typer.Exit
 
 
