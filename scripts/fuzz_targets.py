@@ -205,7 +205,7 @@ def load_modes(_: Path) -> Make:
     """What stands behind --mode."""
     from gq.planning.modes import MODES, resolve_mode
 
-    names = [*MODES, "hybrid6+rescore@0.5", "spec6h3_elite+raw@.5", "3_step_naive", "12_step_corrector", "beam4+raw"]
+    names = [*MODES, "hybrid6+response@0.5", "spec6h3+raw@.5", "baselineh5", "beam4+raw"]
 
     def make(random: Random, folder: Path) -> Attempt:
         text = change_text(random, random.choice(names))

@@ -3,10 +3,10 @@
     python scripts/measure_speculation.py RUN... --out FOLDER --episodes 30
     python scripts/measure_speculation.py RUN... --out FOLDER --docs docs/speculation.md
 
-Each row, which is a mode and perhaps a corrector, has a file of its own in FOLDER/RUN/, so that what was interrupted
-goes on with the rows that are missing; a row that was measured with other weights, seeds or settings is measured again.
+Each row, which is a mode and perhaps a corrector, has a file of its own in FOLDER/RUN/, so that an
+interrupted one continues with the missing rows; a row measured with other weights, seeds or settings is measured again.
 All correctors of a run are rows; gq distill makes them. Episode i of each row has seed SEED + i. Times are taken apart
-from returns: modes by turns, in short episodes, several rounds, so that other work on the machine slows all alike.
+from returns: modes alternately, in short episodes, several rounds, so that other work on the machine slows all alike.
 Written are FOLDER/speculation.json, FOLDER/speculation.md and, between its markers, the file named by --docs.
 """
 
@@ -44,23 +44,16 @@ WANTED_RETENTION, WANTED_CALLS = 0.98, 0.4  # of the baseline's
 NUM_LATENCY_ROUNDS, LATENCY_DECISIONS, LATENCY_WARM_UP = 5, 80, 5
 FOREVER = 100_000  # decisions, longer than any episode
 MODES = {
-    "the planner at every decision": ("baseline", "baseline_elite", "small", "baselineh6"),
+    "the planner at every decision": ("baseline", "baselineh6"),
     "the policy alone": ("policy",),
-    "open loop": (
-        *("naive2", "naive3", "naive6", "naive6h6", "naive12h6"),
-        *("naive2_elite", "naive3_elite", "naive6_elite", "naive6h6_elite"),
-    ),
+    "open loop": ("naive2", "naive3", "naive6", "naive6h6", "naive12h6"),
     "hybrid": ("hybrid2", "hybrid3", "hybrid6", "hybrid12", "hybrid6h6", "hybrid12h6"),
     "triggers": (
-        *(f"raw6h6@{threshold}" for threshold in (0.1, 0.25, 0.5, 1)),
-        *(f"relative6h6@{threshold}" for threshold in (0.25, 0.5, 1, 2)),
-        *(f"value6h6@{threshold}" for threshold in (0.5, 1, 2, 4)),
-        *(f"response6h6@{threshold}" for threshold in (0.5, 1, 2, 4)),
-        *(f"rescore6h6@{threshold}" for threshold in (0.25, 0.5, 1, 2)),
-        *(f"rescore12h6@{threshold}" for threshold in (0.5, 1, 2)),
-        *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),
+        *(f"naive6h6+raw@{threshold}" for threshold in (0.1, 0.25, 0.5, 1)),
+        *(f"naive6h6+response@{threshold}" for threshold in (0.5, 1, 2, 4)),
+        *(f"naive12h6+response@{threshold}" for threshold in (0.5, 1, 2)),
+        *(f"hybrid12+response@{threshold}" for threshold in (1, 2)),
     ),
-    "linear feedback": ("feedback3", "feedback6", "feedback6h6"),
     "warm refinement": ("refine3", "refine6", "refine12"),
     "beam search": ("beam", "beam@0.5"),
 }
@@ -87,7 +80,7 @@ def rows_of(run: Path) -> list[Row]:
         document = read_json(correctors_folder(run) / name / "corrector.json")
         horizon, is_main = document["plan_horizon"], name in ("two-tower", "temporal")
         modes = ["spec3", "spec6", "spec3+never", "spec6+never"]
-        modes += ["spec6@0.25", "spec6@1", "spec6+rescore@1", "spec12+never"] if is_main else []
+        modes += ["spec6@0.25", "spec6@1", "spec6+response@1", "spec12+never"] if is_main else []
         rows += [Row("correctors", with_horizon(mode, horizon), name) for mode in modes]
         if document["model"]["plan_blind"]:  # one plan an episode, and then the network alone
             rows.append(Row("amortised planner", with_horizon(f"spec{FOREVER}+never", horizon), name))
@@ -141,7 +134,7 @@ class Measurement:
         return document
 
     def latencies(self, rows: list[Row]) -> dict[str, dict[str, list[float]]]:
-        """Return milliseconds of each row's decisions with and without a plan, taken by turns unless they are there."""
+        """Return milliseconds of each row's decisions with and without a plan, taken alternately, or as stored."""
         file = self.folder / "latency.json"
         clock = acting.perf_counter.__name__
         request = {"rows": [self.request_of(row) for row in rows], "threads": torch.get_num_threads(), "clock": clock}
@@ -292,7 +285,7 @@ def legend(runs: list[dict[str, Any]]) -> str:
         " planner calls or fewer returned more. kept: share of the baseline's mean return, with"
         " the 95 % interval of a bootstrap paired by seeds. calls: planner calls per decision. nets: latents that a"
         f" network is applied to, per decision. ms: milliseconds of {clock} per decision without the"
-        " simulator; its mean and percentiles are of decisions taken by turns with all other rows. time/calls: the"
+        " simulator; its mean and percentiles are of decisions taken alternately with all other rows. time/calls: the"
         " share of time saved (by the median times of decisions with and without a plan), over the share of planner"
         " calls saved. drift: distance of the latent from the plan's, by the plan's age."
         f" {engines}; {runs[0]['threads']} threads, {runs[0]['device']}."

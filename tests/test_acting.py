@@ -12,13 +12,11 @@ from gq.errors import UsageError
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig
 from gq.models.world_model import WorldModel
-from gq.planning import feedback
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy, generator_of
-from gq.planning.beam import beam_search, policy_value
 from gq.planning.interfaces import Source
 from gq.planning.modes import resolve_mode
 from gq.planning.mppi import Planner
-from gq.planning.skills import NetworkSkills
+from gq.planning.skills import NetworkSkills, beam_search, policy_value
 
 OBSERVATION_DIM, ACTION_DIM, LATENT_DIM = 5, 2, 16
 SHAPE = WorldModelConfig(encoder_dim=16, mlp_dim=24, latent_dim=LATENT_DIM, num_q=2)
@@ -114,18 +112,8 @@ def test_the_policy_alone_is_its_network_in_blocks_to_the_bit(planner: Planner, 
 # --- all modes --------------------------------------------------------------------------------------------------------
 
 ALL = [
-    *("naive3", "naive6h2_elite", "hybrid6", "spec3", "spec6h3", "spec6+rescore@0.1", "refine3", "refine6h5", "beam"),
-    *(
-        "raw6@0.1",
-        "relative6",
-        "value6@0.5",
-        "response6@0.5",
-        "rescore6@0.1",
-        "small",
-        "amortised",
-        "baseline_elite",
-        "beam+relative@2",
-    ),
+    *("naive3", "naive6h2", "hybrid6", "spec3", "spec6h3", "spec6+response@0.1", "refine3", "refine6h5", "beam"),
+    *("naive6+raw@0.1", "naive6+response@0.5", "hybrid6+response@0.1", "baselineh5", "beam@0.5"),
 ]
 
 
@@ -141,8 +129,6 @@ def test_every_mode_acts_with_a_world_model(mode: str, action_dim: int) -> None:
     assert np.isfinite(actions).all()
     assert np.array_equal(actions, walk(policy)), "the same seeds, the same actions"
     calls = stacked(policy, "planned").sum(axis=0)
-    counted = np.concatenate([policy.executions[block].counters.planner_calls for block in sorted(policy.executions)])
-    assert np.array_equal(calls, counted)
     assert (stacked(policy, "evaluations") >= 0).all()
     assert (stacked(policy, "milliseconds") > 0).all()
     assert np.isfinite(stacked(policy, "surprise")[1:]).all()
@@ -187,11 +173,11 @@ def test_modes_that_correct_need_a_corrector(planner: Planner) -> None:
     with pytest.raises(UsageError, match="spec3 needs a corrector") as caught:
         PlanningPolicy(planner, action_bound=1, mode="spec3")
     assert "gq distill" in caught.value.hint
-    with pytest.raises(UsageError, match="no mode spek3"):
+    with pytest.raises(UsageError, match="unknown mode 'spek3'"):
         PlanningPolicy(planner, action_bound=1, mode="spek3")
 
 
-@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec6+rescore@0.1", "rescore6@0.1", "beam", "refine3"])
+@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec6+response@0.1", "naive6+response@0.1", "beam", "refine3"])
 def test_bits_do_not_depend_on_which_other_episodes_run(planner: Planner, mode: str) -> None:
     """In blocks as on a GPU."""
     policies = [
@@ -228,7 +214,7 @@ def test_events_are_in_the_order_of_the_rows_over_blocks(planner: Planner) -> No
 
 
 def test_looking_on_or_not_changes_no_action(planner: Planner) -> None:
-    for mode in ("plan", "naive6", "spec6+value@0.5", "beam"):
+    for mode in ("plan", "naive6", "spec6+response@0.5", "beam"):
         policy = PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=make_corrector(trained=True))
         recorded = walk(policy)
         policy.reset(np.zeros(2), [7, 8])
@@ -263,20 +249,6 @@ def skills_of(planner: Planner, num: int = 2) -> NetworkSkills:
     return NetworkSkills(planner, refiner, [generator_of(seed, CPU) for seed in range(num)])
 
 
-@pytest.mark.parametrize("changes", [{}, {"episodic": True}, {"episodic": True, "termination": "cut"}])
-@torch.no_grad()
-def test_the_score_of_a_whole_plan_is_its_value(changes: dict[str, Any]) -> None:
-    planner = make_planner(**changes)  # with two heads of Q, which are then all
-    skills, latents = skills_of(planner), latents_of(planner)
-    plan = planner.plan(latents, planner.draw(generator_of(0, CPU), 2))
-    score = skills.score(latents, plan.mean, np.array([3, 3]))
-    torch.testing.assert_close(score, plan.mean_value, rtol=1e-4, atol=1e-4)
-    parts = skills.score(latents, plan.mean, np.array([3, 1]))
-    torch.testing.assert_close(parts[0], score[0])
-    torch.testing.assert_close(parts[1:], skills.score(latents[1:], plan.mean[1:, :1], np.array([1])))
-    torch.testing.assert_close(skills.score(latents, plan.mean, np.array([0, 0])), skills.value(latents))
-
-
 @torch.no_grad()
 def test_refining_is_one_iteration_around_the_last_plan() -> None:
     planner = make_planner(std_min=1e-3, num_samples=64, num_elites=2)
@@ -300,41 +272,6 @@ def test_refining_is_one_iteration_around_the_last_plan() -> None:
     assert not ((wide.elites[:, :2] - 0.2).abs().amax(dim=(1, 3)) < 1e-3).any()
 
 
-@torch.no_grad()
-def test_gains_are_what_elites_do_elsewhere(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, latents, num_elites = planner.model, latents_of(planner), 6
-    generator = torch.Generator().manual_seed(2)
-    elites = torch.randn(2, 3, num_elites, ACTION_DIM, generator=generator).clamp(-1, 1)
-    weights = torch.rand(2, num_elites, generator=generator)
-    weights /= weights.sum(dim=1, keepdim=True)
-    places = model.next(latents[:, None].expand(-1, num_elites, -1), elites[:, 0])  # [E, K, L], after one decision
-    law = torch.randn(2, ACTION_DIM, LATENT_DIM, generator=generator)
-    elites[:, 1] = places @ law.mT
-    monkeypatch.setattr(feedback, "RIDGE", 1e-5)
-    gains = feedback.feedback_gains(model, latents, elites, weights)
-    assert gains.shape == (2, 3, ACTION_DIM, LATENT_DIM)
-    assert not gains[:, 0].any(), "a plan's first action is its own"
-    apart = places[:, 1:] - places[:, :1]
-    torch.testing.assert_close(apart @ gains[:, 1].mT, apart @ law.mT, rtol=1e-2, atol=1e-2)
-    monkeypatch.undo()
-    careful = feedback.feedback_gains(model, latents, elites, weights)
-    assert (careful[:, 1].norm(dim=(1, 2)) < gains[:, 1].norm(dim=(1, 2))).all()
-    same = elites[:, :, :1].expand(-1, -1, num_elites, -1)
-    assert feedback.feedback_gains(model, latents, same, weights).abs().max() < 1e-3
-
-
-@torch.no_grad()
-def test_plans_with_feedback_cost_the_elites_predictions(planner: Planner) -> None:
-    policy = PlanningPolicy(planner, action_bound=1, mode="feedback3")
-    followed = PlanningPolicy(planner, action_bound=1, mode="naive3")
-    steered, plain = walk(policy, 6), walk(followed, 6)
-    assert np.array_equal(steered[0], plain[0])
-    assert not np.allclose(steered[1], plain[1])
-    evaluations = [[int(each.evaluations[0]) for each in way.events[:3]] for way in (policy, followed)]
-    assert evaluations[0] == [planner.num_evaluations + 4 * 2, 0, 0]
-    assert evaluations[1] == [planner.num_evaluations, 0, 0]
-
-
 def test_a_planner_of_another_size_keeps_the_shares_and_itself() -> None:
     planner = make_planner(num_samples=512, num_policy_samples=24, num_elites=64, iterations=6)
     assert planner.resized() is planner
@@ -354,12 +291,14 @@ def test_drafts_are_the_best_of_many_plans_and_not_always_the_first() -> None:
     draws = torch.randn(8, 3, 4, 4, ACTION_DIM, generator=torch.Generator().manual_seed(0))
     plans = beam_search(model, latents, draws, discount=planner.discount)
     assert plans.shape == (8, 4, 3, ACTION_DIM)
-    skills = skills_of(planner, 8)
-    scores = torch.stack([skills.score(latents, plans[:, beam], np.full(8, 3)) for beam in range(4)], dim=1)
+    scores, ends = torch.zeros(8, 4), latents[:, None].expand(-1, 4, -1)
+    for step in range(3):
+        scores = scores + planner.discount**step * model.reward(ends, plans[:, :, step])
+        ends = model.next(ends, plans[:, :, step])
+    scores = scores + planner.discount**3 * policy_value(model, ends)
     assert (scores.diff(dim=1) <= 1e-4).all(), "best first"
     noiseless = [model.policy(latents, torch.zeros(8, ACTION_DIM)).mean]
     is_first = (plans[:, 0, 0] - noiseless[0]).abs().amax(dim=1) < 1e-6
     assert 0 < is_first.sum() < 8, "which first action is the best depends on the latent"
     alone = beam_search(model, latents[3:4], draws[3:4], discount=planner.discount)
     torch.testing.assert_close(alone[0], plans[3])
-    torch.testing.assert_close(policy_value(model, latents), skills.value(latents))

@@ -22,7 +22,6 @@ from gq.planning.modes import Mode, resolve_mode
 from gq.planning.triggers import Signal, Situation
 
 Array = np.ndarray
-GAIN = -0.3  # of the toy's feedback, on its push
 
 
 def identity(inputs: CorrectorInputs) -> Tensor:
@@ -39,9 +38,7 @@ class Toy:
     horizon: int = 3
     history_length: int = 4
     corrector: Callable[[CorrectorInputs], Tensor] | None = None
-    spread: float = 0.1
     scale: float = 1.0  # of all latents
-    has_feedback: bool = False
     warm_starts: list[Tensor] = field(default_factory=list)
     plan_rows: list[list[int]] = field(default_factory=list)
     refined: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -71,17 +68,6 @@ class Toy:
     def intended(self, latents: Tensor) -> Tensor:
         return self.policy(latents)
 
-    def value(self, latents: Tensor) -> Tensor:
-        return -latents.square().sum(dim=-1) / self.scale**2
-
-    def score(self, latents: Tensor, actions: Tensor, lengths: Array) -> Tensor:
-        total = torch.zeros(len(latents))
-        for step in range(int(lengths.max())):
-            within = torch.tensor(step < lengths)
-            total = total + torch.where(within, self.value(latents), 0.0)
-            latents = torch.where(within[:, None], self.next(latents, actions[:, step]), latents)
-        return total + self.value(latents)
-
     def correct(self, inputs: CorrectorInputs) -> Tensor:
         assert self.corrector is not None
         self.asked.append(inputs)
@@ -99,10 +85,8 @@ class Toy:
         path = [latents]
         for step in range(self.horizon):
             path.append(self.next(path[-1], actions[:, step]))
-        value = self.score(latents, actions, np.full(len(latents), self.horizon))
-        spread = torch.full((len(latents),), self.spread)
-        gains = GAIN * self.push[:, : self.latent_dim * self.has_feedback].expand(*actions.shape[:2], -1, -1)
-        return Queue(actions, actions, actions.abs() + 0.1, torch.stack(path, dim=1), value, spread, gains)
+        value = -path[-1].square().sum(dim=-1)
+        return Queue(actions, actions, actions.abs() + 0.1, torch.stack(path, dim=1), value)
 
 
 @dataclass
@@ -117,6 +101,10 @@ class Walk:
 
     def stacked(self, name: str) -> Array:
         return np.stack([getattr(events, name) for events in self.events])
+
+    def total(self, name: str) -> list[int]:
+        """Return the sum over all decisions, of each environment."""
+        return list(self.stacked(name).sum(axis=0))
 
 
 Disturb = Callable[[int, Tensor], Tensor]
@@ -141,8 +129,7 @@ def walk(
 ) -> Walk:
     """Act in the toy's own dynamics, which a disturbance may change, and record what was done."""
     mode = resolve_mode(mode) if isinstance(mode, str) else mode
-    between = {"corrector": identity if mode.between == "corrector" else None}
-    fields = {**between, "has_feedback": mode.between == "feedback", **fields}
+    fields = {"corrector": identity if mode.between == "corrector" else None, **fields}
     execution = execution or Execution(mode, Toy(list(seeds), **fields), len(seeds))
     toy = execution.skills
     assert isinstance(toy, Toy)
@@ -180,22 +167,20 @@ def test_a_horizon_of_one_is_planning_at_every_decision_to_the_bit() -> None:
         warm_start = queue.mean
         expected.append(queue.actions[:, 0].numpy())
         latents = jolt(0.1)(step, toy.next(latents, queue.actions[:, 0]))
-    for mode in ("baseline", "naive1", "hybrid1", "spec1", "feedback1", "refine1", "rescore1"):
+    for mode in ("baseline", "naive1", "hybrid1", "spec1", "refine1", "naive1+response"):
         walked = walk(mode, seeds=(3, 4), disturb=jolt(0.1))
         assert np.array_equal(walked.actions, np.stack(expected)), mode
         assert (walked.stacked("source") == Source.PLAN).all()
 
 
-@pytest.mark.parametrize("mode", ["naive{}", "hybrid{}", "spec{}+never", "feedback{}", "refine{}", "raw{}@999"])
+@pytest.mark.parametrize("mode", ["naive{}", "hybrid{}", "spec{}+never", "refine{}", "naive{}+raw@999"])
 @pytest.mark.parametrize("horizon", [1, 2, 3, 6, 12])
 def test_without_surprises_the_planner_is_called_every_so_many_decisions(mode: str, horizon: int) -> None:
     for num_steps in (20, 24):
         walked = walk(mode.format(horizon), num_steps)
         calls = math.ceil(num_steps / horizon)
-        assert walked.execution.counters.planner_calls.tolist() == [calls, calls]
-        assert walked.stacked("planned").sum(axis=0).tolist() == [calls, calls]
+        assert walked.total("planned") == [calls, calls]
         assert len(walked.toy.plan_rows) == calls, "both environments plan in one call"
-        assert walked.execution.counters.decisions.tolist() == [num_steps, num_steps]
         assert not walked.stacked("missed").any()
 
 
@@ -204,21 +189,21 @@ def test_the_policy_alone_never_plans() -> None:
     assert walked.toy.plan_rows == []
     assert (walked.stacked("source") == Source.POLICY).all()
     assert (walked.stacked("age") == -1).all()
-    assert walked.execution.counters.evaluations.tolist() == [20, 20]
+    assert walked.total("evaluations") == [20, 20]
     assert np.isfinite(walked.stacked("surprise")[1:]).all()
     assert np.isnan(walked.stacked("drift")).all()
 
 
 def test_naive_plans_pay_no_attention_to_where_they_are() -> None:
     walked = walk("naive3", 21, disturb=jolt(1e6))
-    assert walked.execution.counters.planner_calls.tolist() == [7, 7]
+    assert walked.total("planned") == [7, 7]
     assert (walked.stacked("surprise")[1:] > 1e5).all()
     assert walked.stacked("source")[:4, 0].tolist() == [Source.PLAN, Source.FOLLOW, Source.FOLLOW, Source.PLAN]
     assert walked.stacked("age")[:4, 0].tolist() == [0, 1, 2, 0]
     assert walked.stacked("arrival_age")[:4, 0].tolist() == [-1, 1, 2, 3]
 
 
-@pytest.mark.parametrize("mode", ["raw6@1", "relative6@3", "value6@3", "response6@3", "rescore6@1"])
+@pytest.mark.parametrize("mode", ["naive6+raw@1", "naive6+response@3"])
 def test_a_disturbance_makes_triggers_plan_and_its_absence_does_not(mode: str) -> None:
     def once(step: int, latents: Tensor) -> Tensor:
         return latents + 50 if step == 7 else latents
@@ -229,7 +214,7 @@ def test_a_disturbance_makes_triggers_plan_and_its_absence_does_not(mode: str) -
     assert shaken.stacked("missed")[:, 0].nonzero()[0].tolist() == [8]
     assert shaken.stacked("arrival_age")[8, 0] == 2, "the plan before was accepted twice"
     assert len(shaken.toy.plan_rows) == 3, "a miss costs one plan"
-    assert shaken.execution.counters.planner_calls.tolist() == [3, 3]
+    assert shaken.total("planned") == [3, 3]
     assert shaken.stacked("signal")[8, 0] > resolve_mode(mode).threshold
     assert np.array_equal(calm.actions[:8], shaken.actions[:8])
 
@@ -238,27 +223,19 @@ def test_only_the_environment_that_was_disturbed_plans() -> None:
     def one(step: int, latents: Tensor) -> Tensor:
         return latents + torch.tensor([[0.0], [50.0]]) if step == 1 else latents
 
-    walked = walk("raw6@1", 6, disturb=one)
+    walked = walk("naive6+raw@1", 6, disturb=one)
     assert walked.toy.plan_rows == [[0, 1], [1]]
-    assert np.array_equal(walked.actions[:, 0], walk("raw6@1", 6).actions[:, 0])
+    assert np.array_equal(walked.actions[:, 0], walk("naive6+raw@1", 6).actions[:, 0])
 
 
 def test_a_forced_miss_plays_the_first_action_of_the_plan_in_the_queue() -> None:
-    walked = walk("raw6@0", 10, disturb=jolt(1.0))
+    walked = walk("naive6+raw@0", 10, disturb=jolt(1.0))
     queue, real = walked.execution.queue, torch.from_numpy(walked.latents[-1])
     assert (walked.stacked("missed")[1:]).all()
     assert len(walked.toy.plan_rows) == 10
     executed = torch.from_numpy(walked.actions[-1])
     assert torch.equal(queue.actions[:, 0], executed)
     assert torch.equal(queue.latents[:, 1], walked.toy.next(real, executed))
-
-
-def test_a_value_gap_matters_only_if_the_value_changes() -> None:
-    def mirrored(_: int, latents: Tensor) -> Tensor:
-        return -latents  # as far from the origin
-
-    assert walk("value2@0.01", 6, disturb=mirrored).execution.counters.planner_calls.tolist() == [3, 3]
-    assert walk("raw2@0.01", 6, disturb=mirrored).execution.counters.planner_calls.tolist() == [6, 6]
 
 
 def test_a_response_gap_matters_only_if_the_policy_would_act_differently() -> None:
@@ -268,48 +245,26 @@ def test_a_response_gap_matters_only_if_the_policy_would_act_differently() -> No
     def shifted(_: int, latents: Tensor) -> Tensor:
         return latents + 0.1
 
-    assert walk("response3@0.01", 6, disturb=elsewhere).execution.counters.planner_calls.tolist() == [2, 2]
-    assert walk("raw3@0.01", 6, disturb=elsewhere).execution.counters.planner_calls.tolist() == [6, 6]
-    assert walk("response3@0.01", 6, disturb=shifted).execution.counters.planner_calls.tolist() == [6, 6]
+    assert walk("naive3+response@0.01", 6, disturb=elsewhere).total("planned") == [2, 2]
+    assert walk("naive3+raw@0.01", 6, disturb=elsewhere).total("planned") == [6, 6]
+    assert walk("naive3+response@0.01", 6, disturb=shifted).total("planned") == [6, 6]
 
 
-def test_rescoring_replans_only_for_the_worse() -> None:
-    def better(_: int, latents: Tensor) -> Tensor:
-        return 0.1 * latents
-
-    def worse(_: int, latents: Tensor) -> Tensor:
-        return 10 * latents
-
-    for spread in (0.0, 1.0):
-        assert walk("rescore3", 3, disturb=better, spread=spread).execution.counters.planner_calls.tolist() == [1, 1]
-        assert walk("rescore3", 3, disturb=worse, spread=spread).execution.counters.planner_calls.tolist() == [3, 3]
-    assert walk("rescore3", 3, disturb=worse, spread=1e9).execution.counters.planner_calls.tolist() == [1, 1]
-
-
-def test_the_relative_trigger_does_not_depend_on_the_size_or_number_of_latents() -> None:
-    def situation(real: Tensor, before: Tensor, planned: Tensor) -> Situation:
-        num = len(real)
-        return Situation(
-            real, before, torch.ones(num).bool(), planned, planned, real[:, None], np.ones(num), torch.ones(num)
-        )
-
+def test_the_raw_trigger_depends_on_the_number_of_latents_and_the_response_not_on_their_size() -> None:
     torch.manual_seed(0)
-    steps = [[torch.randn(3, 8) for _ in range(3)] for _ in range(5)]
-    changes: list[Callable[[Tensor], Tensor]] = [lambda z: z, lambda z: 100 * z, lambda z: torch.cat([z] * 11, dim=1)]
-    active = torch.ones(3).bool()
-    found: dict[str, list[Tensor]] = {}
-    for kind in ("relative", "raw"):
-        for change in changes:
-            signal = Signal(kind, Toy([0]), 3, torch.device("cpu"))  # type: ignore[arg-type]
-            signals = [signal.measure(situation(*map(change, step)), active) for step in steps]
-            found.setdefault(kind, []).append(torch.stack(signals))
-    torch.testing.assert_close(found["relative"][0], found["relative"][1])
-    torch.testing.assert_close(found["relative"][0], found["relative"][2])
-    assert (found["raw"][2] > 3 * found["raw"][0]).all()
-    for mode in ("relative6@0.9", "value6@0.9", "response6@0.9"):
-        shaken = [walk(mode, scale=scale, disturb=jolt(0.5 * scale)).stacked("planned") for scale in (1.0, 64.0)]
-        assert np.array_equal(*shaken)
-        assert 8 < shaken[0].sum() < 40
+    real, before, planned = (torch.randn(3, 8) for _ in range(3))
+    signal = Signal("raw", Toy([0]).intended, 3, torch.device("cpu"))
+    found = []
+    for num in (1, 11):
+        parts = [torch.cat([part] * num, dim=1) for part in (real, before, planned)]
+        situation = Situation(parts[0], parts[1], torch.ones(3).bool(), parts[2], parts[2])
+        found.append(signal.measure(situation, torch.ones(3).bool()))
+    assert (found[1] > 3 * found[0]).all()
+    shaken = [
+        walk("naive6+response@0.9", scale=scale, disturb=jolt(0.5 * scale)).stacked("planned") for scale in (1.0, 64.0)
+    ]
+    assert np.array_equal(*shaken)
+    assert 8 < shaken[0].sum() < 40
 
 
 # --- what it plays ----------------------------------------------------------------------------------------------------
@@ -361,20 +316,6 @@ def test_corrections_are_within_limits_and_of_the_right_shape() -> None:
         spec(lambda inputs: inputs.plan_action[:1])
 
 
-def test_feedback_changes_a_plan_by_how_far_the_latent_is_off() -> None:
-    steered, followed = walk("feedback6", 12, disturb=jolt(0.2)), walk("naive6", 12, disturb=jolt(0.2))
-    assert np.array_equal(steered.actions[0], followed.actions[0]), "a new plan's own action is never changed"
-    assert steered.stacked("source")[:, 0].tolist() == 2 * [0, *[Source.CORRECT] * 2, *[Source.POLICY] * 3]
-    plan = Toy([0, 1]).plan(np.arange(2), start_of(steered.toy, 2), torch.zeros(2, 3, 2))
-    off = torch.from_numpy(steered.latents[1]) - plan.latents[:, 1]
-    expected = plan.actions[:, 1] + GAIN * off @ steered.toy.push.T
-    torch.testing.assert_close(torch.from_numpy(steered.actions[1]), expected)
-    assert (expected - plan.actions[:, 1]).abs().max() > 0.05
-    calm = [walk(mode, 12).actions for mode in ("feedback6", "naive6")]
-    np.testing.assert_allclose(*calm, atol=1e-6)
-    assert np.abs(walk("feedback3", 9, disturb=jolt(5)).actions).max() == 1
-
-
 def test_refining_starts_from_the_last_plan_and_its_deviations() -> None:
     walked = walk("refine6", 6, disturb=jolt(0.2))
     assert walked.stacked("source")[:, 0].tolist() == [Source.PLAN] + [Source.REFINE] * 5
@@ -383,8 +324,8 @@ def test_refining_starts_from_the_last_plan_and_its_deviations() -> None:
     assert torch.equal(walked.toy.refined[0][0], queue.mean)
     assert torch.equal(walked.toy.refined[0][1], queue.std)
     assert torch.equal(walked.execution.queue.actions[:, 0], torch.from_numpy(walked.actions[-1]))
-    assert walked.execution.counters.planner_calls.tolist() == [1, 1]
-    assert walked.execution.counters.evaluations.tolist() == [150, 150]
+    assert walked.total("planned") == [1, 1]
+    assert walked.total("evaluations") == [150, 150]
 
 
 def test_drafts_are_accepted_corrected_or_given_up_by_how_far_off_they_are() -> None:
@@ -403,13 +344,13 @@ def test_drafts_are_accepted_corrected_or_given_up_by_how_far_off_they_are() -> 
     before = torch.from_numpy(corrected.latents[2])
     draft = corrected.toy.draft(corrected.toy.next(before, torch.from_numpy(corrected.actions[2])))
     torch.testing.assert_close(torch.from_numpy(corrected.actions[3]), 0.9 * draft)
-    assert policy.execution.counters.planner_calls.tolist() == [3, 3]
+    assert policy.total("planned") == [3, 3]
 
 
 # --- what it expects --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["naive6", "hybrid3", "spec6+never", "feedback3", "refine3", "beam", "policy", "raw6"])
+@pytest.mark.parametrize("mode", ["naive6", "hybrid3", "spec6+never", "refine3", "beam", "policy", "naive6+raw"])
 def test_in_an_exact_model_nothing_is_surprising_whatever_is_played(mode: str) -> None:
     def wild(inputs: CorrectorInputs) -> Tensor:
         return torch.sin(37 * inputs.plan_action + 11 * inputs.real[:, :1])
@@ -422,7 +363,7 @@ def test_in_an_exact_model_nothing_is_surprising_whatever_is_played(mode: str) -
 
 def test_a_correction_is_no_error_of_the_model_but_leaves_the_plan() -> None:
     walked = walk("spec6@0.001", 12, corrector=lambda inputs: -inputs.plan_action)
-    assert walked.execution.counters.planner_calls.tolist() == [2, 2], "the trigger sees the model's errors"
+    assert walked.total("planned") == [2, 2], "the trigger sees the model's errors"
     drift, ages = walked.stacked("drift"), walked.stacked("arrival_age")
     assert np.nanmax(drift[ages == 1]) < 1e-6
     assert (drift[(ages >= 2) & (ages <= 3)] > 0.01).all()
@@ -492,7 +433,7 @@ def test_a_shorter_history_hides_what_is_older() -> None:
 # --- what it keeps and forgets ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec2+never", "naive12", "raw6@0.4"])
+@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec2+never", "naive12", "naive6+raw@0.4"])
 def test_a_warm_start_is_the_last_plan_moved_on_by_what_was_executed(mode: str) -> None:
     walked = walk(mode, 20, seeds=(5,), horizon=4, disturb=jolt(0.1))
     planned = walked.stacked("planned")[:, 0].nonzero()[0]
@@ -506,9 +447,7 @@ def test_a_warm_start_is_the_last_plan_moved_on_by_what_was_executed(mode: str) 
         assert torch.equal(walked.toy.warm_starts[number + 1], expected)
 
 
-@pytest.mark.parametrize(
-    "mode", ["naive6", "spec6+relative", "feedback3", "refine3", "value6@2", "response6@2", "hybrid3", "beam"]
-)
+@pytest.mark.parametrize("mode", ["naive6", "spec6+response", "refine3", "naive6+response@2", "hybrid3", "beam"])
 def test_nothing_crosses_a_reset(mode: str) -> None:
     def damp(inputs: CorrectorInputs) -> Tensor:
         return inputs.plan_action - 0.1 * inputs.history.mean(dim=(1, 2))[:, None]
@@ -525,13 +464,12 @@ def test_nothing_crosses_a_reset(mode: str) -> None:
     assert np.array_equal(again.actions, fresh.actions)
     for name in ("source", "age", "arrival_age", "surprise", "drift", "signal"):
         np.testing.assert_array_equal(again.stacked(name), fresh.stacked(name))
-    assert used.counters.decisions.tolist() == [17, 17], "counters go on"
 
 
 def test_a_reset_of_one_environment_leaves_the_others_alone() -> None:
-    whole = walk("spec6+relative@1", 12, disturb=jolt(0.2))
+    whole = walk("spec6+response@9", 12, disturb=jolt(0.2))
     toy = Toy([0, 1], corrector=identity)
-    execution = Execution(resolve_mode("spec6+relative@1"), toy, 2)
+    execution = Execution(resolve_mode("spec6+response@9"), toy, 2)
     rows = np.arange(2)
     for step in range(12):
         if step == 5:
@@ -546,7 +484,7 @@ def test_a_reset_of_one_environment_leaves_the_others_alone() -> None:
 
 
 def test_an_environment_acts_the_same_alone_and_while_others_pause() -> None:
-    mode = resolve_mode("raw6@0.5")
+    mode = resolve_mode("naive6+raw@0.5")
     alone = walk(mode, 12, seeds=(1,), disturb=jolt(0.2))
     toy = Toy([0, 1, 2])
     execution = Execution(mode, toy, 3)
@@ -559,17 +497,16 @@ def test_an_environment_acts_the_same_alone_and_while_others_pause() -> None:
         assert np.array_equal(actions[place], alone.actions[step, 0])
         for name in ("source", "age", "missed", "surprise", "drift", "evaluations"):
             np.testing.assert_array_equal(getattr(events, name)[place], getattr(alone.events[step], name)[0])
-    assert execution.counters.decisions.tolist() == [4, 12, 8]
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
 def test_evaluations_are_those_of_what_was_used() -> None:
-    assert walk("baseline", 6).execution.counters.evaluations.tolist() == [600, 600]
-    assert walk("naive3", 6).execution.counters.evaluations.tolist() == [200, 200]
-    assert walk("hybrid3", 6).execution.counters.evaluations.tolist() == [204, 204]
-    assert walk("spec3+never", 6).execution.counters.evaluations.tolist() == [200 + 4 * 2 + 5, 200 + 4 * 2 + 5]
+    assert walk("baseline", 6).total("evaluations") == [600, 600]
+    assert walk("naive3", 6).total("evaluations") == [200, 200]
+    assert walk("hybrid3", 6).total("evaluations") == [204, 204]
+    assert walk("spec3+never", 6).total("evaluations") == [200 + 4 * 2 + 5, 200 + 4 * 2 + 5]
 
 
 class HostCopies(TorchDispatchMode):
@@ -587,7 +524,7 @@ class HostCopies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec6", "refine3", "beam", "rescore6", "relative6", "policy"])
+@pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec6", "refine3", "beam", "naive6+response", "policy"])
 def test_a_decision_looks_at_the_device_once_or_twice_where_a_trigger_let_it_plan(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -611,21 +548,16 @@ def test_a_decision_looks_at_the_device_once_or_twice_where_a_trigger_let_it_pla
 
 BASES = [
     "naive{}",
-    "naive{}_elite",
     "hybrid{}",
     "spec{}",
-    "feedback{}",
     "refine{}",
-    "raw{}@0.3",
-    "relative{}",
-    "value{}",
-    "rescore{}",
-    "spec{}+rescore@0.2",
-    "hybrid{}+relative@0.7",
+    "naive{}+raw@0.3",
+    "naive{}+response",
+    "spec{}+response@0.2",
+    "hybrid{}+raw@0.7",
     "beam",
     "baseline",
     "policy",
-    "amortised",
 ]
 
 
@@ -667,7 +599,6 @@ def test_every_mode_runs_with_every_horizon(
     assert not (due & missed).any()
     assert not missed.any() or mode.trigger != "never"
     assert np.array_equal(arrival_age[1:], np.where(age[:-1] < 0, -1, age[:-1] + 1))
-    assert walked.execution.counters.planner_calls.tolist() == planned.sum(axis=0).tolist()
     assert len(walked.toy.plan_rows) <= 20
     assert [len(rows) for rows in walked.toy.plan_rows] == [n for n in planned.sum(axis=1).tolist() if n]
     assert np.isfinite(walked.stacked("surprise")[1:]).all()

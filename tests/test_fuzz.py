@@ -513,7 +513,7 @@ def test_a_place_in_the_log_that_cannot_be_is_refused(position: dict[str, Any], 
 
 @pytest.mark.parametrize("name", [f"naive{'1' * 5_000}", f"naive3h{'1' * 5_000}", f"{'1' * 5_000}step_naive"])
 def test_a_mode_with_thousands_of_digits_is_none(name: str) -> None:
-    with pytest.raises(UsageError, match="there is no mode"):
+    with pytest.raises(UsageError, match="unknown mode"):
         resolve_mode(name)
 
 

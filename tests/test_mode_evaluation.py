@@ -114,7 +114,7 @@ def test_a_sweep_has_all_standard_modes(agent: Path, tmp_path: Path) -> None:
 def test_options_reach_the_modes(agent: Path, tmp_path: Path) -> None:
     run = copy_run(agent, tmp_path / "agent")
     options = ("--spec-exec-horizon", "2", "--spec-plan-horizon", "5", "--spec-mismatch-threshold", "0")
-    printed = json.loads(gq("eval", run, "--mode", "raw3", "--episodes", "1", *options, "--json").stdout)
+    printed = json.loads(gq("eval", run, "--mode", "naive3+raw", "--episodes", "1", *options, "--json").stdout)
     (row,) = printed["results"]
     wanted = {"execution_horizon": 2, "plan_horizon": 5, "threshold": 0, "trigger": "raw"}
     assert {name: row["settings"][name] for name in wanted} == wanted
@@ -150,8 +150,8 @@ def test_nothing_is_written_into_a_run_that_is_gone(agent: Path, tmp_path: Path)
     ("arguments", "message"),
     [
         (("--mode", "naive"), None),
-        (("--mode", "naife3"), "there is no mode naife3"),
-        (("--mode", "baseline,"), "there is no mode without a name"),
+        (("--mode", "naife3"), "unknown mode 'naife3'"),
+        (("--mode", "baseline,"), "unknown mode ''"),
         (("--mode", "naive3", "--history-len", "2"), "--history-len changes none of these modes"),
         (("--mode", "spec3"), "agent has no corrector"),
         (("--mode", "spec3", "--corrector", "mine"), "agent has no corrector mine"),
@@ -273,5 +273,5 @@ def test_a_policy_that_acts_in_a_mode_has_its_settings(agent: Path) -> None:
     assert loaded.policy.planner.config.horizon == 2
     assert loaded.planner
     assert loaded.planner.config.horizon == 3, "the run's own is kept"
-    with pytest.raises(UsageError, match="no mode nave6"):
+    with pytest.raises(UsageError, match="unknown mode 'nave6'"):
         load_run(agent, mode="nave6")

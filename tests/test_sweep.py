@@ -207,7 +207,8 @@ def test_frontiers_of_calls_and_of_time() -> None:
         ("naive3", "naive"),
         ("naive12h6_elite", "naive elite"),
         ("hybrid6+rescore@0.5", "hybrid+rescore"),
-        ("spec6_corrector", "spec"),
+        ("spec6h3@0.25", "spec"),
+        ("baselineh6", "baseline"),
         ("raw6h6@0.25", "raw"),
         ("baseline", "baseline"),
         ("baseline_elite", "baseline elite"),
@@ -221,11 +222,11 @@ def test_strategies_leave_numbers_out(mode: str, strategy: str) -> None:
 
 def test_a_sweep_has_the_baselines_that_count() -> None:
     modes = standard_modes(corrected=False)
-    assert {"baseline", "baseline_elite", "small", "policy", "naive3", "naive6h6", "hybrid2", "hybrid12"} <= set(modes)
+    assert {"baseline", "policy", "naive3", "naive6h6", "hybrid2", "hybrid12"} <= set(modes)
     assert len(set(modes)) == len(modes)
     resolved = [resolve_mode(mode) for mode in standard_modes(corrected=True)]
-    assert {mode.trigger for mode in resolved} == {"never", "raw", "relative", "value", "response", "rescore"}
-    assert {mode.between for mode in resolved} == {"plan", "policy", "corrector", "feedback", "refine", "beam"}
+    assert {mode.trigger for mode in resolved} == {"never", "raw", "response"}
+    assert {mode.between for mode in resolved} == {"plan", "policy", "corrector", "refine", "beam"}
     assert not any(resolve_mode(mode).between == "corrector" for mode in modes)
 
 
@@ -363,10 +364,10 @@ def script() -> ModuleType:
 
 def test_all_rows_of_the_script_are_modes(script: ModuleType, tmp_path: Path) -> None:
     rows = script.rows_of(tmp_path)
-    assert len({row.name for row in rows}) == len(rows) > 30
+    assert len({row.name for row in rows}) == len(rows) > 25
     for row in rows:
         resolve_mode(row.mode)
-    assert {"baseline", "small", "policy", "hybrid12", "naive6h6_elite", "refine3"} <= {row.mode for row in rows}
+    assert {"baseline", "policy", "hybrid12", "naive6h6", "refine3"} <= {row.mode for row in rows}
     for horizon, name in [(3, "two-tower"), (6, "blind")]:
         folder = tmp_path / "correctors" / name
         folder.mkdir(parents=True)

@@ -55,11 +55,9 @@ class PlanningPolicy:
         settings = resolve_mode(mode) if isinstance(mode, str) else mode
         if settings.between == "corrector" and corrector is None:
             raise UsageError(f"mode {settings.name} needs a corrector", hint="gq distill RUN trains one")
-        self.settings = replace(settings, action="elite") if stochastic else settings
-        self.mode, self.stochastic, self.corrector = settings.name, stochastic, corrector
-        self.planner = planner.resized(
-            horizon=settings.plan_horizon, iterations=settings.iterations, num_samples=settings.num_samples
-        )
+        self.mode, self.settings = settings.name, settings
+        self.stochastic, self.corrector = stochastic, corrector
+        self.planner = planner.resized(horizon=settings.plan_horizon)
         num_samples = min(NUM_REFINING_SAMPLES, self.planner.config.num_samples)
         self.refiner = self.planner.resized(iterations=1, num_samples=num_samples)
         self.action_bound, self.fixed_block_size = action_bound, block_size
@@ -118,10 +116,9 @@ class PlanningPolicy:
                 self.planner,
                 self.refiner,
                 self.generators[block * self.block_size : (block + 1) * self.block_size],
-                action=self.settings.action,
                 corrector=self.corrector,
+                drawn=self.stochastic,
                 sampled=self.stochastic and not self.settings.is_planning,
-                has_feedback=self.settings.between == "feedback",
             )
             self.executions[block] = Execution(self.settings, skills, self.block_size)
         return self.executions[block]

@@ -1,28 +1,23 @@
 """Many modes side by side: which ones, and which of them no other beats."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gq.planning.modes import FAMILIES, PATTERN, modern_name
 from gq.results.behaviour import ModeSummary
 
 SWEEP = "sweep"  # as a mode: all of those below
 # With the planner's own horizon, which is usually 3, and with plans as long as they are executed.
 STANDARD_MODES = (
-    *("baseline", "baseline_elite", "baselineh6", "small", "policy"),
-    *("naive2", "naive3", "naive6", "naive6h6", "naive3_elite", "naive6h6_elite"),
+    *("baseline", "baselineh6", "policy", "naive2", "naive3", "naive6", "naive6h6"),
     *("hybrid2", "hybrid3", "hybrid6", "hybrid12"),
-    *(f"raw6h6@{threshold}" for threshold in (0.1, 0.25, 0.5)),
-    *(f"relative6h6@{threshold}" for threshold in (0.25, 0.5, 1)),
-    *(f"value6h6@{threshold}" for threshold in (0.5, 1, 2)),
-    *(f"response6h6@{threshold}" for threshold in (0.5, 1, 2)),
-    *(f"rescore6h6@{threshold}" for threshold in (0.5, 1, 2)),
-    *(f"hybrid12+value@{threshold}" for threshold in (1, 2)),
-    *("feedback3", "refine3", "refine6", "beam"),
+    *(f"naive6h6+raw@{threshold}" for threshold in (0.1, 0.25, 0.5)),
+    *(f"naive6h6+response@{threshold}" for threshold in (0.5, 1, 2)),
+    *("hybrid12+response@1", "refine3", "refine6", "beam"),
 )
-CORRECTED_MODES = ("spec3", "spec6", "spec6h6", "spec6h6+rescore@1")
+CORRECTED_MODES = ("spec3", "spec6", "spec6h6", "spec6h6+response@1")
 MAX_PERIOD = 16  # decisions per planner call, where the area under a frontier begins
 
 
@@ -52,12 +47,11 @@ def standard_modes(*, corrected: bool) -> list[str]:
 
 
 def strategy_of(mode: str) -> str:
-    """Return what a mode is like but for its horizons and thresholds: `naive`, `hybrid+rescore`, `baseline`."""
-    match = PATTERN.fullmatch(modern_name(mode))
-    if not match:
-        return mode
-    base = match["base"] if match["base"] in FAMILIES else modern_name(mode).partition("@")[0].partition("_elite")[0]
-    return base + (f"+{match['trigger']}" if match["trigger"] else "") + (match["elite"] or "").replace("_", " ")
+    """Return what a mode is like but for its horizons and thresholds: `naive`, `hybrid+response`, `baseline`.
+
+    Also of modes of earlier versions that stored evaluations name.
+    """
+    return re.sub(r"h?\d+|@.*", "", mode).replace("_", " ")
 
 
 def points(results: Sequence[ModeSummary], cost: str) -> list[Point]:

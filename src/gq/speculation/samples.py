@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gq.models.world_model import WorldModel
-from gq.planning.features import Past, corrector_inputs
+from gq.planning.interfaces import Past, corrector_inputs
 from gq.speculation.lesson import Lesson
 from gq.speculation.plan_data import PlanEpisode, is_validation, past_rows
 
