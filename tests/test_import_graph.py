@@ -34,7 +34,6 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EXCEPTIONS = {
     "policies.packaged -> datasets.catalog",
     "results.footage -> rendering",
-    "runs.details -> training.finetuning",
     "runs.folder -> datasets.loading",
     "runs.folder -> training.processes",
     "training.finetuning -> datasets.loading",

@@ -9,12 +9,14 @@ from gq.config import (
     DataConfig,
     DTConfig,
     EvalConfig,
+    FinetuneConfig,
     ODTConfig,
     OnlineConfig,
     OptimConfig,
     TargetEvalConfig,
     TDMPC2Config,
     TrainConfig,
+    UpdateConfig,
 )
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
@@ -126,11 +128,28 @@ def paper_odt(dataset: str) -> ODTConfig:
     )
 
 
-def online(size: str) -> OnlineConfig:
-    """Return how a model of a size is finetuned: as in the paper, or in minutes."""
-    if size == "paper":
-        return OnlineConfig(environment_steps=200_000, rollouts=1, updates_per_rollout=300, buffer_size=1000)
-    return OnlineConfig()
+def finetune(parent: ODTConfig | FinetuneConfig) -> FinetuneConfig:
+    """Return what finetuning takes over from its parent's configuration."""
+    update = {name: value for name, value in vars(parent.train).items() if name in UpdateConfig.__dataclass_fields__}
+    optim = parent.optim
+    if optim.schedule == "cosine":  # a rate that fell falls again, from a third of its peak
+        optim = replace(optim, learning_rate=optim.learning_rate / 3)
+    online = OnlineConfig()
+    if parent.size == "paper":
+        online = OnlineConfig(environment_steps=200_000, rollouts=1, updates_per_rollout=300, buffer_size=1000)
+    return FinetuneConfig(
+        task=parent.task,
+        size=parent.size,
+        data=parent.data,
+        model=parent.model,
+        entropy=parent.entropy,
+        optim=optim,
+        train=UpdateConfig(**update),
+        eval=replace(parent.eval, every=10_000),  # environment steps
+        checkpoint=parent.checkpoint,
+        log=parent.log,
+        online=online,
+    )
 
 
 def tdmpc2(size: str = "5") -> TDMPC2Config:

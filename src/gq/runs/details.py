@@ -120,12 +120,10 @@ def inherited_from(parent: Path) -> RunConfig:
     Raises:
         GqError: it is not there, or no Online Decision Transformer's.
     """
-    from gq.training.finetuning import inherited
-
     stored = read_config(parent)
     if not isinstance(stored, ODTConfig | FinetuneConfig):
         raise GqError(f"{parent} is not an Online Decision Transformer's")
-    return inherited(stored)
+    return presets.finetune(stored)
 
 
 def differing_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq import presets
-from gq.config import FinetuneConfig, ODTConfig, OptimConfig, TrainedConfig, UpdateConfig, flatten, to_toml
+from gq.config import FinetuneConfig, ODTConfig, TrainedConfig, flatten, to_toml
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.scores import Reference, origin_of, reference_for
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gq.training.online import OnlineLoop, ReplayStore
 
 SMALL_EMBED_DIM = 256
-EVALUATE_EVERY = 10_000  # environment steps
 ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
 FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
 
@@ -75,30 +74,12 @@ def prepare_finetuning(
     if not isinstance(stored, ODTConfig | FinetuneConfig):
         raise UsageError(f"{parent.name} is a {stored.algo} run", hint="finetune one of gq train odt")
     folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(parent, checkpoint)
-    config = inherited(stored).replace(given or {})
+    config = presets.finetune(stored).replace(given or {})
     refuse_other_weights(stored, config)
     online = replace(config.online, parent=str(parent.resolve()), checkpoint=folder.name)
     config, trajectories = complete(replace(config, online=online))
     refuse_other_data(config, read_json(folder / "state.json"), fingerprint(trajectories))
     return config, trajectories
-
-
-def inherited(stored: ODTConfig | FinetuneConfig) -> FinetuneConfig:
-    """Return what a run has of its parent's configuration where nothing else is asked for."""
-    update = {name: value for name, value in vars(stored.train).items() if name in UpdateConfig.__dataclass_fields__}
-    return FinetuneConfig(
-        task=stored.task,
-        size=stored.size,
-        data=stored.data,
-        model=stored.model,
-        entropy=stored.entropy,
-        optim=going_on(stored.optim),
-        train=UpdateConfig(**update),
-        eval=replace(stored.eval, every=EVALUATE_EVERY),
-        checkpoint=stored.checkpoint,
-        log=stored.log,
-        online=presets.online(stored.size),
-    )
 
 
 def refuse_other_weights(parent: TrainedConfig, config: FinetuneConfig) -> None:
@@ -116,12 +97,6 @@ def refuse_other_data(config: FinetuneConfig, parent_state: Mapping[str, Any], d
     if parent_state.get("dataset_sha256") != dataset_sha256:
         message = f"{config.data.dataset} is not the data that {config.online.parent} learnt from"
         raise GqError(message, hint="restore the file, or pretrain again")
-
-
-def going_on(optim: OptimConfig) -> OptimConfig:
-    """Return the optimiser of a run after its parent's; a rate that fell falls again, from a third of its peak."""
-    rate = optim.learning_rate / 3 if optim.schedule == "cosine" else optim.learning_rate
-    return replace(optim, learning_rate=rate)
 
 
 def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:
