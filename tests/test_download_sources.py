@@ -20,7 +20,7 @@ from downloading import (
     write_d4rl,
     write_minari,
 )
-from gq.data import old_ant
+from gq.data import old_columns
 from gq.datasets.loading import download, load_dataset
 from gq.datasets.manifest import read_record
 from gq.datasets.names import cached, resolve
@@ -54,7 +54,7 @@ def write_old_ant(path: Path, *, world: float = 0.0) -> np.ndarray:
 
 
 def test_old_ant_observations_become_those_of_ant_v5(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gq.data.old_ant.NUM_BLOCK_ROWS", 70)
+    monkeypatch.setattr("gq.data.old_columns.BLOCK_ROWS", 70)
     site.start()
     observations = write_old_ant(site.root / "gym_mujoco_v2" / "ant_medium-v2.hdf5")
     notes: list[str] = []
@@ -82,7 +82,7 @@ def test_old_ant_observations_in_another_file_are_refused(tmp_path: Path) -> Non
         if missing:
             (tmp_path / "other.hdf5").unlink()
         with pytest.raises(DataError, match="observations is a link to elsewhere"):
-            old_ant.read_old_ant(tmp_path / "ant.hdf5", "d4rl/ant-medium-v2")
+            old_columns.read_old_ant(tmp_path / "ant.hdf5", "d4rl/ant-medium-v2")
 
 
 def test_data_of_another_width_are_refused(site: Site) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from gq.cli.errors import MAX_LETTERS, tidy
-from gq.data.own_content import ForeignError, check_size
+from gq.data import rows
+from gq.data.hdf5 import ForeignError, check_size, open_hdf5, plain_attributes
 from gq.data.pickle_reader import load_pickle
-from gq.data.reading import open_hdf5, plain_attributes, read_trajectories
+from gq.data.reading import read_trajectories
 from gq.data.steps import StepLog
 from gq.errors import DataError, GqError, UsageError
 from gq.files import MAX_DEPTH, parse_json, parse_toml, parse_whole_number, sha256
@@ -29,8 +30,6 @@ from gq.paths import checkpoint_folders, existing, find_run, read_json
 from gq.planning.modes import resolve_mode
 from gq.policies.correctors import load_corrector
 from gq.policies.loading import load_run
-from gq.repair.raw_columns import UnreadableError
-from gq.repair.raw_files import read_raw
 from gq.results.history import read_history
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
 from gq.runs.evaluations import read_rows
@@ -143,6 +142,14 @@ def hostile(path: Path, change: Callable[[h5py.File], None]) -> Path:
     with h5py.File(write_hopper_file(path), "r+") as root:
         change(root)
     return path
+
+
+def read_raw(path: Path) -> rows.Rows:
+    """Read rows as repair does."""
+    found, problems = rows.read_rows(path)
+    if found is None:
+        raise DataError(problems[-1].message)
+    return found
 
 
 def moved(root: h5py.File) -> np.ndarray:
@@ -273,7 +280,7 @@ def test_a_name_that_is_no_text_is_no_episode(read: Callable[[Path], Any], tmp_p
     for name in ("observations", "actions"):
         with h5py.File(path, "r+") as root:
             del root[name]
-    with pytest.raises((DataError, UnreadableError)):
+    with pytest.raises(DataError):
         read(path)
 
 
@@ -282,9 +289,10 @@ def test_attributes_that_cannot_be_read_cost_no_rows(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(b"GCOL", b"XCOL"))  # where texts of any length lie
     assert path.read_bytes() != data
-    raw = read_raw(path)
+    raw, problems = rows.read_rows(path)
+    assert raw is not None
     assert (raw.num_rows, raw.attributes) == (195, {})
-    assert "the file's attributes cannot be read" in [finding.message for finding in raw.findings]
+    assert "the file's attributes cannot be read" in [problem.message for problem in problems]
     with pytest.raises(DataError, match="is damaged"):
         read_trajectories(path)
 

@@ -9,6 +9,7 @@ import pytest
 
 import corruptions
 from corruptions import Stream, changed, notes, only, problems, simulated, whole_rows
+from gq.data.old_columns import EXACT_COLUMNS
 from gq.data.reading import read_trajectories
 from gq.datasets.download import refused_file
 from gq.datasets.names import resolve
@@ -16,7 +17,6 @@ from gq.envs.scores import origin_of, reference_for
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.repair.repair import repair
-from gq.repair.task_columns import EXACT_COLUMNS
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")

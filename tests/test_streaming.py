@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gq import presets
-from gq.data import layouts, windows
+from gq.data import rows, windows
 from gq.data.reading import read_trajectories
 from gq.data.windows import NUM_AHEAD, Batch, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.errors import DataError, Interrupted
@@ -132,14 +132,14 @@ def write_wide_file(path: Path, num_rows: int, *, chunks: bool = False) -> Path:
 def test_a_large_file_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wide_file(tmp_path / "data.hdf5", 40_000)
     assert path.stat().st_size > 56e6
-    monkeypatch.setattr(layouts, "MAPPED_BYTES", 1 << 20)
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1 << 20)
     tracemalloc.start()
     trajectories = read_trajectories(path)
     mean, std = trajectories.observation_statistics()
     StreamingSampler(trajectories, 20).sample(64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    monkeypatch.setattr(layouts, "MAPPED_BYTES", 1 << 40)
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1 << 40)
     plain = read_trajectories(path)
     loaded = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -151,7 +151,7 @@ def test_a_large_file_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_not_stored_plainly_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
     plain, chunked = (
         read_trajectories(write_wide_file(tmp_path / f"{chunks}.hdf5", 1000, chunks=chunks)) for chunks in (False, True)
     )
@@ -163,7 +163,7 @@ def test_what_is_not_stored_plainly_is_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_mapped_file_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
     path = write_wide_file(tmp_path / "data.hdf5", 1000)
     with h5py.File(path, "r+") as file:
         file["observations"][321, 7] = np.nan

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from gq.config import TDMPC2Config
-from gq.data.reading import open_hdf5, plain_attributes, read_trajectories, time_limits, write_canonical
+from gq.data.hdf5 import open_hdf5, plain_attributes
+from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.replay import EpisodeLog
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of

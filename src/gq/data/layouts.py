@@ -1,217 +1,341 @@
-"""Turn stored columns, flat or one set an episode, into `Trajectories`, with every check on the way.
+"""What data files look like: D4RL's flat columns, Minari's episodes, the Decision Transformer's pickle.
 
-A column is anything with `shape`, `dtype` and indexing: an array, or an HDF5 dataset that is not read yet. Headers are
-checked before any column is read.
+A column is anything with `shape`, `dtype` and indexing: an array, or an HDF5 dataset that is not read yet. What headers
+say is examined here, before `gq.data.rows` reads any column.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gq.data.checks import check_columns, check_episodes, check_finite, check_widths
-from gq.data.own_content import check_size, own_item
-from gq.data.trajectories import Trajectories
-from gq.envs.tasks import TASKS
-from gq.errors import DataError, UsageError
+from gq.data.hdf5 import (
+    AGAIN,
+    HDF5_MAGIC,
+    READ_ERRORS,
+    ForeignError,
+    damaged,
+    own_item,
+    pick_column,
+    plain_attributes,
+)
+from gq.data.pickle_reader import load_pickle, whole_dicts
+from gq.errors import DataError
+from gq.files import parse_json
 
-MAPPED_BYTES = 1 << 30  # columns of HDF5 files that are at least so large stay there
-
-
-def pick_columns(where: str, container: Any, names: list[str]) -> dict[str, Any]:
-    """Return columns of a dict or an HDF5 group by name, unread.
-
-    Args:
-        where: file, and episode if there is one, for messages.
-
-    Raises:
-        DataError: one is missing or is not an array.
-    """
-    if not isinstance(container, Mapping):
-        raise DataError(f"{where} is not a group of arrays", hint="an episode needs " + ", ".join(names))
-    columns = {}
-    for name in names:
-        column = own_item(where, container, name)
-        if column is None:
-            found = ", ".join(str(key) for key in list(container)[:6]) or "nothing"
-            raise DataError(f"{where} has no {name}, but {found}", hint="gq needs " + ", ".join(names))
-        if not hasattr(column, "dtype") or not hasattr(column, "shape"):
-            raise DataError(f"{where}: {name} is a {type(column).__name__.lower()}, not one array")
-        columns[name] = column
-    return columns
+PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+FLAGS = ("terminals", "timeouts")
+MATRICES = ("observations", "actions")
+MINARI_PROVENANCE = ("dataset_id", "algorithm_name", "author", "code_permalink", "minari_version", "requirements")
 
 
-def from_flat(path: str, columns: Mapping[str, Any], *, source: str, task: str | None) -> Trajectories:
-    """Split flat columns into episodes, leaving out an unfinished one at the end.
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with how a file stores its rows."""
 
-    Args:
-        columns: observations [N, S], actions [N, A]; rewards, terminals and, where recorded, timeouts: [N] or [N, 1].
-        task: tells the widths to expect and, without timeouts, the longest episode.
-
-    Raises:
-        DataError: a column is not what it should be, or no episode is complete.
-        UsageError: there are neither timeouts nor a task with a known limit.
-    """
-    num_rows = check_columns(path, columns)
-    check_widths(path, columns["observations"].shape[1], columns["actions"].shape[1], task)
-    check_size(Path(path), [column.shape for column in columns.values()])
-    arrays = {}
-    for name, column in columns.items():
-        values = map_float32(column, num_rows)
-        values = read_float32(column, num_rows) if values is None else values
-        arrays[name] = values if name in ("observations", "actions") else values.reshape(-1)
-        check_finite(path, name, arrays[name], lambda row: f"row {row:,}")
-    terminals = arrays["terminals"] != 0
-    timeouts = arrays["timeouts"] != 0 if "timeouts" in arrays else None
-    ends = episode_ends(path, terminals, timeouts, task)
-    if not len(ends):
-        hint = "an episode ends where terminals or timeouts is set" + (
-            "" if task else ", or at the limit of its --task"
-        )
-        raise DataError(f"{path}: no complete episode in {num_rows:,} rows", hint=hint)
-    offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
-    num_kept = int(offsets[-1])
-    check_episodes(path, offsets, terminals[:num_kept], task)
-    return Trajectories(
-        observations=arrays["observations"][:num_kept],
-        actions=arrays["actions"][:num_kept],
-        rewards=arrays["rewards"][:num_kept],
-        terminals=terminals[:num_kept],
-        offsets=offsets,
-        source=source,
-        task=task,
-        num_dropped_rows=num_rows - num_kept,
-    )
+    code: str  # as `gq repair` names it: bad-shape, wrong-dtype, length-mismatch, truncated-file, non-finite, not-hdf5
+    message: str  # names neither the file nor the episode
+    error: DataError | None = None  # why gq does not train on such a file; None: it trains on it all the same
+    episode: str = ""  # that the problem is of, by its label in the file; "": the file's
+    count: int = 1  # of rows, columns or episodes that are affected
+    rows: tuple[int, ...] = ()  # the first ones of these
+    loses_episode: bool = False  # nothing of the episode can be used
 
 
-def episode_ends(path: str, terminals: np.ndarray, timeouts: np.ndarray | None, task: str | None) -> np.ndarray:
-    """Return the last row of each complete episode of flat data, int [E].
+class Problems(list[Problem]):
+    """What is wrong with a file. With `refuse`, the first problem that training minds is raised instead of kept."""
 
-    Where no time limit was recorded, an episode also ends at its task's limit. Its steps are counted from its own first
-    row: the loops of older readers start each later count one too high, and cut 1000 steps to 999.
+    def __init__(self, *, refuse: bool) -> None:
+        super().__init__()
+        self.refuse = refuse
 
-    Args:
-        terminals: bool [N].
-        timeouts: bool [N], or None where the file has none.
-
-    Raises:
-        UsageError: neither timeouts nor a task with a known limit.
-    """
-    if timeouts is not None and timeouts.any():
-        return np.flatnonzero(terminals | timeouts)
-    ends = np.flatnonzero(terminals)
-    if task not in TASKS:
-        if timeouts is not None:
-            return ends
-        message = f"{path} has no timeouts, and no known task tells where its episodes end"
-        raise UsageError(message, hint="name the task, for example --task Hopper-v5")
-    limit = TASKS[task].max_episode_steps
-    starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(terminals)]])
-    cuts = [np.arange(start + limit - 1, stop, limit) for start, stop in zip(starts, stops, strict=True)]
-    return np.sort(np.concatenate([ends, *cuts]))
+    def add(self, problem: Problem) -> None:
+        """Keep a problem, or raise its error."""
+        if self.refuse and problem.error is not None:
+            raise problem.error
+        self.append(problem)
 
 
-def from_episodes(
-    path: str,
-    episodes: dict[str, dict[str, Any]],
-    *,
-    source: str,
-    task: str | None,
-    num_final_observations: int = 0,
-) -> Trajectories:
-    """Put whole episodes back to back.
+class UnusableError(Exception):
+    """A column, episode or file of which nothing can be made; holds the problem that says why."""
 
-    Args:
-        episodes: label to the columns observations [T + F, S], actions [T, A], rewards and an end-of-episode flag, both
-            [T] or [T, 1], in this order.
-        task: tells the widths and the length to expect.
-        num_final_observations: F, the observations after the last action, which are left out.
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How files of one kind name and arrange their columns."""
+
+    name: str  # as reports say it
+    timeouts: bool  # training needs the timeouts, where there are any
+    stored_names: Mapping[str, str] = field(default_factory=dict)  # where they are not gq's own
+    num_final: int = 0  # observations after an episode's last action
+
+
+D4RL = Layout("d4rl", timeouts=True)
+MINARI = Layout("minari", False, {"terminals": "terminations", "timeouts": "truncations"}, num_final=1)
+PICKLE = Layout("pickle", timeouts=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns that belong together, unread: those of a flat file, or of one episode."""
+
+    label: str  # of the episode in its file; "" for a flat file
+    columns: dict[str, Any]  # by gq's names; [T, ...], observations [T + num_final, S]; they may be longer
+    num_rows: int  # T
+    following: Any = None  # next observations [T, S], where they are stored
+
+
+@dataclass
+class Stored:
+    """A data file with all that its headers say, and no column read."""
+
+    layout: Layout
+    parts: list[Part] = field(default_factory=list)
+    num_lost: int = 0  # episodes of which nothing can be used
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def starts_as_hdf5(path: Path) -> bool:
+    """Tell an HDF5 file (True) from a pickle (False) by its first bytes.
 
     Raises:
-        DataError: a column is not what it should be.
+        DataError: it is neither, or cannot be read.
     """
-    lengths, widths = check_headers(path, episodes, num_final_observations)
-    check_widths(path, *widths, task)
-    check_size(Path(path), [column.shape for columns in episodes.values() for column in columns.values()])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    arrays = [np.empty((offsets[-1], *shape), np.float32) for shape in ((widths[0],), (widths[1],), (), ())]
-    for start, length, columns in zip(offsets, lengths, episodes.values(), strict=False):
-        for array, column in zip(arrays, columns.values(), strict=True):
-            read_float32(column, length, out=array[start : start + length])
-
-    labels = list(episodes)
-
-    def place(row: int) -> str:
-        episode = int(np.searchsorted(offsets, row, side="right")) - 1
-        return f"{labels[episode]}, step {row - offsets[episode]:,}"
-
-    for array, name in zip(arrays, episodes[labels[0]], strict=True):
-        check_finite(path, name, array, place)
-    observations, actions, rewards, flags = arrays
-    terminals = flags != 0
-    check_episodes(path, offsets, terminals, task)
-    return Trajectories(
-        observations=observations,
-        actions=actions,
-        rewards=rewards,
-        terminals=terminals,
-        offsets=offsets,
-        source=source,
-        task=task,
-    )
+    try:
+        with path.open("rb") as file:
+            head = file.read(60)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if head.startswith(HDF5_MAGIC):
+        return True
+    if head.startswith(PICKLE_MAGICS):
+        return False
+    text = head.decode("utf-8", errors="replace").split("\n")[0]
+    is_text = text.isprintable() and "\ufffd" not in text
+    looks = f"it is text that starts with {text[:30]!r}" if is_text else "unknown content"
+    raise DataError(f"{path} is neither an HDF5 file nor a pickle: {looks if head else 'it is empty'}", hint=AGAIN)
 
 
-def check_headers(
-    path: str, episodes: dict[str, dict[str, Any]], num_final_observations: int
-) -> tuple[list[int], tuple[int, int]]:
-    """Check each episode's columns unread; return their numbers of steps, and the widths that they share.
+def stored_hdf5(path: Path, root: Any, problems: Problems) -> Stored:
+    """Look at an open D4RL or Minari file. Raises UnusableError, ForeignError."""
+    names = [name for name in root if isinstance(name, str)]  # h5py gives bytes for what is no UTF-8
+    if "observations" in names:
+        attributes = _root_attributes(path, root, problems)
+        return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), root)], attributes=attributes)
+    episodes = [name for name in names if re.fullmatch(r"episode_\d{1,18}", name)]
+    if not episodes:
+        found = ", ".join(map(str, list(root)[:5])) or "nothing"
+        message = f"neither observations (D4RL) nor episode_0 (Minari) at its root, but {found}"
+        hint = "gq reads D4RL and Minari HDF5 files and pickled lists of episodes"
+        raise UnusableError(Problem("bad-shape", message, DataError(f"{path} has {message}", hint=hint)))
+    try:
+        attributes = minari_metadata(path)
+    except DataError as error:
+        problems.add(Problem("bad-shape", str(error), error))
+        attributes = {}
+    stored = Stored(MINARI, attributes=attributes)
+    _find_episodes(stored, path, root, sorted(episodes, key=lambda name: (int(name[8:]), name)), problems)
+    return stored
+
+
+def stored_pickle(path: Path, problems: Problems) -> Stored:
+    """Read a pickled list of dicts, one an episode.
 
     Raises:
-        DataError: a column is not what it should be, or an episode has other widths than the first.
+        UnusableError: it holds something else.
+        DataError: the pickle asks for what no dataset needs, so that nothing in it is to be trusted.
     """
-    lengths: list[int] = []
-    shared: tuple[int, int] | None = None
-    for label, columns in episodes.items():
-        where = f"{path}: {label}"
-        lengths.append(check_columns(where, columns, num_final_observations=num_final_observations))
-        widths = (columns["observations"].shape[1], columns["actions"].shape[1])
-        shared = shared or widths
-        if widths != shared:
-            message = f"{where} has {widths[0]} observation and {widths[1]} action columns"
-            raise DataError(f"{message}, those before it {shared[0]} and {shared[1]}")
-    assert shared is not None, "no episodes"
-    return lengths, shared
+    try:
+        episodes = load_pickle(path)
+    except DataError as error:
+        if error.__cause__ is None:  # not damaged
+            raise
+        episodes = whole_dicts(path)
+        message = f"{error}; the {len(episodes):,} episodes before that can be read"
+        problems.add(Problem("truncated-file", message, error))
+    if not isinstance(episodes, list) or not episodes or not all(isinstance(episode, dict) for episode in episodes):
+        found = "an empty list" if episodes == [] else f"a {type(episodes).__name__}"
+        hint = "it should be a list of dicts, one an episode: observations, actions, rewards, terminals"
+        refusal = DataError(f"{path} holds {found}, not episodes", hint=hint)
+        raise UnusableError(Problem("bad-shape", "the pickle holds no list of episodes", refusal))
+    labelled = {}
+    for number, episode in enumerate(episodes):
+        flag = {"terminals": episode["dones"]} if "dones" in episode else {}
+        labelled[f"episode {number}"] = flag | episode
+    stored = Stored(PICKLE)
+    _find_episodes(stored, path, labelled, list(labelled), problems)
+    return stored
 
 
-def map_float32(column: Any, num_rows: int) -> np.ndarray | None:
-    """Return the first rows of a large HDF5 column as they lie in the file, unread; None if it is small or converted.
+def row_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a column's row without the axes of length 1 that some files add."""
+    is_plain = len(shape) == (2 if name in MATRICES else 1)
+    return tuple(shape[1:]) if is_plain else tuple(length for length in shape[1:] if length != 1)
 
-    Writing to the array changes a copy of the page in memory, never the file.
+
+def minari_metadata(path: Path) -> dict[str, Any]:
+    """Return the provenance in metadata.json beside a Minari file, with `env_id`; empty if there is no such file.
+
+    Raises:
+        DataError: metadata.json is not JSON.
     """
-    is_plain = hasattr(column, "read_direct") and column.chunks is None and column.external is None
-    if not is_plain or column.dtype != np.dtype("<f4") or column.nbytes < MAPPED_BYTES:
-        return None
-    offset = column.id.get_offset()
-    if offset is None:
-        return None
-    return np.memmap(column.file.filename, "<f4", "c", offset, (num_rows, *column.shape[1:]))
+    file = path.with_name("metadata.json")
+    if not file.is_file():
+        return {}
+    try:
+        metadata = parse_json(file.read_text(encoding="utf-8"))
+        specification = parse_json(metadata.get("env_spec") or "{}")  # JSON in a string, with bare Infinity in it
+        env_id = specification.get("id")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is damaged: {error}", hint=AGAIN) from error
+    found = {name: metadata[name] for name in MINARI_PROVENANCE if metadata.get(name)}
+    found = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
+    return found | ({"env_id": env_id} if env_id else {})
 
 
-def read_float32(column: Any, num_rows: int, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the first rows of a column as float32; what float32 cannot hold becomes infinite, for `check_finite`.
+def _root_attributes(path: Path, root: Any, problems: Problems) -> dict[str, Any]:
+    try:
+        return plain_attributes(root)
+    except READ_ERRORS as error:
+        problems.add(Problem("truncated-file", "the file's attributes cannot be read", damaged(path, error)))
+        return {}
 
-    HDF5 converts piece by piece, so that a float64 column never lies in memory whole.
 
-    Args:
-        out: float32 [num_rows, ...], where the values go; it may lack a column's last dimension if that is 1.
+def _find_episodes(stored: Stored, path: Path, holder: Any, labels: list[str], problems: Problems) -> None:
+    """Find the columns of each episode in a dict or HDF5 group, and report why an episode is lost."""
+    for label in labels:
+        try:
+            place = _Place(path, label, stored.layout, problems)
+            stored.parts.append(_find_part(place, own_item(str(path), holder, label)))
+        except ForeignError:
+            raise
+        except UnusableError as error:
+            problems.add(replace(error.problem, episode=label, loses_episode=True))
+            stored.num_lost += 1
+        except (DataError, *READ_ERRORS) as error:
+            if problems.refuse:
+                raise
+            problems.add(Problem("truncated-file", str(error), episode=label, loses_episode=True))
+            stored.num_lost += 1
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where columns are examined: in a flat file or in one of its episodes."""
+
+    path: Path
+    label: str  # "" for a flat file
+    layout: Layout
+    problems: Problems
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.label}" if self.label else str(self.path)
+
+    def stored_name(self, name: str) -> str:
+        """How the file calls a column."""
+        return self.layout.stored_names.get(name, name)
+
+    def report(self, code: str, message: str, error: DataError | None, count: int = 1) -> None:
+        """Add a problem."""
+        self.problems.add(Problem(code, message, error, self.label, count))
+
+
+def _find_part(place: _Place, container: Any) -> Part:
+    """Find the columns of a flat file or of an episode, and examine their headers.
+
+    Raises:
+        UnusableError: one that has to be there is missing or holds no rows of numbers.
+        ForeignError: one lies in another file.
     """
-    if out is None:
-        out = np.empty((num_rows, *column.shape[1:]), np.float32)
-    target = out.reshape(num_rows, *column.shape[1:])  # a view: `out` is contiguous
-    if hasattr(column, "read_direct"):
-        column.read_direct(target, np.s_[:num_rows])
-    else:
-        with np.errstate(over="ignore"):
-            target[:] = column[:num_rows]
-    return out
+    refuse = place.problems.refuse
+    wanted = [*REQUIRED]
+    if (place.layout.timeouts or not refuse) and place.stored_name("timeouts") in container:
+        wanted.append("timeouts")
+    dispensable = ("timeouts",) if place.label else FLAGS  # in a flat file, repair recognises falls without terminals
+    columns: dict[str, Any] = {}
+    for name in wanted:
+        try:
+            column = _pick(place, container, name, wanted, columns)
+            _examine_column(place, name, column)
+            columns[name] = column
+        except UnusableError as error:
+            if name not in dispensable:
+                raise
+            place.problems.add(replace(error.problem, episode=place.label))
+    num_rows = _common_length(place, columns)
+    following = None if refuse or place.layout is MINARI else own_item(str(place), container, "next_observations")
+    return Part(place.label, columns, num_rows, following)
+
+
+def _pick(place: _Place, container: Any, name: str, wanted: list[str], found: dict[str, Any]) -> Any:
+    """Return a column; repair takes lists of numbers too. Raises UnusableError if it is no array, ForeignError."""
+    stored_name = place.stored_name(name)
+    try:
+        return pick_column(str(place), container, stored_name, [place.stored_name(other) for other in wanted])
+    except ForeignError:
+        raise
+    except DataError as error:
+        if isinstance(container, dict) and isinstance(container.get(stored_name), list):
+            place.report("wrong-dtype", f"{stored_name} is a list, not one array", error)
+            with suppress(ValueError):
+                return np.asarray(container[stored_name])
+        there = ", ".join(f"{key} ({column.shape[0]:,} rows)" for key, column in found.items()) or "nothing"
+        message = f"{stored_name} cannot be read, only {there}"
+        if name == "terminals":
+            message = "there are no terminals; falls are recognised where the physics are known"
+        raise UnusableError(Problem("bad-shape", message, error)) from error
+
+
+def _examine_column(place: _Place, name: str, column: Any) -> None:
+    """Report the shape or type of a column if it is odd. Raises UnusableError if it holds no rows of numbers."""
+    shape, inner = tuple(column.shape), row_shape(name, column.shape)
+    num_axes, expected = (2, "(rows, columns)") if name in MATRICES else (1, "(rows,)")
+    stored_name = place.stored_name(name)
+    code, words = "bad-shape", ""
+    if column.dtype.kind not in "biuf":
+        code, words = "wrong-dtype", f"{stored_name} holds {column.dtype}, not numbers"
+    elif not shape or 1 + len(inner) != num_axes:
+        words = f"{stored_name} has shape {shape}, expected {expected}"
+    elif 0 in shape:
+        words = f"{stored_name} is empty, shape {shape}"
+    if words:
+        raise UnusableError(Problem(code, words, DataError(f"{place}: {words}")))
+    if shape[1:] != inner:
+        words = f"{stored_name} has the shape ({', '.join(['rows', *map(str, shape[1:])])}), expected {expected}"
+        error = DataError(f"{place}: {stored_name} has shape {shape}, expected {expected}")
+        place.report("bad-shape", words, None if shape[1:] == (1,) else error)
+    expected = "bool" if name in FLAGS else "float32"
+    is_float64 = place.layout is MINARI and expected == "float32" and column.dtype.name == "float64"
+    if column.dtype.name != expected and not is_float64:
+        place.report("wrong-dtype", f"{stored_name} is {column.dtype}, expected {expected}", None)
+
+
+def _common_length(place: _Place, columns: dict[str, Any]) -> int:
+    """Return the number of rows that all columns have, and report if some have more. Raises UnusableError for none."""
+    lengths = {name: int(column.shape[0]) for name, column in columns.items()}
+    listed = ", ".join(f"{place.stored_name(name)} {length}" for name, length in lengths.items())
+    num_final = place.layout.num_final
+    lengths["observations"] -= num_final
+    num_rows = min(lengths.values())
+    if len(set(lengths.values())) == 1 and num_rows:
+        return num_rows
+    wanted = f"; observations need {num_final} more than the others" if num_final else ""
+    error = DataError(f"{place}: the arrays differ in length: {listed}{wanted}")
+    if not num_rows:
+        raise UnusableError(Problem("bad-shape", "there are no rows", error))
+    message, count = "the columns differ in length; the rows that all have are kept", 1
+    if not place.label:
+        listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        message = f"the columns differ in length ({listed}); the first {num_rows:,} rows are whole"
+        count = max(lengths.values()) - num_rows
+    place.report("length-mismatch", message, error, count)
+    return num_rows

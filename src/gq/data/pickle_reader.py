@@ -8,6 +8,7 @@ called on a file's behalf.
 import math
 import pickletools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def load_pickle(path: Path) -> Any:
         message = f"{path}: the pickle breaks off or is damaged at byte {machine.offset}"
         raise DataError(message, hint="fetch the file again") from error
     return result
+
+
+def whole_dicts(path: Path) -> list[dict[Any, Any]]:
+    """Return the dicts that stand complete in a pickle before the place where it breaks off, in order."""
+    machine = Machine(path)
+    with suppress(DataError, ValueError, IndexError, KeyError, TypeError):
+        for opcode, argument, offset in pickletools.genops(path.read_bytes()):
+            machine.offset = offset or 0
+            machine.step(opcode.name, argument)
+    found: list[Any] = []
+    for value in machine.stack:
+        found += value if isinstance(value, list) else [value]
+    return [value for value in found if isinstance(value, dict) and value]
 
 
 class Machine:

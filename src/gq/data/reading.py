@@ -1,4 +1,4 @@
-"""Read D4RL and Minari HDF5 files and the Decision Transformer's pickles into `Trajectories`; write gq's own file.
+"""Read data files of every layout into `Trajectories` to train on; write gq's own file.
 
 Layouts are told apart by content. gq's canonical file is a D4RL file: flat arrays and end-of-episode flags.
 """
@@ -6,33 +6,24 @@ Layouts are told apart by content. gq's canonical file is a D4RL file: flat arra
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gq.data.layouts import from_episodes, from_flat, pick_columns
-from gq.data.own_content import own_item
-from gq.data.pickle_reader import load_pickle
+from gq.data.rows import Rows, non_finite, read_rows
 from gq.data.trajectories import Trajectories
-from gq.envs.tasks import resolve_task, task_in_name
+from gq.envs.tasks import TASKS, resolve_task
 from gq.errors import DataError, UsageError
-from gq.files import atomic_path, parse_json
-
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5
-MINARI_PROVENANCE = ("dataset_id", "algorithm_name", "author", "code_permalink", "minari_version", "requirements")
-AGAIN = "fetch it again: an interrupted download or a saved error page looks like this"
+from gq.files import atomic_path
 
 
 def read_trajectories(path: Path, *, task: str | None = None, source: str | None = None) -> Trajectories:
     """Read a D4RL or Minari HDF5 file, a Minari dataset folder or a pickled list of episodes.
 
     The task is the argument, else what the file records, else what its name implies, else None. An unfinished episode
-    at the end of a flat file is left out and counted in `num_dropped_rows`.
+    at the end of a flat file is left out and counted in `num_dropped_rows`. An episode of a Minari file without a flag
+    on its last row was cut by its collector, and is kept: Minari stores whole episodes.
 
     Args:
         task: Gymnasium id, in any case.
@@ -45,9 +36,9 @@ def read_trajectories(path: Path, *, task: str | None = None, source: str | None
     path = path.expanduser()
     asked = resolve_task(task).id if task else None
     file = data_file(path)
-    if not starts_as_hdf5(file):
-        return read_pickle(file, asked, source or str(path))
-    return read_hdf5(file, asked, source or str(path))
+    rows, _ = read_rows(file, asked, refuse=True)
+    assert rows is not None, "what cannot be read is refused"
+    return trajectories_of(file, rows, source or str(path))
 
 
 def data_file(path: Path) -> Path:
@@ -67,145 +58,116 @@ def data_file(path: Path) -> Path:
     raise UsageError(f"{path} is a folder without main_data.hdf5 or data/main_data.hdf5", hint=hint)
 
 
-def starts_as_hdf5(path: Path) -> bool:
-    """Tell an HDF5 file (True) from a pickle (False) by its first bytes.
+def trajectories_of(file: Path, rows: Rows, source: str) -> Trajectories:
+    """Split a file's rows into episodes to train on.
 
     Raises:
-        DataError: it is neither, or cannot be read.
+        DataError: the values or widths are not what they should be, or no episode is complete.
+        UsageError: there are neither timeouts nor a task with a known limit.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(60)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if head.startswith(HDF5_MAGIC):
-        return True
-    if head.startswith(PICKLE_MAGICS):
-        return False
-    text = head.decode("utf-8", errors="replace").split("\n")[0]
-    looks = (
-        f"it is text that starts with {text[:30]!r}"
-        if text.isprintable() and "\ufffd" not in text
-        else "unknown content"
+    check_widths(file, rows.observations.shape[1], rows.actions.shape[1], rows.task)
+    for name in ("observations", "actions", "rewards"):
+        if error := non_finite(file, name, getattr(rows, name), rows):
+            raise error
+    offsets = rows.offsets
+    if offsets is None:
+        ends = _episode_ends(file, rows.terminals, rows.timeouts, rows.task)
+        if not len(ends):
+            limit = "" if rows.task else ", or at the limit of its --task"
+            hint = f"an episode ends where terminals or timeouts is set{limit}"
+            raise DataError(f"{file}: no complete episode in {rows.num_rows:,} rows", hint=hint)
+        offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
+    num_kept = int(offsets[-1])
+    _check_episodes(file, offsets, rows.terminals[:num_kept], rows.task)
+    return Trajectories(
+        observations=rows.observations[:num_kept],
+        actions=rows.actions[:num_kept],
+        rewards=rows.rewards[:num_kept],
+        terminals=rows.terminals[:num_kept],
+        offsets=offsets,
+        source=source,
+        task=rows.task,
+        num_dropped_rows=rows.num_rows - num_kept,
+        attributes=rows.attributes,
     )
-    raise DataError(f"{path} is neither an HDF5 file nor a pickle: {looks if head else 'it is empty'}", hint=AGAIN)
 
 
-def read_hdf5(path: Path, asked: str | None, source: str) -> Trajectories:
-    """Read a D4RL or Minari HDF5 file; see `read_trajectories`."""
-    with open_hdf5(path) as root:
-        if "observations" in root:
-            attributes = plain_attributes(root)
-            task = choose_task(path, asked, attributes.get("env_id"))
-            names = ["observations", "actions", "rewards", "terminals"] + ["timeouts"] * ("timeouts" in root)
-            trajectories = from_flat(str(path), pick_columns(str(path), root, names), source=source, task=task)
-            return replace(trajectories, attributes=attributes)
-        if groups := episode_names(root):
-            return read_minari(path, root, groups, asked, source)
-        found = ", ".join(map(str, list(root)[:5])) or "nothing"
-    message = f"{path} has neither observations (D4RL) nor episode_0 (Minari) at its root, but {found}"
-    raise DataError(message, hint="gq reads D4RL and Minari HDF5 files and pickled lists of episodes")
+def _episode_ends(path: Path, terminals: np.ndarray, timeouts: np.ndarray | None, task: str | None) -> np.ndarray:
+    """Return the last row of each complete episode of flat data, int [E].
 
+    Where no time limit was recorded, an episode also ends at its task's limit. Its steps are counted from its own first
+    row: the loops of older readers start each later count one too high, and cut 1000 steps to 999.
 
-def episode_names(root: Any) -> list[str]:
-    """Return the names of Minari's groups in the order of their numbers."""
-    texts = [name for name in root if isinstance(name, str)]  # h5py gives bytes for what is no UTF-8
-    names = [name for name in texts if re.fullmatch(r"episode_\d{1,18}", name)]
-    return sorted(names, key=lambda name: (int(name[8:]), name))
-
-
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file for reading; a truncated or damaged one raises DataError, also while it is being read."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as root:
-            yield root
-    except (OSError, RuntimeError) as error:  # what h5py raises for damaged files
-        sizes = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(error))
-        if sizes:
-            message = f"{path} is truncated: it has {int(sizes[1]):,} of {int(sizes[2]):,} bytes"
-        else:
-            message = f"{path} is damaged: {str(error).splitlines()[0]}"
-        raise DataError(message, hint=AGAIN) from error
-
-
-def read_minari(path: Path, root: Any, names: list[str], asked: str | None, source: str) -> Trajectories:
-    """Read Minari's layout, one group an episode; see `read_trajectories`.
-
-    An episode without a flag on its last row was cut by its collector, and is kept: Minari stores whole episodes.
-    """
-    metadata = minari_metadata(path)
-    wanted = ["observations", "actions", "rewards", "terminations"]
-    episodes = {name: pick_columns(f"{path}: {name}", own_item(str(path), root, name), wanted) for name in names}
-    task = choose_task(path, asked, metadata.get("env_id"))
-    trajectories = from_episodes(str(path), episodes, source=source, task=task, num_final_observations=1)
-    return replace(trajectories, attributes=metadata)
-
-
-def minari_metadata(path: Path) -> dict[str, Any]:
-    """Return the provenance in metadata.json beside a Minari file, with `env_id`; empty if there is no such file.
+    Args:
+        terminals: bool [N].
+        timeouts: bool [N], or None where the file has none.
 
     Raises:
-        DataError: metadata.json is not JSON.
+        UsageError: neither timeouts nor a task with a known limit.
     """
-    file = path.with_name("metadata.json")
-    if not file.is_file():
-        return {}
-    try:
-        metadata = parse_json(file.read_text(encoding="utf-8"))
-        specification = parse_json(metadata.get("env_spec") or "{}")  # JSON in a string, with bare Infinity in it
-        env_id = specification.get("id")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged: {error}", hint=AGAIN) from error
-    found = {name: metadata[name] for name in MINARI_PROVENANCE if metadata.get(name)}
-    found = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
-    return found | ({"env_id": env_id} if env_id else {})
+    if timeouts is not None and timeouts.any():
+        return np.flatnonzero(terminals | timeouts)
+    ends = np.flatnonzero(terminals)
+    if task not in TASKS:
+        if timeouts is not None:
+            return ends
+        message = f"{path} has no timeouts, and no known task tells where its episodes end"
+        raise UsageError(message, hint="name the task, for example --task Hopper-v5")
+    limit = TASKS[task].max_episode_steps
+    starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(terminals)]])
+    cuts = [np.arange(start + limit - 1, stop, limit) for start, stop in zip(starts, stops, strict=True)]
+    return np.sort(np.concatenate([ends, *cuts]))
 
 
-def read_pickle(path: Path, asked: str | None, source: str) -> Trajectories:
-    """Read a pickled list of dicts, one an episode; see `read_trajectories`."""
-    stored = load_pickle(path)
-    if not isinstance(stored, list) or not stored or not all(isinstance(episode, dict) for episode in stored):
-        found = "an empty list" if stored == [] else f"a {type(stored).__name__}"
-        hint = "it should be a list of dicts, one an episode: observations, actions, rewards, terminals"
-        raise DataError(f"{path} holds {found}, not episodes", hint=hint)
-    episodes = {}
-    for number, episode in enumerate(stored):
-        flag = "dones" if "dones" in episode and "terminals" not in episode else "terminals"
-        wanted = ["observations", "actions", "rewards", flag]
-        episodes[f"episode {number}"] = pick_columns(f"{path}: episode {number}", episode, wanted)
-    return from_episodes(str(path), episodes, source=source, task=choose_task(path, asked, None))
-
-
-def choose_task(path: Path, asked: str | None, recorded: Any) -> str | None:
-    """Return the task asked for, else the recorded environment id, else the one that the file's name implies."""
-    if asked or (recorded and isinstance(recorded, str)):
-        return asked or recorded
-    inside_minari = path.name == "main_data.hdf5"
-    named = task_in_name("/".join(path.resolve().parts[-4:-1]) if inside_minari else path.name)
-    return named.id if named else None
-
-
-def plain_attributes(holder: Any) -> dict[str, Any]:
-    """Return an HDF5 object's attributes as Python values; arrays become lists, bytes become text.
+def check_widths(path: Path, num_observation_columns: int, num_action_columns: int, task_id: str | None) -> None:
+    """Compare the widths of observations and actions with the task's, if gq knows the task.
 
     Raises:
-        OSError: they are damaged, whatever h5py makes of that.
+        DataError: they differ; the hint names the task that the widths belong to.
     """
-    try:
-        attributes = dict(holder.attrs.items())
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise OSError(f"its attributes cannot be read: {error}") from error
-    plain = {}
-    for name, value in attributes.items():
-        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", errors="replace")
-        if isinstance(value, str | int | float | bool | list):
-            plain[name] = value
-    return plain
+    task = TASKS.get(task_id or "")
+    found = (num_observation_columns, num_action_columns)
+    if task is None or found == (task.observation_dim, task.action_dim):
+        return
+    message = (
+        f"{path} has {found[0]} observation and {found[1]} action columns, "
+        f"{task.id} has {task.observation_dim} and {task.action_dim}"
+    )
+    family = task.id.split("-")[0]
+    fitting = [known.id for known in TASKS.values() if found == (known.observation_dim, known.action_dim)]
+    fitting.sort(key=lambda name: name.split("-")[0] != family)
+    if fitting:
+        hint = f"these are the widths of {' or '.join(fitting[:3])}: try --task {fitting[0]}"
+    elif found == (111, 8):
+        hint = "111 columns are Ant-v2 or v3, or v4 with contact forces; gq trains on Ant-v5 (105) and Ant-v4 (27)"
+    else:
+        hint = "no task that gq knows has these widths"
+    raise DataError(message, hint=hint)
+
+
+def _check_episodes(path: Path, offsets: np.ndarray, terminals: np.ndarray, task_id: str | None) -> None:
+    """Refuse episodes longer than the task's limit, and episodes that go on after a terminal step.
+
+    Args:
+        offsets: int [E + 1].
+        terminals: bool [offsets[-1]].
+
+    Raises:
+        DataError: their returns-to-go would be wrong.
+    """
+    lengths = np.diff(offsets)
+    longest = int(lengths.argmax())
+    task = TASKS.get(task_id or "")
+    if task is not None and lengths[longest] > task.max_episode_steps:
+        message = (
+            f"{path}: episode {longest} has {lengths[longest]:,} steps, {task.id} stops at {task.max_episode_steps:,}"
+        )
+        raise DataError(message, hint="its time limits are not flagged, or the data are of another --task")
+    inner = np.setdiff1d(np.flatnonzero(terminals), offsets[1:] - 1)
+    if len(inner):
+        episode = int(np.searchsorted(offsets, inner[0], side="right")) - 1
+        message = f"{path}: episode {episode} goes on after a terminal at its step {inner[0] - offsets[episode]}"
+        raise DataError(message, hint="an episode must end at its first terminal step")
 
 
 def time_limits(trajectories: Trajectories) -> np.ndarray:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gq.data.old_ant import ATTRIBUTES, read_old_ant
-from gq.data.reading import AGAIN, HDF5_MAGIC, data_file, read_trajectories, time_limits, write_canonical
+from gq.data.hdf5 import AGAIN, HDF5_MAGIC
+from gq.data.old_columns import ATTRIBUTES, read_old_ant
+from gq.data.reading import data_file, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.fetch import Expected, Note, RemoteFile, Report, fetch, silent

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gq.data.reading import AGAIN, open_hdf5, plain_attributes, read_trajectories
+from gq.data.hdf5 import AGAIN, open_hdf5, plain_attributes
+from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.datasets import names as registry
 from gq.datasets.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gq.data.reading import data_file, starts_as_hdf5
+from gq.data.layouts import starts_as_hdf5
+from gq.data.reading import data_file
 from gq.data.trajectories import Trajectories
 from gq.datasets import names as registry
 from gq.datasets.loading import canonical_name, load_dataset

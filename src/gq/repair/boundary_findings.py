@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from gq.data.rows import Rows
 from gq.repair.findings import Finding, at_rows, several
-from gq.repair.raw_columns import RawData
 from gq.repair.segments import Segments
 
 
-def boundary_findings(raw: RawData, segments: Segments, usable: np.ndarray) -> list[Finding]:
+def boundary_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list[Finding]:
     """Return the findings about flags and fragments; `usable` is bool [K], pieces without damaged rows."""
     return [
         *missing_findings(raw, segments),
@@ -17,7 +17,7 @@ def boundary_findings(raw: RawData, segments: Segments, usable: np.ndarray) -> l
     ]
 
 
-def missing_findings(raw: RawData, segments: Segments) -> list[Finding]:
+def missing_findings(raw: Rows, segments: Segments) -> list[Finding]:
     """Return the finding of ends that no timeout marks."""
     rows = np.sort(np.concatenate([segments.unmarked, segments.limit_terminals]))
     if not len(rows):
@@ -68,7 +68,7 @@ def timeout_findings(segments: Segments) -> list[Finding]:
     return [at_rows("iteration-timeouts", rows, message)]
 
 
-def fragment_findings(raw: RawData, segments: Segments, usable: np.ndarray) -> list[Finding]:
+def fragment_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list[Finding]:
     """Return the findings of episodes without an end or without a beginning."""
     findings = []
     lengths = np.diff(segments.offsets)

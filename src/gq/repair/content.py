@@ -4,16 +4,16 @@ import hashlib
 
 import numpy as np
 
+from gq.data.rows import Rows
 from gq.envs.tasks import TASKS
 from gq.repair.findings import Finding, at_rows, several
-from gq.repair.raw_columns import RawData
 from gq.repair.segments import Segments
 
 BLOCK_ROWS = 65_536
 SATURATED_SHARE = 0.01  # of the action components, from which on it is worth a note
 
 
-def finite_rows(raw: RawData) -> np.ndarray:
+def finite_rows(raw: Rows) -> np.ndarray:
     """Return which rows hold only finite values, bool [N]."""
     finite: np.ndarray = np.isfinite(raw.rewards)
     for start in range(0, raw.num_rows, BLOCK_ROWS):
@@ -23,7 +23,7 @@ def finite_rows(raw: RawData) -> np.ndarray:
     return finite
 
 
-def non_finite_findings(raw: RawData, finite: np.ndarray, segments: Segments) -> list[Finding]:
+def non_finite_findings(raw: Rows, finite: np.ndarray, segments: Segments) -> list[Finding]:
     """Return the finding of rows with NaN or infinity."""
     rows = np.flatnonzero(~finite & ~raw.lost)
     if not len(rows):
@@ -36,7 +36,7 @@ def non_finite_findings(raw: RawData, finite: np.ndarray, segments: Segments) ->
     return [at_rows("non-finite", rows, message)]
 
 
-def action_findings(raw: RawData, finite: np.ndarray) -> list[Finding]:
+def action_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
     """Return the findings of actions [N, A] outside the task's action space and on its bound."""
     task = TASKS.get(raw.task or "")
     if task is None or raw.actions.shape[1] != task.action_dim:
@@ -63,7 +63,7 @@ def action_findings(raw: RawData, finite: np.ndarray) -> list[Finding]:
     return findings
 
 
-def constant_findings(raw: RawData, finite: np.ndarray) -> list[Finding]:
+def constant_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
     """Return the finding of observation columns that have one value throughout."""
     if finite.sum() < 2:
         return []
@@ -79,7 +79,7 @@ def constant_findings(raw: RawData, finite: np.ndarray) -> list[Finding]:
     return [at_rows("constant-dimension", columns, message, is_problem=False)]
 
 
-def repeated_pieces(raw: RawData, segments: Segments, usable: np.ndarray) -> np.ndarray:
+def repeated_pieces(raw: Rows, segments: Segments, usable: np.ndarray) -> np.ndarray:
     """Return which pieces are copies of earlier ones in observations and actions, bool [K]."""
     repeated = np.zeros(len(usable), bool)
     seen: set[bytes] = set()

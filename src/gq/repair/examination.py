@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gq.data.rows import Rows, read_rows
 from gq.envs.tasks import TASKS
 from gq.repair.boundaries import Evidence, Simulate, examine
 from gq.repair.boundary_findings import boundary_findings
@@ -17,10 +18,8 @@ from gq.repair.content import (
     repeated_findings,
     repeated_pieces,
 )
-from gq.repair.findings import Finding
+from gq.repair.findings import Finding, findings_of
 from gq.repair.motion import ROUNDING, looks_initial, robot_of, terminates
-from gq.repair.raw_columns import RawData
-from gq.repair.raw_files import read_raw
 from gq.repair.segments import Segments, cut
 from gq.repair.task_columns import fit_columns
 from gq.repair.verdicts import UNKNOWN
@@ -32,7 +31,7 @@ Progress = Callable[[str, int, int | None], None]
 class Examined:
     """A file's rows with what was found out about them."""
 
-    raw: RawData
+    raw: Rows
     segments: Segments
     evidence: Evidence
     usable: np.ndarray  # bool [K]: pieces without unreadable or non-finite values
@@ -41,7 +40,7 @@ class Examined:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # infinite values are findings, not warnings
-def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Progress) -> Examined:
+def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Progress) -> Examined | list[Finding]:
     """Find out all there is to say about a file.
 
     Args:
@@ -49,12 +48,15 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
         task: Gymnasium id; by default what the file records or its name implies.
         progress: called with what is being done, how much of it is and how much there is.
 
-    Raises:
-        UnreadableError: nothing can be read.
+    Returns:
+        What was found out; the findings alone where nothing can be read.
     """
     progress("reading", 0, None)
-    raw = read_raw(file, task)
-    findings = raw.findings + fit_columns(raw)
+    raw, problems = read_rows(file, task)
+    findings = findings_of(problems)
+    if raw is None:
+        return findings
+    findings += fit_columns(raw)
     finite = finite_rows(raw)
     progress("finding episodes", 0, None)
     task_known = TASKS.get(raw.task or "")
@@ -62,7 +64,7 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     evidence = examine(
         raw.observations,
         raw.actions,
-        task=raw.known_task,
+        task=known_task(raw),
         limit=limit,
         terminals=raw.terminals,
         timeouts=raw.timeouts,
@@ -79,9 +81,15 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     return Examined(raw, segments, evidence, usable, repeated, tuple(findings))
 
 
-def find_episodes(raw: RawData, evidence: Evidence, limit: int | None) -> Segments:
+def known_task(raw: Rows) -> str | None:
+    """Return the task if gq knows it and the observations have its width, so that it says what the columns are."""
+    task = TASKS.get(raw.task or "")
+    return raw.task if task and task.observation_dim == raw.observations.shape[1] else None
+
+
+def find_episodes(raw: Rows, evidence: Evidence, limit: int | None) -> Segments:
     """Cut the rows into episodes and fragments."""
-    robot = robot_of(raw.known_task)
+    robot = robot_of(known_task(raw))
 
     def ends_by_itself(rows: np.ndarray) -> np.ndarray:
         if robot is None or not len(rows):

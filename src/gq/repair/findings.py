@@ -1,9 +1,12 @@
 """What `gq repair` reports: codes, how much is affected, and whether something has to be done."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from gq.data.layouts import Problem
 
 NUM_ROWS_NAMED = 10
 
@@ -50,6 +53,13 @@ class Finding:
             "message": self.message,
             "severity": "problem" if self.is_problem else "note",
         }
+
+
+def findings_of(problems: list[Problem]) -> list[Finding]:
+    """Return what a reader found as findings; what several episodes have in common is one."""
+    whole = [Finding(p.code, p.count, p.message, p.rows) for p in problems if not p.episode]
+    told = Counter((p.code, p.message) for p in problems if p.episode and not p.loses_episode)
+    return whole + [Finding(code, n, f"in {n:,} episodes {message}") for (code, message), n in told.items()]
 
 
 def several(count: int, noun: str) -> str:

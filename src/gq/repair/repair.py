@@ -17,7 +17,6 @@ from gq.repair.boundaries import Simulate
 from gq.repair.examination import Examined, Progress, examine_file
 from gq.repair.findings import Finding
 from gq.repair.health import Health, measure
-from gq.repair.raw_columns import UnreadableError
 from gq.repair.repaired_copy import Fragments, check_target, report_path, write_copy
 
 
@@ -93,11 +92,10 @@ def repair(
     if output is not None:
         output = Path(output).expanduser()
         check_target(file, output, force=force)
-    try:
-        examined = examine_file(file, asked, simulate, progress)
-    except UnreadableError as error:
+    examined = examine_file(file, asked, simulate, progress)
+    if not isinstance(examined, Examined):
         if output is not None:
-            raise DataError(f"nothing can be saved: {error}", hint="fetch the file again") from error
+            raise DataError(f"nothing can be saved: {examined[-1].message}", hint="fetch the file again")
         return RepairReport(
             file=file,
             task=asked,
@@ -105,7 +103,7 @@ def repair(
             num_transitions=0,
             num_episodes=0,
             num_fragments=0,
-            findings=tuple(error.findings),
+            findings=tuple(examined),
         )
     report = describe(file, examined)
     if output is None:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gq.data.checks import check_widths
-from gq.data.reading import read_trajectories, time_limits, write_canonical
+from gq.data.reading import check_widths, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
 from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
@@ -63,7 +62,7 @@ def write_copy(examined: Examined, file: Path, output: Path, *, fragments: Fragm
         GqError: it cannot be written.
     """
     raw, segments = examined.raw, examined.segments
-    check_widths(str(file), raw.observations.shape[1], raw.actions.shape[1], raw.task)
+    check_widths(file, raw.observations.shape[1], raw.actions.shape[1], raw.task)
     kept = examined.usable & ~examined.repeated
     if fragments == "drop":
         kept &= segments.whole

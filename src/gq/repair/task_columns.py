@@ -2,27 +2,13 @@
 
 import numpy as np
 
+from gq.data.old_columns import EXACT_COLUMNS, keep_columns
+from gq.data.rows import Rows
 from gq.envs.tasks import TASKS
 from gq.repair.findings import Finding
-from gq.repair.raw_columns import RawData
 
 
-def span(*ranges: tuple[int, int]) -> np.ndarray:
-    """Return the column numbers in some half-open ranges."""
-    return np.concatenate([np.arange(start, stop) for start, stop in ranges])
-
-
-# (task, stored width): the stored columns that are the task's; those left out are the world body's, always zero.
-EXACT_COLUMNS = {
-    ("Ant-v5", 111): span((0, 27), (33, 111)),
-    ("Ant-v4", 111): span((0, 27)),
-    ("Ant-v4", 105): span((0, 27)),
-    ("Humanoid-v5", 376): span((0, 45), (55, 185), (191, 269), (275, 292), (298, 376)),
-}
-BLOCK_ROWS = 65_536
-
-
-def fit_columns(raw: RawData) -> list[Finding]:
+def fit_columns(raw: Rows) -> list[Finding]:
     """Give data a task that fits their widths, and its columns; return what did not fit.
 
     A task whose version gq does not know (Hopper-v2) becomes the newest one of its robot if the widths are the same;
@@ -59,16 +45,12 @@ def only_robot(fitting: list[str]) -> str | None:
     return fitting[0] if len({task.split("-")[0] for task in fitting}) == 1 else None
 
 
-def mapped(raw: RawData, kept: np.ndarray, found: str) -> Finding:
+def mapped(raw: Rows, kept: np.ndarray, found: str) -> Finding:
     """Reduce observations to some of their columns; return the finding, which says if the others were not zero."""
-    left_out = np.setdiff1d(np.arange(raw.observations.shape[1]), kept)
-    is_exact = raw.task == "Ant-v4" or not raw.observations[:, left_out].any()
-    reduced = np.empty((raw.num_rows, len(kept)), np.float32)
-    for start in range(0, raw.num_rows, BLOCK_ROWS):
-        reduced[start : start + BLOCK_ROWS] = raw.observations[start : start + BLOCK_ROWS, kept]
     count = raw.observations.shape[1]
-    raw.observations = reduced
+    raw.observations, are_zero = keep_columns(raw.observations, kept)
     if raw.final_observations.shape[1:] == (count,):
         raw.final_observations = raw.final_observations[:, kept]
+    is_exact = raw.task == "Ant-v4" or are_zero
     exactness = "exactly" if is_exact else "but columns that should be zero and are left out are not"
     return Finding("dimension-mismatch", count, f"{found}; the columns of {raw.task} are among them, {exactness}")

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gq.data.layouts import pick_columns
-from gq.data.own_content import check_size, own_item
-from gq.data.reading import open_hdf5, plain_attributes
+from gq.data.hdf5 import check_size, open_hdf5, own_item, pick_columns, plain_attributes
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path
 
