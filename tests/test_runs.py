@@ -23,8 +23,7 @@ from gq.runs.card import is_own, write_card
 from gq.runs.changes import REMOVED, rename
 from gq.runs.details import describe
 from gq.runs.folder import lock_run, read_config
-from gq.runs.lineage import children_of
-from gq.runs.records import list_runs, read_run, score_of
+from gq.runs.records import children_of, list_runs, read_run, score_of
 from gq.runs.state import FAILURE_FILE, is_held, state_of
 
 HOLD = """

@@ -22,7 +22,7 @@ from gq.cli import (
     streams,
 )
 from gq.cli.errors import EXIT_CODES, Group
-from gq.cli.runs_changes import runs_app
+from gq.cli.runs import runs_app
 from gq.cli.train_tdmpc2 import train_app
 
 EPILOG = f"""\b

@@ -53,7 +53,7 @@ def download(
     list_all: Annotated[bool, typer.Option("--list", help="List what gq knows: size, rows, returns, licence.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash what is cached again, of one ID or of all.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Remove an ID from the cache.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")] = False,
+    yes: options.Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and do nothing.")] = False,
     offline: options.Offline = False,
     transitions: Annotated[

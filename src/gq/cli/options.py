@@ -132,57 +132,39 @@ def max_steps(run: Path) -> int:
 
 RunName = Annotated[
     str | None,
-    typer.Argument(
-        metavar="RUN",
-        help="A run's id, a unique prefix of one, or a path to a run or a checkpoint in it.",
-        autocompletion=complete_from(known_runs),
+    completed(
+        "RUN",
+        "A run's id, a unique prefix of one, or a path to a run or a checkpoint in it.",
+        known_runs,
+        kind=typer.Argument,
     ),
 ]
+RUNS = completed("RUN...", "Ids of runs, unique prefixes of them, or paths.", known_runs, kind=typer.Argument)
 Latest = Annotated[bool, typer.Option("--latest", help="Take the newest run.")]
 Dataset = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ID|PATH",
-        help="Dataset id or file; default: the one downloaded last.",
-        autocompletion=complete_from(known_datasets),
-    ),
+    str | None, completed("ID|PATH", "Dataset id or file; default: the one downloaded last.", known_datasets)
 ]
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ID", help="Gymnasium task; default: the dataset's.", autocompletion=complete_from(known_tasks)
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="1m, 13m, 0.1b, 0.6b or 1.9b; default: 1m.", autocompletion=complete_from(known_sizes)
-    ),
-]
+TaskName = Annotated[str | None, completed("ID", "Gymnasium task; default: the dataset's.", known_tasks)]
+Size = Annotated[str | None, completed("SIZE", "1m, 13m, 0.1b, 0.6b or 1.9b; default: 1m.", known_sizes)]
 Device = Annotated[
     str | None,
-    typer.Option(
-        metavar="D",
-        help="auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.",
-        autocompletion=complete_from(lambda: ["auto", "cpu", "cuda"]),
-    ),
+    completed("D", "auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.", lambda: ["auto", "cpu", "cuda"]),
 ]
 EpisodeSeed = Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
-CheckpointName = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="best, last or a step.", autocompletion=complete_from(lambda: ["best", "last"])),
-]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE.")]
+CheckpointName = Annotated[str, completed("NAME", "best, last or a step.", lambda: ["best", "last"])]
 Stochastic = Annotated[
     bool,
     typer.Option("--stochastic", help="Sample an Online Decision Transformer's actions, or TD-MPC2's elites."),
 ]
 ActingMode = Annotated[
     str | None,
-    typer.Option(
-        metavar="MODE",
-        help="How TD-MPC2 acts: plan, policy for its policy network alone, or as gq eval --mode; default: plan.",
-        autocompletion=complete_from(known_modes),
+    completed(
+        "MODE",
+        "How TD-MPC2 acts: plan, policy for its policy network alone, or as gq eval --mode; default: plan.",
+        known_modes,
     ),
 ]
 CorrectorName = Annotated[

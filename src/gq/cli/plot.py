@@ -84,7 +84,7 @@ def plot(
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal, into no file.")] = False,
     csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    force: options.Force = False,
     *,
     output: Output,
 ) -> None:

@@ -43,7 +43,7 @@ def push(
         bool, typer.Option("--all", help="With optimiser and replay, so that others can train on.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, and do nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
+    yes: options.Yes = False,
     offline: options.Offline = False,
     *,
     output: Output,

@@ -39,7 +39,7 @@ def render(
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
     seed: options.EpisodeSeed = 0,
     device: options.Device = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    force: options.Force = False,
     *,
     output: Output,
 ) -> None:

@@ -41,7 +41,7 @@ def report(
     ] = None,
     rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
     video: Annotated[bool, typer.Option("--video", help="Film an episode of each run, small.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    force: options.Force = False,
     *,
     output: Output,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`gq runs`: list and show."""
+"""`gq runs`: list, show, rename, remove and prune."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -6,9 +6,12 @@ import typer
 import typer.core
 
 from gq.cli import options
+from gq.cli.asking import ask
 from gq.cli.output import Output
+from gq.errors import UsageError
 
 if TYPE_CHECKING:
+    from gq.runs.changes import Removal
     from gq.runs.details import RunDetails
     from gq.runs.records import RunRecord
 
@@ -31,7 +34,23 @@ SHOW_EXAMPLES = """\b
 Examples:
   gq runs show --latest
   gq runs show hopper-v5-dt-1m --json"""
-STATES = ("running", "finished", "interrupted", "failed")
+RENAME_EXAMPLES = """\b
+Examples:
+  gq runs rename hopper-v5-dt-1m-20261121 hopper-best
+Runs that were finetuned from it find it under its new name."""
+REMOVE_EXAMPLES = """\b
+Examples:
+  gq runs remove hopper-v5-dt-1m-20261121
+  gq runs remove first second --yes
+  gq runs remove first --dry-run"""
+PRUNE_EXAMPLES = """\b
+Examples:
+  gq runs prune --failed --empty --dry-run
+  gq runs prune --checkpoints        keep the best and the last of each run
+  gq runs prune --older-than 90
+  gq runs prune --checkpoints --older-than 30 --yes"""
+ALGORITHMS = ["dt", "bc", "odt", "finetune", "tdmpc2"]
+STATES = ["running", "finished", "interrupted", "failed"]
 
 
 class RunsGroup(typer.core.TyperGroup):
@@ -45,14 +64,15 @@ class RunsGroup(typer.core.TyperGroup):
 
 runs_app = typer.Typer(cls=RunsGroup, help="List, show and remove runs.", epilog=GROUP_EXAMPLES, rich_markup_mode=None)
 
-Algo = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="dt, bc, odt, finetune or tdmpc2.",
-        autocompletion=options.complete_from(lambda: ["dt", "bc", "odt", "finetune", "tdmpc2"]),
-    ),
+Algo = Annotated[str, options.completed("NAME", "dt, bc, odt, finetune or tdmpc2.", lambda: ALGORITHMS)]
+StateName = Annotated[
+    Literal["", "running", "finished", "interrupted", "failed"],
+    options.completed("STATE", "running, finished, interrupted or failed.", lambda: STATES),
 ]
+Order = Annotated[Literal["newest", "name", "size", "score"], typer.Option(help="The order; score is the best one.")]
+RUN_HELP = "A run's id, a unique prefix of one, or a path to it."
+RunToRename = Annotated[str, options.completed("RUN", RUN_HELP, options.known_runs, kind=typer.Argument)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and stop.")]
 
 
 @runs_app.command("list", epilog=LIST_EXAMPLES, short_help="List runs: state, scores, size.")
@@ -60,39 +80,27 @@ Algo = Annotated[
 def list_runs(
     task: Annotated[str, typer.Option(metavar="WORD", help="Only tasks with this in their name.")] = "",
     algo: Algo = "",
-    state: Annotated[
-        Literal["", "running", "finished", "interrupted", "failed"],
-        typer.Option(
-            metavar="STATE",
-            help="running, finished, interrupted or failed.",
-            autocompletion=options.complete_from(lambda: list(STATES)),
-        ),
-    ] = "",
-    sort: Annotated[
-        Literal["newest", "name", "size", "score"], typer.Option(help="The order; score is the best one.")
-    ] = "newest",
+    state: StateName = "",
+    sort: Order = "newest",
     *,
     output: Output,
 ) -> None:
     """List the runs of the runs folder; with -q only their ids."""
     from gq.paths import runs_folder
-    from gq.runs.records import list_runs as read_runs
+    from gq.runs import records
 
-    records = read_runs(task=task, algo=algo, state=state, order=sort)
-    document = {"folder": str(runs_folder()), "runs": [record.to_dict() for record in records]}
-    human = (
-        list_table(output, records)
-        if records
-        else f"no run in {runs_folder()}" + (" fits" if task or algo or state else "")
-    )
-    output.result(document, quiet="\n".join(record.name for record in records), human=human)
-    if records and not output.json_mode:
-        total = sum(record.num_bytes for record in records)
-        output.note(f"{len(records)} runs, {megabytes(total)}, in {runs_folder()}")
+    found = records.list_runs(task=task, algo=algo, state=state, order=sort)
+    document = {"folder": str(runs_folder()), "runs": [record.to_dict() for record in found]}
+    nothing = f"no run in {runs_folder()}" + (" fits" if task or algo or state else "")
+    human = list_table(output, found) if found else nothing
+    output.result(document, quiet="\n".join(record.name for record in found), human=human)
+    if found and not output.json_mode:
+        total = sum(record.num_bytes for record in found)
+        output.note(f"{len(found)} runs, {megabytes(total)}, in {runs_folder()}")
 
 
 def list_table(output: Output, records: "list[RunRecord]") -> Any:
-    """Return the runs as a table."""
+    """The runs as a table."""
     rows = [
         (
             record.name,
@@ -110,24 +118,18 @@ def list_table(output: Output, records: "list[RunRecord]") -> Any:
 
 @runs_app.command("show", epilog=SHOW_EXAMPLES, short_help="Show everything about a run.")
 @options.grouped
-def show(
-    run: options.RunName = None,
-    latest: options.Latest = False,
-    *,
-    output: Output,
-) -> None:
+def show(run: options.RunName = None, latest: options.Latest = False, *, output: Output) -> None:
     """Show a run: what is special about it, its scores, what it holds, where it came from, how to make it again."""
     from gq.paths import find_run
-
-    folder, _ = find_run(run, latest=latest)
     from gq.runs.details import describe
 
+    folder, _ = find_run(run, latest=latest)
     details = describe(folder)
     output.result(details.to_dict(), quiet=str(folder), human=details_text(output, details))
 
 
 def details_text(output: Output, details: "RunDetails") -> Any:
-    """Return everything about a run, for people."""
+    """Everything about a run, for people."""
     from rich.console import Group
 
     record = details.record
@@ -169,15 +171,103 @@ def details_text(output: Output, details: "RunDetails") -> Any:
 
 
 def text(value: Any) -> str:
-    """Return a setting for people."""
+    """A setting for people."""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def number(value: float | None) -> str:
-    """Return a return for people."""
+    """A return for people."""
     return "" if value is None else f"{value:.0f}"
 
 
 def megabytes(num_bytes: int) -> str:
-    """Return a size for people."""
+    """A size for people."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+@runs_app.command("rename", epilog=RENAME_EXAMPLES, short_help="Give a run another name.")
+@options.grouped
+def rename(
+    run: RunToRename, name: Annotated[str, typer.Argument(metavar="NAME", help="The new id.")], *, output: Output
+) -> None:
+    """Give a run another name in the same folder, and print its path."""
+    from gq.paths import find_whole_run
+    from gq.runs import changes
+
+    folder = find_whole_run(run)
+    path = changes.rename(folder, name)
+    output.result({"run": str(path), "before": folder.name, "name": path.name}, quiet=path, human=str(path))
+
+
+@runs_app.command("remove", epilog=REMOVE_EXAMPLES, short_help="Remove runs.")
+@options.grouped
+def remove(
+    runs: Annotated[list[str], options.RUNS], yes: options.Yes = False, dry_run: DryRun = False, *, output: Output
+) -> None:
+    """Remove runs with all that is in their folders, after asking. A run that is running stays."""
+    from gq.paths import find_whole_run
+    from gq.runs.changes import refuse_in_use, removal_of
+
+    folders = list(dict.fromkeys(find_whole_run(name) for name in runs))
+    for folder in folders:
+        refuse_in_use(folder)
+    carry_out(output, [removal_of(folder, "named") for folder in folders], yes=yes, dry_run=dry_run)
+
+
+@runs_app.command("prune", epilog=PRUNE_EXAMPLES, short_help="Remove what is not needed.")
+@options.grouped
+def prune(
+    runs: Annotated[list[str] | None, options.RUNS] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Runs that ended with an error.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Runs without a checkpoint.")] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Checkpoints that are neither the best nor the last.")
+    ] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="Only what has not changed for this long; alone, any such run."),
+    ] = None,
+    yes: options.Yes = False,
+    dry_run: DryRun = False,
+    *,
+    output: Output,
+) -> None:
+    """Remove failed, empty or old runs, or checkpoints, after asking; of all runs or of those that are named."""
+    if not (failed or empty or checkpoints or older_than is not None):
+        hint = "choose of --failed, --empty, --checkpoints and --older-than DAYS; --dry-run shows what would go"
+        raise UsageError("nothing to prune by", hint=hint)
+    from gq.paths import find_whole_run
+    from gq.runs import records
+    from gq.runs.changes import folders_without_run, plan_prune
+
+    named = [records.read_run(find_whole_run(name)) for name in runs or []]
+    removals = plan_prune(
+        named if runs else records.list_runs(),
+        failed=failed,
+        empty=empty,
+        checkpoints=checkpoints,
+        older_than_days=older_than,
+    )
+    if empty and not runs:
+        removals += folders_without_run()
+    carry_out(output, removals, yes=yes, dry_run=dry_run)
+
+
+def carry_out(output: Output, removals: "list[Removal]", *, yes: bool, dry_run: bool) -> None:
+    """Show what is to be removed, ask, remove it, and print the paths."""
+    from gq.runs import changes
+    from gq.runs.records import dependants_of
+
+    num_bytes = sum(one.num_bytes for one in removals)
+    document = {"removed": [one.to_dict() for one in removals], "freed_bytes": num_bytes, "dry_run": dry_run}
+    for one in removals:
+        output.note(f"{one.path}  {megabytes(one.num_bytes)}  {one.reason}")
+        for child in dependants_of(one.run) if one.path == one.run else ():
+            output.warn(f"{child} was to begin from it, and cannot then")
+    human = f"{megabytes(num_bytes)} would be freed; nothing was removed" if removals else "nothing to remove"
+    if removals and not dry_run:
+        things = f"{len(removals)} folders" if len(removals) > 1 else str(removals[0].path)
+        ask(f"remove {things} ({megabytes(num_bytes)})?", refusal=f"not removing {things} without being sure", yes=yes)
+        changes.remove(removals)
+        human = f"{megabytes(num_bytes)} freed"
+    output.result(document, quiet="\n".join(str(one.path) for one in removals), human=human)

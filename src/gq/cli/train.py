@@ -46,10 +46,11 @@ BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per up
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
 OnlineSize = Annotated[
     str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="tiny (minutes on a CPU; the default), paper, or as for train dt.",
-        autocompletion=options.complete_from(lambda: ["tiny", "paper"], options.known_sizes),
+    options.completed(
+        "SIZE",
+        "tiny (minutes on a CPU; the default), paper, or as for train dt.",
+        lambda: ["tiny", "paper"],
+        options.known_sizes,
     ),
 ]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]

@@ -10,9 +10,10 @@ from typing import Any
 from gq.config import RunConfig, flatten
 from gq.errors import DataError
 from gq.files import write_text
-from gq.paths import checkpoint_folders, json_or_empty
+from gq.paths import json_or_empty
 from gq.runs.card_results import comparison_lines, corrector_lines, evaluation_lines, index_entries, training_lines
 from gq.runs.folder import read_config, repeat_command
+from gq.runs.state import last_state
 
 CARD, CARD_BESIDE = "README.md", "README.gq.md"
 MARK = re.compile(r"\n<!-- written by gq, sha256 ([0-9a-f]{64}) -->\n?$")
@@ -137,12 +138,6 @@ def summary(run: Path, config: RunConfig, environment: Mapping[str, Any]) -> str
 
 
 PROGRESS = {"decisions": "decisions", "environment_steps": "environment steps of its own"}
-
-
-def last_state(run: Path) -> dict[str, Any]:
-    """Return the state.json of the newest checkpoint; empty without one."""
-    folders = checkpoint_folders(run)
-    return json_or_empty(folders[-1] / "state.json") if folders else {}
 
 
 def without_folder(name: str) -> str:

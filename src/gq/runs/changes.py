@@ -15,8 +15,7 @@ from gq.files import sync, write_error, write_json, write_text
 from gq.paths import checkpoint_folders, json_or_empty, runs_folder, section
 from gq.runs.card import CARD, card_text, is_own
 from gq.runs.checkpoint import pointed
-from gq.runs.lineage import children_of
-from gq.runs.records import RunRecord, measure
+from gq.runs.records import RunRecord, children_of, measure
 from gq.runs.state import hold_run, is_held, is_in_use
 
 REMOVED = ".removed.partial"  # ending of what is being removed; what a kill leaves of it goes with the next removal
@@ -24,7 +23,7 @@ SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Doomed:
+class Removal:
     """A run, or a checkpoint of one, that is to be removed."""
 
     run: Path
@@ -88,24 +87,31 @@ def point_to_parent(child: Path, old: str, new: str) -> None:
 
 
 def rename_inside(run: Path, name: str) -> None:
-    """Let a run's card and its correctors say its new name."""
-    card = run / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if is_own(text):
-        write_text(card, card_text(run, name=name))
-    elif text:
-        word = re.compile(rf"(?<![\w./-]){re.escape(run.name)}(?![\w/-])")
-        lines = text.splitlines(keepends=True)
-        is_naming = [line.startswith("# ") or "gq " in line for line in lines]
-        write_text(card, "".join(word.sub(name, x) if names else x for x, names in zip(lines, is_naming, strict=True)))
+    """Let a run's card and its correctors use its new name."""
+    rename_card(run, name)
     for file in (run / "correctors").glob("*/corrector.json"):
         if (document := json_or_empty(file)).get("teacher") == run.name:
             write_json(file, document | {"teacher": name})
 
 
-def doom(run: Path, reason: str) -> Doomed:
+def rename_card(run: Path, name: str) -> None:
+    """Write a run's card for its new name; in one that somebody edited, change title and commands, and nothing else."""
+    card = run / CARD
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    if is_own(text):
+        write_text(card, card_text(run, name=name))
+        return
+    old_name = re.compile(rf"(?<![\w./-]){re.escape(run.name)}(?![\w/-])")  # not a part of a longer name or a path
+    lines = text.splitlines(keepends=True)
+    renamed = [old_name.sub(name, line) if line.startswith("# ") or "gq " in line else line for line in lines]
+    write_text(card, "".join(renamed))
+
+
+def removal_of(run: Path, reason: str) -> Removal:
     """Return a run as something to remove."""
-    return Doomed(run, run, reason, measure(run)[0])
+    return Removal(run, run, reason, measure(run)[0])
 
 
 def plan_prune(
@@ -115,7 +121,7 @@ def plan_prune(
     empty: bool = False,
     checkpoints: bool = False,
     older_than_days: float | None = None,
-) -> list[Doomed]:
+) -> list[Removal]:
     """Return what is to be removed of runs; of those that are running, nothing.
 
     Args:
@@ -130,25 +136,25 @@ def plan_prune(
         if is_in_use(record.run) or (older_than_days is not None and measure(record.run)[1] > latest):
             continue
         if failed and record.state == "failed":
-            found.append(doom(record.run, "failed"))
+            found.append(removal_of(record.run, "failed"))
         elif empty and record.num_checkpoints == 0:
-            found.append(doom(record.run, "empty"))
+            found.append(removal_of(record.run, "empty"))
         elif checkpoints:
             found += superfluous_checkpoints(record.run)
         elif older_than_days is not None and not (failed or empty):
-            found.append(doom(record.run, f"unchanged for {older_than_days:g} days"))
+            found.append(removal_of(record.run, f"unchanged for {older_than_days:g} days"))
     return found
 
 
-def stillborn() -> list[Doomed]:
+def folders_without_run() -> list[Removal]:
     """Return the folders in the runs folder whose process ended before it had written a configuration."""
     folder = runs_folder()
     candidates = sorted(folder.glob("[!.]*/.lock")) if folder.is_dir() else []
     folders = [lock.parent for lock in candidates if not is_held(lock)]
-    return [doom(path, "empty") for path in folders if [one.name for one in path.iterdir()] == [".lock"]]
+    return [removal_of(path, "empty") for path in folders if [one.name for one in path.iterdir()] == [".lock"]]
 
 
-def superfluous_checkpoints(run: Path) -> list[Doomed]:
+def superfluous_checkpoints(run: Path) -> list[Removal]:
     """Return the checkpoints of a run that are neither the best nor the last; none where a pointer is damaged."""
     folders = checkpoint_folders(run)
     try:
@@ -158,17 +164,17 @@ def superfluous_checkpoints(run: Path) -> list[Doomed]:
     if None in kept and len(kept) == 1:
         return []
     rest = [folder for folder in folders[:-1] if folder.name not in kept]
-    return [Doomed(run, folder, "neither the best nor the last", measure(folder)[0]) for folder in rest]
+    return [Removal(run, folder, "neither the best nor the last", measure(folder)[0]) for folder in rest]
 
 
-def remove(doomed: Iterable[Doomed]) -> int:
+def remove(removals: Iterable[Removal]) -> int:
     """Remove runs and checkpoints; return the bytes that this frees.
 
     Raises:
         GqError: a run is running by now, or cannot be removed. What was removed before stays so.
     """
     num_bytes = 0
-    for one in doomed:
+    for one in removals:
         refuse_in_use(one.run)
         try:
             if one.run.is_symlink() and one.path == one.run:

@@ -7,15 +7,30 @@ from typing import Any
 
 from gq import presets
 from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, toml_value
-from gq.errors import GqError, UsageError
+from gq.errors import GqError
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 from gq.runs.checkpoint import pointed
 from gq.runs.evaluations import read_evaluations
 from gq.runs.folder import read_config, repeat_command
-from gq.runs.lineage import CorrectorRecord, Parent, children_of, correctors_of, parent_of
-from gq.runs.records import RunRecord, measure, read_run
+from gq.runs.records import (
+    CorrectorRecord,
+    Parent,
+    RunRecord,
+    children_of,
+    correctors_of,
+    measure,
+    parent_of,
+    read_run,
+)
 
-NAMING = ("algo", "task", "size", "data.dataset", "online.parent", "online.checkpoint")  # said apart from what differs
+NAMING = (
+    "algo",
+    "task",
+    "size",
+    "data.dataset",
+    "online.parent",
+    "online.checkpoint",
+)  # shown apart from the differences
 
 
 @dataclass(frozen=True)
@@ -93,10 +108,10 @@ def describe(run: Path) -> RunDetails:
     )
 
 
-def preset_of(settings: Mapping[str, Any]) -> RunConfig | None:
-    """Return the preset that a run began with, or what it had of its parent; None for an unknown algorithm.
+def named_preset(settings: Mapping[str, Any]) -> RunConfig | None:
+    """Return the preset that a run began with, or what it took over from its parent.
 
-    Where the size has no name, or the parent cannot be read, these are the algorithm's defaults.
+    None where the size has no name, the parent cannot be read, or the algorithm is unknown.
     """
     algo, size = str(settings.get("algo")), str(settings.get("size"))
     makers: dict[str, Callable[[], RunConfig]] = {
@@ -106,36 +121,36 @@ def preset_of(settings: Mapping[str, Any]) -> RunConfig | None:
         "tdmpc2": lambda: presets.tdmpc2(size),
         "finetune": lambda: inherited_from(Path(str(settings.get("online.parent", "")))),
     }
-    if algo not in makers:
-        return None
     try:
-        return makers[algo]()
+        return makers[algo]() if algo in makers else None
     except GqError:
-        return CONFIGS[algo]()
+        return None
 
 
 def inherited_from(parent: Path) -> RunConfig:
-    """Return what finetuning takes from a parent.
+    """Return what finetuning takes over from a parent.
 
     Raises:
-        GqError: it is not there, or no Online Decision Transformer's.
+        GqError: it is not there, or not an Online Decision Transformer.
     """
     stored = read_config(parent)
     if not isinstance(stored, ODTConfig | FinetuneConfig):
-        raise GqError(f"{parent} is not an Online Decision Transformer's")
+        raise GqError(f"{parent} is not an Online Decision Transformer")
     return presets.finetune(stored)
 
 
 def differing_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that are not the preset's, beside those that name the run.
+    """Return the settings that differ from the preset's, or without one from the algorithm's defaults.
+
+    Those that name the run are left out.
 
     Args:
         settings: config.toml by dotted key.
     """
-    preset = preset_of(settings)
-    if preset is None:
+    algo = str(settings.get("algo"))
+    if algo not in CONFIGS:
         return {}
-    usual = flatten(preset.to_dict())
+    usual = flatten((named_preset(settings) or CONFIGS[algo]()).to_dict())
     return {
         key: (value, usual.get(key))
         for key, value in settings.items()
@@ -151,7 +166,7 @@ def plain(value: Any) -> Any:
 def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Return options that set a run up without its config.toml, which another version of gq may have written."""
     words = []
-    if is_named(settings):
+    if settings.get("algo") in ("dt", "odt", "tdmpc2") and named_preset(settings):
         words += ["--size", str(settings.get("size"))]
     if settings.get("algo") in ("dt", "bc", "odt"):
         words += ["--dataset", str(settings.get("data.dataset", ""))]
@@ -161,17 +176,6 @@ def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[
         if usual is not None:  # else of another version of gq, and this one would refuse it
             words += ["--set", f"{key}={toml_value(value)}"]
     return words
-
-
-def is_named(settings: Mapping[str, Any]) -> bool:
-    """Tell whether a run's size is one that its command knows by name."""
-    makers: dict[Any, Callable[[str], RunConfig]]
-    makers = {"dt": presets.dt, "odt": presets.odt, "tdmpc2": presets.tdmpc2}
-    try:
-        makers[settings["algo"]](str(settings.get("size")))
-    except (UsageError, KeyError):
-        return False
-    return True
 
 
 def read_checkpoints(run: Path) -> list[CheckpointRecord]:

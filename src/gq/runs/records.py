@@ -1,15 +1,15 @@
-"""The runs of a folder at a glance: state, progress, scores, size. Reads small files only and loads no engine."""
+"""The runs of a folder at a glance: state, progress, scores, size, parents. Reads small files only, loads no engine."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gq.paths import all_runs, checkpoint_folders, json_or_empty, read_settings
+from gq.paths import all_runs, checkpoint_folders, is_run, json_or_empty, read_settings, section
 from gq.runs.metrics import keys_by_target, last_evaluation
-from gq.runs.state import FAILURE_FILE, State, state_of
+from gq.runs.state import FAILURE_FILE, State, last_state, state_of
 
 Order = Literal["newest", "name", "size", "score"]
 
@@ -45,13 +45,29 @@ class RunRecord:
         return {"name": self.name} | asdict(self) | {"run": str(self.run)}
 
 
+@dataclass(frozen=True)
+class Parent:
+    """Where a finetuned run began."""
+
+    run: Path
+    checkpoint: str
+    is_there: bool
+
+
+@dataclass(frozen=True)
+class CorrectorRecord:
+    """A corrector of a run's plans."""
+
+    name: str
+    checkpoint: str  # of the teacher
+    teacher_sha256: str
+
+
 def read_run(run: Path) -> RunRecord:
     """Read what is known of a run; what is damaged is left empty."""
     settings = read_settings(run)
-    folders = checkpoint_folders(run)
-    state = json_or_empty(folders[-1] / "state.json") if folders else {}
-    progress = state.get("progress")
-    progress = progress if isinstance(progress, dict) else {}
+    state = last_state(run)
+    progress = section(state, "progress")
     num_bytes, changed = measure(run)
     failure = json_or_empty(run / FAILURE_FILE).get("message", "")
     status = state_of(run, settings)
@@ -63,12 +79,12 @@ def read_run(run: Path) -> RunRecord:
         state=status,
         imported=bool(json_or_empty(run / "environment.json").get("imported")),
         failure=str(failure) if status == "failed" else "",
-        step=int(number_in(state, "step") or 0),
-        decisions=int(found) if (found := number_in(progress, "decisions")) is not None else None,
-        num_checkpoints=len(folders),
+        step=whole_number_in(state, "step") or 0,
+        decisions=whole_number_in(progress, "decisions"),
+        num_checkpoints=len(checkpoint_folders(run)),
         last_return=score_of(last_evaluation(run / "metrics.jsonl")),
         best_return=number_in(progress, "best_return"),
-        best_step=int(found) if (found := number_in(progress, "best_step")) is not None else None,
+        best_step=whole_number_in(progress, "best_step"),
         num_bytes=num_bytes,
         created=iso_time((run / "config.toml").stat().st_mtime),
         changed=iso_time(changed),
@@ -79,6 +95,11 @@ def number_in(document: dict[str, Any], key: str) -> int | float | None:
     """Return a finite number of a JSON object, None where there is something else."""
     value = document.get(key)
     return value if isinstance(value, int | float) and abs(value) < 1e300 else None
+
+
+def whole_number_in(document: dict[str, Any], key: str) -> int | None:
+    """Return the same without its fraction."""
+    return None if (value := number_in(document, key)) is None else int(value)
 
 
 def list_runs(*, task: str = "", algo: str = "", state: str = "", order: Order = "newest") -> list[RunRecord]:
@@ -94,18 +115,12 @@ def list_runs(*, task: str = "", algo: str = "", state: str = "", order: Order =
         for record in records
         if task.lower() in record.task.lower() and algo in ("", record.algo) and state in ("", record.state)
     ]
-    if order == "newest":
-        return fitting
-    return sorted(fitting, key=lambda record: sort_key(record, order))
-
-
-def sort_key(record: RunRecord, order: Order) -> tuple[Any, ...]:
-    """Return what a run is sorted by; runs without a score come last."""
-    if order == "size":
-        return (-record.num_bytes, record.name)
-    if order == "score":
-        return (record.best_return is None, -(record.best_return or 0.0), record.name)
-    return (record.name,)
+    keys: dict[str, Callable[[RunRecord], tuple[Any, ...]]] = {
+        "name": lambda record: (record.name,),
+        "size": lambda record: (-record.num_bytes, record.name),
+        "score": lambda record: (record.best_return is None, -(record.best_return or 0.0), record.name),  # None last
+    }
+    return fitting if order == "newest" else sorted(fitting, key=keys[order])
 
 
 def score_of(record: dict[str, Any]) -> float | None:
@@ -142,3 +157,34 @@ def file_statuses(folder: Path | str) -> Iterable[os.stat_result]:
 def iso_time(seconds: float) -> str:
     """Return a time in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def parent_of(run: Path) -> Parent | None:
+    """Return the run that a run was finetuned from, None for others."""
+    online = section(read_settings(run), "online")
+    if not online.get("parent"):
+        return None
+    folder = Path(str(online["parent"]))
+    return Parent(folder, str(online.get("checkpoint", "")), is_run(folder))
+
+
+def children_of(run: Path) -> list[Path]:
+    """Return the runs that were finetuned from a run, of those in the runs folder and beside it."""
+    beside = [path for path in run.resolve().parent.iterdir() if is_run(path)]
+    candidates = {path.resolve() for path in (*all_runs(), *beside)}
+    return sorted(path for path in candidates if (parent := parent_of(path)) and parent.run.resolve() == run.resolve())
+
+
+def dependants_of(run: Path) -> list[Path]:
+    """Return the children that cannot go on without a run: they have no checkpoint of their own yet."""
+    return [child for child in children_of(run) if not checkpoint_folders(child)]
+
+
+def correctors_of(run: Path) -> list[CorrectorRecord]:
+    """Return the correctors in a run's folder."""
+    found = []
+    for file in sorted((run / "correctors").glob("*/corrector.json")):
+        document = json_or_empty(file)
+        names = (file.parent.name, document.get("checkpoint", ""), document.get("teacher_sha256", ""))
+        found.append(CorrectorRecord(*map(str, names)))
+    return found

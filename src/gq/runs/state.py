@@ -10,7 +10,7 @@ import filelock
 
 from gq.errors import GqError, Interrupted
 from gq.files import write_error, write_json
-from gq.paths import checkpoint_folders, is_run
+from gq.paths import checkpoint_folders, is_run, json_or_empty
 
 State = Literal["running", "finished", "interrupted", "failed"]
 STATES: tuple[State, ...] = ("running", "finished", "interrupted", "failed")
@@ -84,6 +84,12 @@ def last_step(run: Path) -> int:
     """Return the step of the newest checkpoint, 0 without one."""
     folders = checkpoint_folders(run)
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    """Return the state.json of the newest checkpoint; empty without one, or where it is damaged."""
+    folders = checkpoint_folders(run)
+    return json_or_empty(folders[-1] / "state.json") if folders else {}
 
 
 @contextmanager
