@@ -18,7 +18,7 @@ import time
 from gq.data.trajectories import Trajectories
 from gq.datasets.builtin import num_cores, simulate
 from gq.datasets.builtin_worker import NUM_SLOTS, simulate_in_workers
-from gq.datasets.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_LEVELS
+from gq.policies.packaged import ENVIRONMENTS, LEVELS
 
 
 def step_recorded(recorded: Trajectories, first: int, stride: int) -> float:
@@ -85,8 +85,8 @@ def measure(name: str, num_transitions: int, num_rounds: int) -> None:
 def main() -> None:
     """Measure each dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=list(BUILTIN_ENVIRONMENTS), choices=BUILTIN_ENVIRONMENTS)
-    parser.add_argument("--level", nargs="+", default=list(BUILTIN_LEVELS), choices=BUILTIN_LEVELS)
+    parser.add_argument("--env", nargs="+", default=list(ENVIRONMENTS), choices=ENVIRONMENTS)
+    parser.add_argument("--level", nargs="+", default=list(LEVELS), choices=LEVELS)
     parser.add_argument("--transitions", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()

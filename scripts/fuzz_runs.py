@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from fuzz_changes import any_value, change_bytes, change_json, change_toml, change_tree
@@ -267,7 +268,10 @@ def load_runs(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
 
 def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """A repository whose server and owner are both hostile: `gq pull` and `gq download hf://...`."""
+    from huggingface_hub import hf_api
+
     from gq.datasets import hub
+    from gq.datasets.names import hub_entry
     from gq.hub import pull as pulling
 
     runs = write_runs(seeds)
@@ -285,18 +289,22 @@ def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
             which = random.choice(("tree", "tree", "tree", "revision"))
             answers[which] = change_json(random, answers[which])
 
-        def read_page(url: str) -> tuple[bytes, str]:
-            following = random.choice(("?cursor=2", "//elsewhere/tree/", "http://[")) if random.random() < 0.1 else ""
-            return answers["tree" if "/tree/" in url else "revision"], following
+        def repo_info(*_: Any, **__: Any) -> Any:
+            return SimpleNamespace(sha=json.loads(answers["revision"])["sha"])
+
+        def list_repo_tree(*_: Any, **__: Any) -> Any:  # as the client makes it of an answer
+            for entry in json.loads(answers["tree"]):
+                yield hf_api.RepoFile(**entry) if entry["type"] == "file" else hf_api.RepoFolder(**entry)
 
         def fetch(remote: Any, target: Path, **_: Any) -> None:
             file = run / remote.url.partition(f"/resolve/{commit}/")[2]
             target.write_bytes(file.read_bytes() if file.is_file() else b"")
 
         def attempt() -> Any:
-            hub.read_page, pulling.fetch = read_page, fetch  # type: ignore[assignment]
+            hf_api.HfApi.repo_info, hf_api.HfApi.list_repo_tree = repo_info, list_repo_tree
+            pulling.fetch = fetch  # type: ignore[assignment]
             if random.random() < 0.2:
-                return hub.dataset_urls(hub.hub_entry("hf://me/hopper"))
+                return hub.dataset_urls(hub_entry("hf://me/hopper"))
             found = pulling.pull_run("me/hopper", out=folder / "here" / "hopper")
             outside = [
                 path for path in folder.rglob("*") if path.parent == folder and path.name not in ("server", "here")

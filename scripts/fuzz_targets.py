@@ -221,9 +221,9 @@ def load_modes(_: Path) -> Make:
 
 def load_names(seeds: Path) -> Make:
     """Names of datasets, repositories, runs and tasks."""
-    from gq.datasets.hub import hub_entry, parse_reference
+    from gq.datasets.catalog import ENTRIES
     from gq.datasets.loading import canonical_name
-    from gq.datasets.names import ENTRIES, all_levels, resolve
+    from gq.datasets.names import all_levels, hub_entry, parse_reference, resolve
     from gq.envs.tasks import resolve_task
     from gq.paths import find_run
     from gq.runs.changes import rename

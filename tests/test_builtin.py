@@ -15,9 +15,9 @@ from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.datasets.builtin import download_builtin, simulate
 from gq.datasets.builtin_worker import simulate_in_workers, simulate_policy
-from gq.datasets.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_RETURNS
+from gq.datasets.catalog import ENTRIES
 from gq.errors import GqError, UsageError
-from gq.policies.packaged import NAMES, Network, PackagedPolicy, Slots, load_policy
+from gq.policies.packaged import ENVIRONMENTS, NAMES, Network, PackagedPolicy, Slots, load_policy
 
 MEDIUM, EXPERT = "builtin/hopper/medium", "builtin/hopper/expert"
 SOURCE_FOLDER = Path(__file__).parents[1] / "src"
@@ -105,12 +105,14 @@ def test_expert_returns_3000_and_medium_is_spread_below_it(medium: Trajectories)
 @pytest.mark.parametrize("name", NAMES)
 def test_packaged_policies_state_their_returns(name: str) -> None:
     metadata = load_policy(name).metadata
-    assert (metadata["return_mean"], metadata["return_std"]) == pytest.approx(BUILTIN_RETURNS[name], abs=0.5)
+    assert (metadata["return_mean"], metadata["return_std"]) == pytest.approx(
+        (ENTRIES[name].return_mean, ENTRIES[name].return_std), abs=0.5
+    )
     assert metadata["num_episodes"] >= 50
     assert {"env_id", "noise", "method", "return_std", "gymnasium_version", "mujoco_version"} <= set(metadata)
 
 
-@pytest.mark.parametrize("environment", BUILTIN_ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_expert_is_better_than_medium_and_medium_than_its_past(environment: str) -> None:
     medium, replay, expert = (
         load_policy(f"builtin/{environment}/{level}").metadata["return_mean"]
@@ -121,11 +123,11 @@ def test_expert_is_better_than_medium_and_medium_than_its_past(environment: str)
 
 def test_every_environment_has_its_file_and_all_together_are_small() -> None:
     files = sorted((SOURCE_FOLDER / "gq" / "policies" / "packaged_weights").iterdir())
-    assert [path.stem for path in files] == sorted(BUILTIN_ENVIRONMENTS)
+    assert [path.stem for path in files] == sorted(ENVIRONMENTS)
     assert sum(path.stat().st_size for path in files) < 1_000_000
 
 
-@pytest.mark.parametrize("environment", BUILTIN_ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_stated_returns_are_those_of_the_dataset(environment: str) -> None:
     """The first episode of each dataset is within what its 50 measured ones span."""
     for level in ("medium", "medium-replay", "expert"):

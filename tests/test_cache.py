@@ -11,10 +11,9 @@ import pytest
 from commandline import PATIENCE_S
 from downloading import D4RL_FILE, D4RL_HOPPER, HOPPER, MINARI_FILE, Site, assert_cached, write_minari
 from gq import __version__
-from gq.datasets import cache, manifest
-from gq.datasets.cache import holding, in_cache, remove, verify
+from gq.datasets import cache
+from gq.datasets.cache import holding, in_cache, read_record, record_path, remove, state_of, verify
 from gq.datasets.loading import download, load_dataset
-from gq.datasets.manifest import read_record, record_path, state_of
 from gq.datasets.names import resolve
 from gq.errors import DataError, GqError
 from gq.files import sha256
@@ -103,7 +102,7 @@ def test_a_file_that_was_only_touched_is_accepted_and_noted(cached_hopper: Path)
 
 @pytest.mark.usefixtures("cached_hopper")
 def test_an_intact_file_is_not_hashed_when_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "sha256", None)
+    monkeypatch.setattr(cache, "sha256", None)
     assert load_dataset("hopper").source == HOPPER
 
 
@@ -161,7 +160,7 @@ def test_removal_frees_everything_but_keeps_the_hash_of_the_source(site: Site) -
     site.start()
     done = download(D4RL_HOPPER)
     entry = resolve(D4RL_HOPPER)
-    raw = cache.raw_folder(entry)
+    raw = entry.raw_folder
     raw.mkdir()
     (raw / "hopper_medium-v2.hdf5.part").write_bytes(b"0" * 1000)
     source = read_record(entry).source

@@ -8,7 +8,8 @@ import pytest
 
 from commandline import gq, gq_child
 from downloading import D4RL_HOPPER, HOPPER, Site, write_d4rl, write_minari
-from gq.datasets.names import ENTRIES, resolve
+from gq.datasets.catalog import ENTRIES
+from gq.datasets.names import resolve
 
 BUILTIN = "builtin/hopper/medium"
 

@@ -15,7 +15,7 @@ import pytest
 
 from commandline import TINY, child_environment, copy_run, document, gq, gq_child, gq_command
 from gq.config import read_config_file
-from gq.datasets.names import ENTRIES
+from gq.datasets.catalog import ENTRIES
 from gq.envs.tasks import resolve_task
 from gq.models.config import SIZES
 

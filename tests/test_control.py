@@ -11,11 +11,11 @@ import pytest
 from gymnasium.spaces import Box
 
 from commandline import child_environment
+from gq.datasets.catalog import TDMPC2
 from gq.envs import control_extras, gl
 from gq.envs.make import make
 from gq.envs.tasks import CONTROL_SUITE, CONTROL_TASKS, TASKS, Task, resolve_task
 from gq.errors import GqError, UsageError
-from gq.official.names import DMCONTROL
 
 SOURCE = Path(__file__).parents[1] / "src"
 ONE_OF_EACH = [f"{domain}-{names.split()[0]}" for domain, _, _, names in CONTROL_SUITE]
@@ -89,7 +89,7 @@ def test_every_name_is_of_a_task_with_500_decisions_of_two_frames(name: str) -> 
 
 
 def test_all_tasks_with_official_checkpoints_are_there_but_for_the_reachers_of_three_links() -> None:
-    assert set(DMCONTROL.split()) - set(CONTROL_TASKS) == {"reacher-three-easy", "reacher-three-hard"}
+    assert set(TDMPC2["domains"]["dmcontrol"]) - set(CONTROL_TASKS) == {"reacher-three-easy", "reacher-three-hard"}
 
 
 @pytest.mark.parametrize(

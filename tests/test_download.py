@@ -21,10 +21,9 @@ from downloading import (
 )
 from gq.data.reading import read_trajectories
 from gq.datasets import fetch as transfer
-from gq.datasets.download import refused_file
+from gq.datasets.cache import cached, read_record
 from gq.datasets.loading import download, load_dataset
-from gq.datasets.manifest import read_record
-from gq.datasets.names import cached, resolve
+from gq.datasets.names import resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 from gq.paths import last_dataset
@@ -228,7 +227,7 @@ def test_data_unfit_to_train_on_are_refused_and_kept_aside(site: Site, name: str
     with h5py.File(site.root / D4RL_FILE, "r+") as root:
         root["observations"][7, 2] = np.nan
     bad = (site.root / FILES[name]).read_bytes()
-    aside = refused_file(resolve(name))
+    aside = resolve(name).refused_path
     for _ in range(2):
         with pytest.raises(DataError, match=f"^{site.url}/.*observations holds NaN at .*7, column 2") as caught:
             download(name)

@@ -21,9 +21,9 @@ from downloading import (
     write_minari,
 )
 from gq.data import old_columns
+from gq.datasets.cache import cached, read_record
 from gq.datasets.loading import download, load_dataset
-from gq.datasets.manifest import read_record
-from gq.datasets.names import cached, resolve
+from gq.datasets.names import resolve
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
 

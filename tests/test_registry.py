@@ -1,16 +1,19 @@
 """The names that people type, and what the registry says of datasets."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from pydantic import TypeAdapter
 
-from gq.datasets.names import ENTRIES, GROUPS, all_levels, known_ids, resolve
+from gq.datasets.catalog import ENTRIES, GROUPS, TDMPC2, DatasetEntry
+from gq.datasets.names import all_levels, known_ids, resolve
 from gq.envs.tasks import TASKS
 from gq.errors import UsageError
-from gq.official.names import TASKS_OF
+from gq.policies.packaged import NAMES
 
 HOPPER = "mujoco/hopper/medium-v0"
 
@@ -131,10 +134,21 @@ def test_all_levels_of_an_environment() -> None:
         all_levels("hoper")
 
 
+def test_the_catalog_holds_what_its_types_say() -> None:
+    document = json.dumps([vars(entry) for entry in ENTRIES.values()])
+    TypeAdapter(list[DatasetEntry]).validate_json(document, strict=True)
+    assert [entry.id for entry in ENTRIES.values() if entry.kind == "builtin"] == NAMES
+    for entry in ENTRIES.values():
+        assert entry.size_bytes > 0
+        assert entry.return_std is None or entry.return_mean is not None
+        assert (entry.return_mean is None) == (entry.returns_source == "")
+        assert len(entry.remote_paths) == {"builtin": 0, "minari": 2, "d4rl": 1, "tdmpc2": 1}[entry.kind]
+
+
 def test_the_registry_is_complete() -> None:
     kinds = [entry.kind for entry in ENTRIES.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {"builtin": 15, "minari": 33, "d4rl": 69, "tdmpc2": 327}
-    assert {domain: len(tasks) for domain, tasks in TASKS_OF.items()} == {
+    assert {domain: len(tasks) for domain, tasks in TDMPC2["domains"].items()} == {
         "dmcontrol": 39,
         "metaworld": 50,
         "maniskill2": 5,
@@ -222,7 +236,7 @@ def test_sound_data_have_no_note(name: str) -> None:
 
 
 def test_the_registry_loads_nothing_heavy() -> None:
-    modules = "gq.datasets.names, gq.datasets.manifest"
+    modules = "gq.datasets.names, gq.datasets.cache"
     code = f"import sys, {modules}; print({{'numpy', 'h5py', 'torch', 'mujoco'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -11,7 +11,6 @@ import corruptions
 from corruptions import Stream, changed, notes, only, problems, simulated, whole_rows
 from gq.data.old_columns import EXACT_COLUMNS
 from gq.data.reading import read_trajectories
-from gq.datasets.download import refused_file
 from gq.datasets.names import resolve
 from gq.envs.scores import origin_of, reference_for
 from gq.errors import DataError, UsageError
@@ -389,10 +388,10 @@ def test_a_copy_records_d4rl_as_its_source_however_the_file_was_named(hopper: St
     entry = resolve("hopper-medium-v2")
     entry.path.parent.mkdir(parents=True)
     hopper.write(entry.path, env_id="Hopper-v5")
-    hopper.write(refused_file(entry), env_id="Hopper-v5")
+    hopper.write(entry.refused_path, env_id="Hopper-v5")
     once = hopper.write(tmp_path / "hopper-a.hdf5", source=entry.id)
     again = hopper.write(tmp_path / "hopper-b.hdf5", source="elsewhere")
-    sources = {"hopper-medium-v2": entry.id, str(refused_file(entry)): entry.id, str(once): entry.id}
+    sources = {"hopper-medium-v2": entry.id, str(entry.refused_path): entry.id, str(once): entry.id}
     for name, source in {**sources, str(again): str(again)}.items():
         repair(name, output=tmp_path / "good.hdf5", force=True)
         found = read_trajectories(tmp_path / "good.hdf5")

@@ -326,14 +326,14 @@ def examine_folder(name: str, folder: Path, variable: str) -> Finding:
 
 def examine_cache(*, deep: bool) -> list[Finding]:
     """Compare cached datasets with their records: size and time, or (`deep`) every byte."""
-    from gq.datasets import cache, manifest
+    from gq.datasets import cache
 
     entries = cache.in_cache()
     if deep:
         problems = {one.id: one.problem for one in cache.verify(entries)}
     else:
         says = {"changed": "it does not have the size on record"}
-        problems = {entry.id: says.get(manifest.state_of(entry), "") for entry in entries}
+        problems = {entry.id: says.get(cache.state_of(entry), "") for entry in entries}
     found = [
         Finding(f"dataset {name}", "problem", text, f"gq download {name}") for name, text in problems.items() if text
     ]

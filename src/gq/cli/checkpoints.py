@@ -44,7 +44,7 @@ def import_fetched(
     if not task:
         output.note(f"{entry.id} is kept as it is: gq does not simulate {entry.task}")
         return {"run": None}
-    from gq.datasets.manifest import read_record
+    from gq.datasets.cache import read_record
 
     source = read_record(entry).source
     options = {"source": source.where if source else "", "licence": entry.licence, "force": force}

@@ -23,7 +23,7 @@ def size_text(num_bytes: int, *, is_exact: bool) -> str:
 
 def document_of(entry: "DatasetEntry") -> dict[str, Any]:
     """Return what is known of a dataset; what was counted in a cached file goes before what others say."""
-    from gq.datasets.manifest import read_record, state_of
+    from gq.datasets.cache import read_record, state_of
 
     state = state_of(entry)
     record = read_record(entry)
@@ -52,7 +52,7 @@ def document_of(entry: "DatasetEntry") -> dict[str, Any]:
 
 def show_list(output: Output, words: list[str]) -> None:
     """Print the datasets that fit all words; without words, those that are many of a kind in one row."""
-    from gq.datasets.names import ENTRIES
+    from gq.datasets.catalog import ENTRIES
 
     documents = [document_of(entry) for entry in ENTRIES.values()]
     searched = ("id", "task", "licence", "state")
@@ -111,15 +111,14 @@ def return_text(document: dict[str, Any]) -> str:
 
 def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int | None, force: bool) -> None:
     """Print what a download would do."""
-    from gq.datasets.catalog import NUM_BUILTIN_TRANSITIONS
     from gq.datasets.download import address_of
 
     documents: list[dict[str, Any]] = []
     for entry in entries:
         known = document_of(entry)
         is_needed = force or not known["cached"]
-        if entry.kind == "builtin" and transitions is not None:
-            known["size_bytes"] = known["size_bytes"] * transitions // NUM_BUILTIN_TRANSITIONS
+        if entry.kind == "builtin" and entry.num_transitions and transitions is not None:
+            known["size_bytes"] = known["size_bytes"] * transitions // entry.num_transitions
         action = ("simulate" if entry.kind == "builtin" else "fetch") if is_needed else "nothing: it is cached"
         keys = ("id", "size_bytes", "size_is_exact", "cached", "path", "licence", "note")
         documents.append({"action": action, "from": address_of(entry), **{key: known[key] for key in keys}})

@@ -30,7 +30,7 @@ Examples:
 
 def known_names() -> list[str]:
     """Return the ids of all datasets and checkpoints."""
-    from gq.datasets.names import ENTRIES
+    from gq.datasets.catalog import ENTRIES
 
     return list(ENTRIES)
 
@@ -130,9 +130,9 @@ def fetch_all(
     """Get datasets and checkpoints one after the other, import the latter for their tasks, and return documents."""
     from gq.cli.checkpoints import import_fetched
     from gq.cli.datasets import size_text
+    from gq.datasets.cache import cached
     from gq.datasets.download import address_of
     from gq.datasets.loading import download as download_dataset
-    from gq.datasets.names import cached
 
     if len(entries) > 1:
         missing = [entry for entry in entries if settings["force"] or not cached(entry)]
@@ -168,12 +168,13 @@ def tell_other_levels(output: Output, names: list[str]) -> None:
     """Say how the levels that were not asked for are got, and how large they are."""
     from gq.cli.datasets import size_text
     from gq.datasets import names as registry
+    from gq.datasets.catalog import GROUPS
 
     for name in names:
         if registry.says_level(name):
             continue
         got = registry.resolve(name)
-        others = [entry for entry in registry.GROUPS[got.group].values() if entry is not got]
+        others = [entry for entry in GROUPS[got.group].values() if entry is not got]
         listed = ", ".join(
             f"--level {entry.level} ({size_text(entry.size_bytes, is_exact=entry.size_is_exact)})" for entry in others
         )

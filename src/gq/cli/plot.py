@@ -148,6 +148,7 @@ def find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path],
 def is_dataset(name: str) -> bool:
     """Tell whether a name stands for a dataset, not for runs. Raises UsageError where it may be either."""
     from gq.datasets import names as registry
+    from gq.datasets.cache import cached
     from gq.errors import UsageError
     from gq.paths import all_runs
 
@@ -160,7 +161,7 @@ def is_dataset(name: str) -> bool:
         entry = registry.resolve(name)
     except UsageError:
         return path.suffix.lower() in DATA_SUFFIXES
-    if fitting and registry.cached(entry) and name not in fitting:
+    if fitting and cached(entry) and name not in fitting:
         hint = f"the dataset: gq plot {entry.id}; the run: gq plot {fitting[0]}"
         raise UsageError(f"{name} may be a dataset or a run", hint=hint)
     return not fitting

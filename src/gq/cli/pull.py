@@ -32,7 +32,8 @@ def pull(
     output: Output,
 ) -> None:
     """Get a run from the Hugging Face Hub, checked, to evaluate, film and report it; or a dataset."""
-    from gq.datasets.hub import PREFIX, parse_reference, refuse_offline
+    from gq.datasets.hub import refuse_offline
+    from gq.datasets.names import PREFIX, parse_reference
 
     if not repo:
         raise UsageError("no repository named", hint="for example gq pull me/hopper-dt")

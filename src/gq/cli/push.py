@@ -57,7 +57,7 @@ def push(
     if latest:
         what, repo = None, what
     if repo:
-        from gq.datasets.hub import parse_reference
+        from gq.datasets.names import parse_reference
 
         repo = parse_reference(repo).repo
     plan = make_plan(what, repo or "", latest=latest, with_state=with_state)
@@ -65,11 +65,11 @@ def push(
         show_plan(output, plan)
         return
     from gq.datasets.hub import refuse_offline
-    from gq.hub.push import hub_client, own_repo
+    from gq.hub.push import own_repo, writing_client
     from gq.hub.push import push as push_plan
 
     refuse_offline("the Hub is elsewhere", offline=offline, hint="push when there is a network; --dry-run needs none")
-    client = hub_client()
+    client = writing_client()
     repo = repo or own_repo(client, plan)
     visibility = "public" if public else "private"
     amount = f"{len(plan.uploads)} files ({size(plan.size_bytes)})"

@@ -176,11 +176,12 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
 def simulate_missing(output: Output, name: str) -> None:
     """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
     from gq.cli.download import fetch_all
-    from gq.datasets import names as registry
+    from gq.datasets.cache import cached
+    from gq.datasets.catalog import ENTRIES
     from gq.datasets.loading import canonical_name
 
-    entry = registry.ENTRIES.get(canonical_name(name))
-    if entry and entry.kind == "builtin" and not registry.cached(entry):
+    entry = ENTRIES.get(canonical_name(name))
+    if entry and entry.kind == "builtin" and not cached(entry):
         output.note(f"{entry.id} is not in the cache: simulating it first")
         fetch_all(output, [entry], {"num_transitions": None, "force": False, "offline": False}, {})
 

@@ -13,10 +13,11 @@ from gq.data.hdf5 import AGAIN, HDF5_MAGIC
 from gq.data.old_columns import ATTRIBUTES, read_old_ant
 from gq.data.reading import data_file, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
+from gq.datasets.cache import Record, Source, now, read_record, record_path, write_record
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.fetch import Expected, Note, RemoteFile, Report, fetch, silent
-from gq.datasets.hub import PREFIX, dataset_urls, endpoint, hub_token, refuse_offline, server
-from gq.datasets.manifest import Record, Source, now, read_record, record_path, write_record
+from gq.datasets.hub import dataset_urls, endpoint, hub_token, refuse_offline, server
+from gq.datasets.names import PREFIX
 from gq.errors import DataError
 from gq.files import sha256
 
@@ -53,7 +54,7 @@ def fetch_dataset(
         return convert_installed(entry, installed, note)
     refuse_offline(f"{entry.id} is not here", offline=offline, hint=OFFLINE_HINT)
     urls = dataset_urls(entry) if entry.kind == "hub" else remote_urls(entry)
-    raw, token = raw_folder(entry), "" if entry.kind == "d4rl" else hub_token()
+    raw, token = entry.raw_folder, "" if entry.kind == "d4rl" else hub_token()
     for url in urls[:-1]:
         fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(url).name, note=note)
     remote = RemoteFile(
@@ -79,21 +80,11 @@ def fetch_dataset(
     except DataError as error:  # the next try must not stop at the same bad file
         hint = f"nothing of it was kept; try again: gq download {entry.id}"
         if error.hint != AGAIN:
-            file.replace(refused_file(entry))
-            hint = f"{error.hint}; it is kept aside: gq repair {refused_file(entry)}".removeprefix("; ")
+            file.replace(entry.refused_path)
+            hint = f"{error.hint}; it is kept aside: gq repair {entry.refused_path}".removeprefix("; ")
         shutil.rmtree(raw)
         message = str(error).replace(str(raw), urls[-1].rpartition("/")[0])  # it names files that are gone now
         raise DataError(message, hint=hint) from error
-
-
-def refused_file(entry: DatasetEntry) -> Path:
-    """Return where a file lies that arrived whole but must not be trained on."""
-    return entry.path.with_suffix(".refused.hdf5")
-
-
-def raw_folder(entry: DatasetEntry) -> Path:
-    """Return where files lie as they come from the network, until they are converted."""
-    return entry.path.with_suffix(".download")
 
 
 def expected_content(entry: DatasetEntry) -> Expected | None:

@@ -1,46 +1,29 @@
-"""The Hugging Face Hub: names of repositories, what lies in them, and datasets there by `hf://org/name`.
+"""The Hugging Face Hub, read through its own client: what lies in a repository at a commit, with the hash of each file.
 
-Reading needs no more than HTTP; what is listed is pinned to one commit, with the hash of each file.
+The bytes themselves come by `gq.datasets.fetch`, because the Hub's client keeps nothing of a file that breaks off.
 """
 
 import os
 import re
 import time
-import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import quote, urljoin
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, unquote
 
+from gq import __version__
 from gq.datasets import fetch as transfer
 from gq.datasets.catalog import DatasetEntry
-from gq.datasets.connection import BrokenTransferError, open_url, origin_of
+from gq.datasets.names import PREFIX, SUFFIXES, Reference, parse_reference
 from gq.errors import GqError, UsageError
-from gq.files import parse_json
-from gq.paths import datasets_folder, read_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-PREFIX = "hf://"
-NAME = r"[A-Za-z0-9][\w.-]*"
-REFERENCE = re.compile(rf"({NAME})/({NAME})(?:@([\w.%-]+))?((?:/[^/@]+)*)(?:@([\w.%-]+))?/?")
-SUFFIXES = (".hdf5", ".h5")
-MAX_NUM_PAGES = 100  # of a listing; the Hub puts a thousand files on one
-MAX_PAGE_BYTES = 64 << 20
-READ_HINT = "check its name and revision; for a private one set HF_TOKEN"
 
-Kind = Literal["models", "datasets"]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A repository, or a part of one: `org/name[@revision][/path]`."""
-
-    repo: str
-    revision: str = ""  # branch, tag or commit; empty: main
-    path: str = ""
-
-    def __str__(self) -> str:
-        revision, path = f"@{self.revision}" if self.revision else "", f"/{self.path}" if self.path else ""
-        return f"{self.repo}{revision}{path}"
+Kind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -64,22 +47,8 @@ class Snapshot:
 
     def url(self, file: HubFile) -> str:
         """Return where a file is."""
-        folder = "datasets/" if self.kind == "datasets" else ""
+        folder = "datasets/" if self.kind == "dataset" else ""
         return f"{endpoint()}/{folder}{self.reference.repo}/resolve/{self.commit}/{quote(file.path)}"
-
-
-def parse_reference(text: str) -> Reference:
-    """Parse `[hf://][datasets/]org/name[@revision][/path]`; the revision may also be last.
-
-    Raises:
-        UsageError: it is none.
-    """
-    bare = text.removeprefix(PREFIX).removeprefix("datasets/").removeprefix("models/")
-    found = REFERENCE.fullmatch(bare)
-    parts = (found[4].strip("/").split("/") if found[4] else []) if found else []
-    if not found or (found[3] and found[5]) or any(part in (".", "..") or "\\" in part for part in parts):
-        raise UsageError(f"{text} names no repository", hint="write org/name, or org/name@revision")
-    return Reference(f"{found[1]}/{found[2]}", (found[3] or found[5] or ""), "/".join(parts))
 
 
 def server(variable: str, default: str) -> str:
@@ -112,7 +81,7 @@ def hub_token() -> str:
 
 
 def is_offline() -> bool:
-    """Tell whether HF_HUB_OFFLINE forbids the network."""
+    """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -123,145 +92,75 @@ def refuse_offline(what: str, *, offline: bool, hint: str) -> None:
         raise GqError(f"{what}, and {reason}", hint=hint)
 
 
+def hub_client(token: str | Literal[False]) -> "HfApi":
+    """Return the Hub's client, for the endpoint and the token of now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    disable_progress_bars()
+    logging.set_verbosity_error()  # it would tell of each attempt in several lines
+    return HfApi(endpoint=endpoint(), token=token, library_name="gq", library_version=__version__)
+
+
 def list_files(reference: Reference, kind: Kind) -> Snapshot:
     """Return the files of a repository, or below the path of the reference, at the newest commit of its revision.
 
     Raises:
         GqError: there is no such repository, revision or folder, or the Hub cannot be reached.
     """
-    base = f"{endpoint()}/api/{kind}/{reference.repo}"
-    try:
-        commit = str(get_json(f"{base}/revision/{quote(reference.revision or 'main', safe='%')}", "{").get("sha") or "")
-    except GqError as error:
-        if not is_missing(error):
-            raise
-        other = f"gq pull {reference}" if kind == "datasets" else f"gq download hf://{reference}"
-        hint = f"a private one needs HF_TOKEN; or is it a {'run' if kind == 'datasets' else 'dataset'}? {other}"
-        raise GqError(f"the Hub shows no {kind.removesuffix('s')} {reference}", hint=hint) from error
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise GqError(f"{base} is not answered as the Hub does", hint="see HF_ENDPOINT")
-    folder = f"/{quote(reference.path)}" if reference.path and not reference.path.endswith(SUFFIXES) else ""
-    listed = get_json(f"{base}/tree/{commit}{folder}?recursive=true", "[")
-    try:
-        files = [listed_file(entry) for entry in listed if entry.get("type") == "file"]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise GqError(f"{base} is not answered as the Hub does", hint="see HF_ENDPOINT") from None
+    from huggingface_hub.hf_api import RepoFile
+
+    client = hub_client(hub_token() or False)
+    revision = unquote(reference.revision) or None
+    folder = reference.path if reference.path and not reference.path.endswith(SUFFIXES) else None
+    with _failures_told(reference, kind):
+        commit = _newest_commit(client, reference, revision, kind)
+        listed = client.list_repo_tree(reference.repo, folder, recursive=True, revision=commit, repo_type=kind)
+        files = [
+            HubFile(str(one.path), int(one.size), str(one.lfs.sha256) if one.lfs else "", str(one.blob_id))
+            for one in listed
+            if isinstance(one, RepoFile)
+        ]
     return Snapshot(reference, kind, commit, files)
 
 
-def listed_file(entry: dict[str, Any]) -> HubFile:
-    """Return a file that the Hub lists. Raises what an entry that is none raises."""
-    return HubFile(
-        path=str(entry["path"]),
-        num_bytes=int(entry["size"]),
-        sha256=str((entry.get("lfs") or {}).get("oid", "")).removeprefix("sha256:"),
-        git_sha1=str(entry["oid"]),
-    )
+def _newest_commit(client: "HfApi", reference: Reference, revision: str | None, kind: Kind) -> str:
+    """Return the commit of a revision, in as many attempts as it takes: the client itself makes only one."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-
-def get_json(url: str, first: str) -> Any:
-    """Return the JSON document at an address of the Hub; a list together with its further pages.
-
-    Args:
-        first: the character that it begins with.
-
-    Raises:
-        GqError: it cannot be had.
-    """
-    document: Any = None
-    following = url
-    for _ in range(MAX_NUM_PAGES):
-        content, following = get_page(following)
+    attempt = 1
+    while True:
         try:
-            page = parse_json(content)
-        except ValueError:
-            page = None
-        if not isinstance(page, dict if first == "{" else list):
-            raise GqError(f"{url} is not answered as the Hub does", hint="see HF_ENDPOINT")
-        document = page if document is None else document + page
-        if first == "{" or not following:
-            return document
-    raise GqError(f"{url} has more than {MAX_NUM_PAGES} pages", hint="name a folder or a file in the repository")
+            commit = client.repo_info(reference.repo, revision=revision, repo_type=kind).sha
+        except HfHubHTTPError as error:
+            if error.response.status_code not in transfer.PASSING_STATUSES or attempt == transfer.NUM_ATTEMPTS:
+                raise
+            time.sleep(transfer.BACK_OFF_S * 2 ** (attempt - 1))
+            attempt += 1
+            continue
+        if not re.fullmatch(r"[0-9a-f]{40}", str(commit)):  # it becomes a part of folders' names
+            raise ValueError("a repository without a commit")
+        return str(commit)
 
 
-def get_page(url: str) -> tuple[bytes, str]:
-    """Return what is at an address of the Hub, in as many attempts as it takes, and where the next page is, or nothing.
+@contextmanager
+def _failures_told(reference: Reference, kind: Kind) -> Iterator[None]:
+    """Turn what the Hub's client raises into a line with a next step."""
+    from huggingface_hub import errors
 
-    Raises:
-        GqError: it cannot be had, or goes on at another host.
-    """
-    for attempt in range(1, transfer.NUM_ATTEMPTS + 1):
-        try:
-            content, target = read_page(url)
-            break
-        except BrokenTransferError as error:
-            wait_s = max(error.wait_s, transfer.BACK_OFF_S * 2 ** (attempt - 1))
-            if attempt == transfer.NUM_ATTEMPTS or wait_s > transfer.LONGEST_WAIT_S:
-                raise GqError(f"cannot download {url}: {error}", hint=READ_HINT) from error
-        time.sleep(wait_s)
     try:
-        following = urljoin(url, target) if target else ""
-        is_same_host = not following or origin_of(following) == origin_of(url)
-    except ValueError:  # no address at all
-        is_same_host = False
-    if not is_same_host:
-        raise GqError(f"{url} goes on at another host, {target}", hint="see HF_ENDPOINT")
-    return content, following
-
-
-def read_page(url: str) -> tuple[bytes, str]:
-    """Make one attempt at `get_page`; the next page's address is as the server writes it.
-
-    Raises:
-        BrokenTransferError: trying again may help.
-        GqError: the server refuses for good.
-    """
-    response, _ = open_url(url, {"Accept-Encoding": "identity"}, token=hub_token(), hint=READ_HINT)
-    with response:
-        content = transfer.read_from(response.read, MAX_PAGE_BYTES)
-        if response.length:
-            raise BrokenTransferError(f"it broke off after {len(content):,} bytes")
-        following = re.search(r'<([^>]*)>[^<]*?\brel="?next\b', response.headers["Link"] or "")
-    return content, following[1] if following else ""
-
-
-def is_missing(error: GqError) -> bool:
-    """Tell whether the Hub has no such thing, or hides it from those without a token."""
-    cause = error.__cause__
-    return isinstance(cause, urllib.error.HTTPError) and cause.code in (401, 403, 404)
-
-
-def hub_entry(name: str) -> DatasetEntry:
-    """Return the entry of a dataset on the Hub, by `hf://org/name[@revision][/path]`; the network is not used.
-
-    Raises:
-        UsageError: that is no such name.
-    """
-    reference = parse_reference(name)
-    stem = str(reference).removesuffix(".hdf5") if reference.path else str(reference)
-    return DatasetEntry(
-        id=f"{PREFIX}{reference}",
-        kind="hub",
-        task="",
-        group=f"{PREFIX}{reference.repo}",
-        level=reference.path or reference.revision,
-        file=f"hub/{stem}.hdf5",
-        size_bytes=0,
-        licence="see its repository",
-    )
-
-
-def hub_entries() -> list[DatasetEntry]:
-    """Return the entries of the Hub's datasets that the cache has a record of."""
-    entries = []
-    for record in sorted((datasets_folder() / "hub").glob("**/*.hdf5.json")):
-        try:
-            entry = hub_entry(str(read_json(record)["id"]))
-        except (GqError, KeyError, TypeError):
-            continue  # not a record of ours
-        if entry.path == record.with_suffix(""):
-            entries.append(entry)
-    return entries
+        yield
+    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404):
+            other = f"gq pull {reference}" if kind == "dataset" else f"gq download {PREFIX}{reference}"
+            hint = f"a private one needs HF_TOKEN; or is it a {'run' if kind == 'dataset' else 'dataset'}? {other}"
+            raise GqError(f"the Hub shows no {kind} {reference}", hint=hint) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "check its name, HF_ENDPOINT and the network, then run it again"
+        raise GqError(f"cannot read {reference} at {endpoint()}: {reason[0]}", hint=hint) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise GqError(f"{endpoint()} is not answered as the Hub does", hint="see HF_ENDPOINT") from error
 
 
 def dataset_urls(entry: DatasetEntry) -> list[str]:
@@ -272,9 +171,11 @@ def dataset_urls(entry: DatasetEntry) -> list[str]:
         UsageError: it holds no such data, or several.
     """
     reference = parse_reference(entry.id)
-    snapshot = list_files(reference, "datasets")
+    snapshot = list_files(reference, "dataset")
     by_path = {file.path: file for file in snapshot.files}
-    data = [path for path in by_path if path.endswith(SUFFIXES) and within(path, reference.path)]
+    place = reference.path
+    inside = [path for path in by_path if not place or path == place or path.startswith(place + "/")]
+    data = [path for path in inside if path.endswith(SUFFIXES)]
     if len(data) != 1:
         found = "no HDF5 file" if not data else f"{len(data)} HDF5 files"
         example = f"{PREFIX}{Reference(reference.repo, reference.revision, data[0])}" if data else ""
@@ -283,8 +184,3 @@ def dataset_urls(entry: DatasetEntry) -> list[str]:
     metadata = by_path.get(data[0].rpartition("/")[0] + "/metadata.json")
     is_minari = data[0].endswith("main_data.hdf5") and metadata is not None
     return [snapshot.url(file) for file in ([metadata] if is_minari and metadata else []) + [by_path[data[0]]]]
-
-
-def within(path: str, place: str) -> bool:
-    """Tell whether a path is a place or below it."""
-    return not place or path == place or path.startswith(place + "/")

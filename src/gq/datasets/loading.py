@@ -9,11 +9,10 @@ from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.datasets import names as registry
 from gq.datasets.builtin import DEFAULT_NUM_TRANSITIONS, download_builtin
-from gq.datasets.cache import check_unchanged, holding, put_on_record, sound_record
+from gq.datasets.cache import Stored, cached, check_unchanged, holding, put_on_record, sound_record
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.download import fetch_dataset
-from gq.datasets.hub import PREFIX
-from gq.datasets.manifest import Stored
+from gq.datasets.names import PREFIX
 from gq.errors import DataError, UsageError
 from gq.files import write_json
 from gq.paths import datasets_folder, existing
@@ -67,7 +66,7 @@ def download(
     with holding(entry, note):
         stored = None if force else sound_record(entry)
         was_cached = stored is not None
-        if stored is None and registry.cached(entry) and not force:
+        if stored is None and cached(entry) and not force:
             note(f"{entry.path} is damaged; getting it again")
         if stored is None and entry.kind == "builtin":
             num_wanted = DEFAULT_NUM_TRANSITIONS if num_transitions is None else num_transitions
@@ -152,7 +151,7 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     entry = registry.resolve(found)
     if entry.kind == "tdmpc2":
         raise UsageError(f"{entry.id} is a TD-MPC2 checkpoint, not a dataset", hint="see gq download --list")
-    if not registry.cached(entry):
+    if not cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     try:
         trajectories = read_trajectories(entry.path, task=task, source=entry.id)

@@ -9,18 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from gq.datasets.cache import now
 from gq.datasets.fetch import Expected, Note, RemoteFile, Report, fetch, silent
-from gq.datasets.hub import (
-    HubFile,
-    Reference,
-    Snapshot,
-    endpoint,
-    hub_token,
-    list_files,
-    parse_reference,
-    refuse_offline,
-)
-from gq.datasets.manifest import now
+from gq.datasets.hub import HubFile, Snapshot, endpoint, hub_token, list_files, refuse_offline
+from gq.datasets.names import Reference, parse_reference
 from gq.errors import GqError, UsageError
 from gq.files import sync, write_error, write_json
 from gq.hub.files import HUB_FILE, is_run_file
@@ -62,7 +54,7 @@ def pull_run(
     refuse_offline(f"{reference} is on the Hub", offline=offline, hint="the runs that are here: gq runs")
     if reference.path:
         raise UsageError(f"{name} names a part of a repository", hint=f"gq pull {reference.repo}")
-    snapshot = list_files(reference, "models")
+    snapshot = list_files(reference, "model")
     chosen, left_out = choose(snapshot)
     target = out or runs_folder() / reference.repo.split("/")[1]
     found = Pulled(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gq import __version__
-from gq.datasets.hub import endpoint, parse_reference, refuse_offline
+from gq.datasets.hub import endpoint, hub_client, refuse_offline
+from gq.datasets.names import parse_reference
 from gq.errors import GqError, UsageError
 from gq.hub.dataset_cards import dataset_uploads
 from gq.hub.files import Upload, is_run_file, run_uploads
@@ -18,7 +19,6 @@ from gq.runs.state import is_in_use
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-INSTALL = "pip install 'gym-qwen[hub]'"
 TOKEN_HINT = "make one with write access at the Hub, then: hf auth login, or set HF_TOKEN"
 
 
@@ -79,22 +79,18 @@ def plan_dataset(name: str) -> Plan:
     return Plan("dataset", repo_name, uploads)
 
 
-def hub_client() -> "HfApi":
+def writing_client() -> "HfApi":
     """Return a client that may write.
 
     Raises:
-        GqError: huggingface_hub is not installed.
         UsageError: there is no token.
     """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise GqError("gq push needs huggingface_hub", hint=INSTALL) from None
-    token = huggingface_hub.get_token()
+    from huggingface_hub import get_token
+
+    token = get_token()
     if not token:
         raise UsageError("there is no token to write to the Hub with", hint=TOKEN_HINT)
-    huggingface_hub.utils.disable_progress_bars()
-    return huggingface_hub.HfApi(endpoint=endpoint(), token=token, library_name="gq", library_version=__version__)
+    return hub_client(token)
 
 
 def own_repo(client: "HfApi", plan: Plan) -> str:

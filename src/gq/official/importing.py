@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gq.datasets.catalog import TDMPC2
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError
 from gq.models.world_config import WORLD_MODEL_SIZES, WorldModelConfig
 from gq.models.world_model import WorldModel
-from gq.official.names import OLD_LAYOUT, SEEDS
 from gq.official.task_slice import PaddedDims, check_dims, check_mask, choose_row, slice_task
 from gq.official.torch_files import has_data, read_torch_file
 
@@ -132,8 +132,8 @@ def layout_of(path: Path, source: dict[str, Any]) -> str:
 def other_seeds(path: Path) -> str:
     """Return a hint that names the checkpoints of the same task in a layout that can be read."""
     task, _, _ = path.stem.rpartition("-")
-    old = OLD_LAYOUT.split()
-    usable = [f"{task}-{seed}" for seed in SEEDS if f"{task}-{seed}" not in old]
+    old = TDMPC2["old_layout"]
+    usable = [f"{task}-{seed}" for seed in TDMPC2["seeds"] if f"{task}-{seed}" not in old]
     if path.stem not in old:
         return "other seeds of the same task can be read: gq download --list tdmpc2"
     return "these can be read: " + ", ".join(f"gq download tdmpc2/{name}" for name in usable)

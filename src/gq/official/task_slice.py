@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gq.envs.tasks import CONTROL_TASKS, Task
+from gq.envs.tasks import Task
 from gq.errors import DataError, UsageError, suggest
-from gq.official.names import MT30
+from gq.official.names import MT30, usable_tasks
 from gq.official.torch_files import has_data
 
 KNOWN_NUM_TASKS = (30, 80)  # the other 50 of mt80 are of Meta-World, which gq does not simulate
@@ -42,7 +42,7 @@ def choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, int
             f"{path} holds {num_tasks} tasks, in an order that was never published",
             hint="gq knows the order of those with 30 and 80: gq download tdmpc2/mt30-19M",
         )
-    usable = [name for name in MT30 if name in CONTROL_TASKS]
+    usable = usable_tasks()
     if task is None:
         raise UsageError(f"{path} holds {num_tasks} tasks, and none was chosen", hint="one of " + ", ".join(usable))
     if task.id not in MT30:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from gq.datasets.catalog import BUILTIN_ENVIRONMENTS, BUILTIN_LEVELS
 from gq.errors import UsageError, suggest
 from gq.files import sha256
 
-NAMES = [f"builtin/{environment}/{level}" for environment in BUILTIN_ENVIRONMENTS for level in BUILTIN_LEVELS]
+ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d", "ant", "humanoid")
+LEVELS = ("medium", "medium-replay", "expert")
+NAMES = [f"builtin/{environment}/{level}" for environment in ENVIRONMENTS for level in LEVELS]
 
 
 @dataclass(frozen=True, kw_only=True)

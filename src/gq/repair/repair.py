@@ -8,7 +8,8 @@ import numpy as np
 
 from gq.data.reading import data_file
 from gq.datasets import names as registry
-from gq.datasets.download import refused_file
+from gq.datasets.cache import cached
+from gq.datasets.catalog import ENTRIES
 from gq.datasets.loading import canonical_name
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, UsageError
@@ -126,10 +127,10 @@ def locate(name: str | Path) -> tuple[str, Path]:
     found = canonical_name(str(name))
     if Path(found).is_absolute():
         path = Path(found)
-        aside = (entry.id for entry in registry.ENTRIES.values() if refused_file(entry).resolve() == path)
+        aside = (entry.id for entry in ENTRIES.values() if entry.refused_path.resolve() == path)
         return next(aside, str(name)), data_file(path)
     entry = registry.resolve(found)
-    if not registry.cached(entry):
+    if not cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     return entry.id, entry.path
 
