@@ -214,7 +214,8 @@ def make_jobs(work: Path) -> list[Job]:
     world = Training("train tdmpc2", ["--task", WORLD_TASK, "--size", "1"], WORLD)
     for job in (pretraining, world):
         make_once(job, common / job.name.split()[1])
-    distilling = ["--checkpoint", "last", "--episodes", "3", "--rounds", "1", "--epochs", "4", "--device", "cpu"]
+    distilling = ["--checkpoint", "last", "--episodes", "3", "--rounds", "1", "--device", "cpu"]
+    distilling += ["--set", "train.num_epochs=4"]
     corrector = [f"made/two-tower/{name}" for name in ("model.safetensors", "corrector.json")]
     return [
         Training("train dt", ["--dataset", str(data)], DT),

@@ -34,6 +34,7 @@ from gq.speculation.training import TrainSettings, measure, train_corrector
 from test_corrector import LATENT, make_corrector, make_inputs
 from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
+from tiny import as_flags
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -466,14 +467,14 @@ def test_a_kill_changes_no_byte(pendulum: Path, distilled: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": -1}, "rounds is -1"),
-        ({"num_episodes": 1}, "episodes is 1"),
-        ({"execution_horizon": 1}, "execution horizon is 1"),
-        ({"history_length": 0}, "history length is 0"),
-        ({"min_distance": float("nan")}, "the distance nan"),
-        ({"max_samples": 1}, "1 samples are too few"),
-        ({"train": TrainSettings(num_epochs=0)}, "no epochs"),
-        ({"train": TrainSettings(seed=-1)}, "the seed -1"),
+        ({"rounds": -1}, "rounds = -1: input should be greater than or equal to 0"),
+        ({"num_episodes": 1}, "num_episodes = 1: input should be greater than or equal to 2"),
+        ({"execution_horizon": 1}, "execution_horizon = 1"),
+        ({"history_length": 0}, "history_length = 0"),
+        ({"min_distance": float("nan")}, "min_distance = nan"),
+        ({"max_samples": 1}, "max_samples = 1"),
+        ({"train": TrainSettings(num_epochs=0)}, "train.num_epochs = 0"),
+        ({"train": TrainSettings(seed=-1)}, "train.seed = -1"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_made(
@@ -486,8 +487,9 @@ def test_settings_out_of_range_are_refused_before_anything_is_made(
 
 def test_the_command_prints_errors_by_age_and_draws_losses(pendulum: Path, tmp_path: Path) -> None:
     run = copy_run(pendulum, tmp_path / "agent")
-    options = ["--rounds", "0", "--episodes", "4", "--epochs", "1", "--spec-exec-horizon", "3", "--device", "cpu"]
-    result = gq("distill", run, *options, "--arch", "temporal", "--history-len", "2", "--json")
+    options = ["--rounds", "0", "--episodes", "4", "--device", "cpu"]
+    options += as_flags({"train.num_epochs": 1, "execution_horizon": 3, "history_length": 2})
+    result = gq("distill", run, *options, "--arch", "temporal", "--json")
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     (corrector,) = printed["correctors"]
@@ -498,7 +500,7 @@ def test_the_command_prints_errors_by_age_and_draws_losses(pendulum: Path, tmp_p
     assert {file.name for file in folder.iterdir()} >= {"model.safetensors", "corrector.json"}
     pytest.importorskip("matplotlib")
     assert (folder / "losses.png").stat().st_size > 5000
-    table = gq("distill", run, *options, "--arch", "temporal", "--history-len", "2")
+    table = gq("distill", run, *options, "--arch", "temporal")
     assert "is there already" in table.stderr
     assert [line.split()[:2] for line in table.stdout.splitlines() if line.startswith("temporal")] == [
         ["temporal", age] for age in ("all", "1", "2")
@@ -509,8 +511,10 @@ def test_the_command_prints_errors_by_age_and_draws_losses(pendulum: Path, tmp_p
 
 def test_the_command_refuses_what_it_does_not_know(pendulum: Path) -> None:
     for options, message in [
-        (["--arch", "three-tower"], "there is no architecture three-tower"),
-        (["--target", "median"], "there is no target median"),
+        (["--arch", "three-tower"], "'three-tower' is not one of 'two-tower', 'temporal', 'both'"),
+        (["--set", "target=median"], "target = 'median': input should be 'mean' or 'elite'"),
+        (["--set", "plan-blind=true"], "there is no setting plan-blind"),
+        (["--set", "plan_blind=2"], "plan_blind = 2: input should be a valid boolean"),
         (["--data", "nowhere.hdf5"], "there is no file nowhere.hdf5"),
     ]:
         result = gq("distill", pendulum, *options)

@@ -39,7 +39,7 @@ SMALLER = {
         *as_flags({"planner.num_samples": 16, "planner.num_policy_samples": 4, "planner.num_elites": 4}),
         *as_flags({"train.seed_decisions": 500, "train.updates_per_decision": 0.05, "eval.every": 0}),
     ],
-    "distill": ["--episodes", "2", "--rounds", "0", "--epochs", "1"],
+    "distill": ["--episodes", "2", "--rounds", "0", "--set", "train.num_epochs=1"],
     "eval runs/cartpole": ["--episodes", "1"],
     "eval": ["--episodes", "2"],
     "report": ["--episodes", "5"],

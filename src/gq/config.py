@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -15,6 +15,9 @@ from gq.errors import UsageError, suggest
 from gq.files import parse_toml
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Natural = Annotated[int, Ge(0), Lt(2**63)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
@@ -138,10 +141,7 @@ class RunConfig:
 
     def replace(self, values: Mapping[str, Any], origin: str = "") -> Self:
         """Return this configuration with dotted keys replaced and everything validated again."""
-        tree = self.to_dict()
-        for key, value in values.items():
-            assign(tree, key, value, origin)
-        return validate(type(self), tree)
+        return with_settings(self, values, origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +263,7 @@ class TDMPC2Config(RunConfig):
     train: InteractionConfig = field(default_factory=InteractionConfig)
 
 
-AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")  # with defaults, of values and other such dataclasses
 OfflineConfig = DTConfig | BCConfig | ODTConfig
 TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
 TrainedConfig = OfflineConfig | FinetuneConfig | TDMPC2Config
@@ -276,6 +276,21 @@ CONFIGS: dict[str, type[TrainedConfig]] = {
 }
 
 
+def with_settings(config: AnyConfig, values: Mapping[str, Any], origin: str = "") -> AnyConfig:
+    """Return a configuration with dotted keys replaced and everything validated again.
+
+    Args:
+        origin: what messages about unknown keys begin with.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range.
+    """
+    tree = dataclasses.asdict(config)
+    for key, value in values.items():
+        assign(tree, key, value, origin)
+    return validate(type(config), tree)
+
+
 def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     """Build a configuration from nested values.
 
@@ -284,14 +299,14 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     """
     import pydantic
 
-    usual = flatten(dataclasses.asdict(kind()))  # type: ignore[call-arg]
+    usual = flatten(dataclasses.asdict(kind()))
     for key, value in flatten(tree).items():
         check_key(usual, key, "")
         if is_flag_for_number(value, usual[key]):
             message = f"{key} = {toml_value(value)}: a number is wanted, not true or false"
             raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}")
     try:
-        config: AnyConfig = adapter_of(kind).validate_python(dict(tree))  # type: ignore[arg-type]
+        config: AnyConfig = adapter_of(kind).validate_python(dict(tree))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
@@ -319,9 +334,9 @@ def adapter_of(kind: Any) -> Any:
     return pydantic.TypeAdapter(kind)
 
 
-def example(kind: type[RunConfig], key: str) -> str:
+def example(kind: type[Any], key: str) -> str:
     """Return the default of a key as it would be typed after --set."""
-    value = flatten(dataclasses.asdict(kind())).get(key, "")  # type: ignore[call-arg]
+    value = flatten(dataclasses.asdict(kind())).get(key, "")
     return toml_value(value).strip('"')
 
 
@@ -373,7 +388,7 @@ def assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
 def check_key(known: Mapping[str, Any], key: str, origin: str) -> None:
     """Raise UsageError unless the dotted key is known."""
     if key not in known:
-        otherwise = "keys are those of config.toml, such as train.steps, model.embed_dim, optim.learning_rate"
+        otherwise = "keys are those of a run's config.toml, such as train.steps, or of a corrector's corrector.json"
         short = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
         hint = f"did you mean {short[0]}?" if short else suggest(key, known, otherwise=otherwise)
         raise UsageError(f"{origin}there is no setting {key}", hint=hint)

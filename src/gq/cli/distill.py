@@ -1,7 +1,7 @@
 """`gq distill`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,99 +16,61 @@ Examples:
   gq distill cartpole-swingup-tdmpc2
   gq distill --latest --arch both --rounds 1
   gq distill --latest --data runs/a/correctors/decisions.hdf5 --arch temporal
+  gq distill --latest --set plan_blind=true --set train.num_epochs=20
   gq eval --latest --mode baseline,spec6
 The planner drives round 0, what was learnt so far drives all further ones.
-The same command goes on after an interruption."""
+The same command continues after an interruption."""
 
-Arch = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="two-tower, temporal or both.",
-        autocompletion=options.complete_from(lambda: ["two-tower", "temporal", "both"]),
-    ),
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of corrector.json's settings; may be repeated."),
 ]
-HistoryLength = Annotated[int, typer.Option("--history-len", metavar="N", help="Decisions that `temporal` sees.")]
-ExecutionHorizon = Annotated[
-    int, typer.Option("--spec-exec-horizon", metavar="K", help="The most decisions that a plan is executed for.")
-]
-PlanHorizon = Annotated[
-    int | None,
-    typer.Option("--spec-plan-horizon", metavar="H", help="Decisions that plans look ahead; default: the run's."),
-]
-MinDistance = Annotated[float, typer.Option(metavar="D", help="Leave out latents nearer to the plan's than this.")]
-ValueWeight = Annotated[
-    float, typer.Option(metavar="W", help="What a lost Q counts in the loss beside an action's error.")
-]
-Target = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="mean of several plans, or one's drawn elite.",
-        autocompletion=options.complete_from(lambda: ["mean", "elite"]),
-    ),
-]
-Data = Annotated[Path | None, typer.Option(metavar="FILE", help="Learn from this file's decisions, and collect none.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")]
 
 
 @options.grouped
 def distill(
     run: options.RunName = None,
     latest: options.Latest = False,
-    arch: Arch = "two-tower",
-    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds in which the corrector drives.")] = 3,
-    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes of each round.")] = 10,
-    epochs: Annotated[int, typer.Option(metavar="N", help="The most epochs of a training.")] = 50,
-    history_length: HistoryLength = 4,
-    execution_horizon: ExecutionHorizon = 6,
-    plan_horizon: PlanHorizon = None,
-    min_distance: MinDistance = 0.0,
-    max_samples: Annotated[int | None, typer.Option(metavar="N", help="Of all rounds; default: all there are.")] = None,
-    value_weight: ValueWeight = 0.0,
-    target: Target = "mean",
-    plan_blind: Annotated[
-        bool, typer.Option("--plan-blind", help="An ablation: correct the policy, not plans.")
-    ] = False,
-    no_age: Annotated[bool, typer.Option("--no-age", help="An ablation: do not tell how old the plan is.")] = False,
-    data: Data = None,
+    arch: Annotated[
+        Literal["two-tower", "temporal", "both"], typer.Option(metavar="NAME", help="two-tower, temporal or both.")
+    ] = "two-tower",
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Rounds in which the corrector drives; default: 3.")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes of each round; default: 10.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Learn from this file's decisions, and collect none.")
+    ] = None,
     checkpoint: options.CheckpointName = "best",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of episodes, batches and weights.")] = 0,
+    settings: Settings = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of episodes, batches and weights; default: 0.")] = None,
     device: options.Device = "auto",
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace other data and correctors there.")] = False,
     *,
     output: Output,
 ) -> None:
-    """Teach a small network to correct plans, so that each can be executed for longer, and print its folder."""
+    """Train a small network to correct plans, so that each can be executed for longer, and print its folder."""
+    from gq.config import parse_settings, with_settings
     from gq.paths import find_run
 
     folder, checkpoint_folder = find_run(run, latest=latest)
     from gq import threads
 
     threads.prepare()
+    from gq.models.corrector import ARCHITECTURES
     from gq.speculation.distil import distill as distill_run
-    from gq.speculation.settings import DistillSettings, choose_archs, choose_target
-    from gq.speculation.training import TrainSettings
+    from gq.speculation.settings import DistillSettings
 
-    settings = DistillSettings(
-        archs=choose_archs(arch),
-        rounds=rounds,
-        num_episodes=episodes,
-        history_length=history_length,
-        execution_horizon=execution_horizon,
-        plan_horizon=plan_horizon or 0,
-        min_distance=min_distance,
-        max_samples=max_samples,
-        target=choose_target(target),
-        plan_blind=plan_blind,
-        use_age=not no_age,
-        train=TrainSettings(num_epochs=epochs, seed=seed, value_weight=value_weight),
-    )
+    archs = ARCHITECTURES if arch == "both" else (arch,)
+    flags = {"archs": archs, "rounds": rounds, "num_episodes": episodes, "train.seed": seed}
+    given = parse_settings(settings or []) | {key: value for key, value in flags.items() if value is not None}
     with output.progress("distilling", unit="") as move:
         distilled = distill_run(
             folder,
-            settings,
+            with_settings(DistillSettings(), given),
             data=data,
             out=out,
             checkpoint=checkpoint_folder or checkpoint,

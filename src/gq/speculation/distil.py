@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gq.config import with_settings
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.models.corrector import Architecture
@@ -19,7 +20,7 @@ from gq.runs.card import refresh_card
 from gq.speculation.plan_data import PlanEpisode, read_plan_data
 from gq.speculation.rounds import Progress, collect, samples_of, train
 from gq.speculation.samples import Samples
-from gq.speculation.settings import DistillSettings, Lecture, check, prepare
+from gq.speculation.settings import DistillSettings, Lecture, prepare
 from gq.speculation.training import Trained, measure
 from gq.training.signals import StopRequest
 from gq.versions import versions
@@ -92,8 +93,7 @@ def distill(
         DataError: the data are damaged, or too few.
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
-    settings = settings or DistillSettings()
-    check(settings)
+    settings = with_settings(settings or DistillSettings(), {})  # raises for those out of range
     lecture = prepare(run, checkpoint, device, settings)
     folder = out or correctors_folder(run)
     file, episodes = data or folder / DATA_FILE, [] if data is None else read_for(lecture, data)
@@ -144,7 +144,7 @@ def read_for(lecture: Lecture, data: Path) -> list[PlanEpisode]:
     found = read_plan_data(data, teacher_sha256=lecture.teacher_sha256)
     horizon = found.attributes.get("plan_horizon")
     if horizon != lecture.planner.config.horizon:
-        hint = f"ask for theirs with --spec-plan-horizon {horizon}"
+        hint = f"match it with --set plan_horizon={horizon}"
         raise UsageError(f"{data} holds plans of {horizon} decisions, not {lecture.planner.config.horizon}", hint=hint)
     if len(found.episodes) < 2:
         raise DataError(f"{data} holds one episode, which leaves none to validate with", hint="collect more")

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gq.config import NonNegative, Positive, Seed
 from gq.errors import DataError
+from gq.models.config import Count
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.models.world_model import WorldModel
 from gq.speculation.lesson import DistillLearner, Lesson, ValueGap, action_errors, value_scale
@@ -24,13 +26,13 @@ MAX_BOUNDED = 1_000_000  # numbers that residuals are bounded by
 class TrainSettings:
     """How a corrector is trained."""
 
-    num_epochs: int = 50  # at most
-    patience: int = 8  # epochs without a better validation before it ends
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4
-    value_weight: float = 0.0  # of the lost value beside the action's error
-    seed: int = 0
+    num_epochs: Count = 50  # at most
+    patience: Count = 8  # epochs without a better validation before it ends
+    batch_size: Count = 256
+    learning_rate: Positive = 3e-4
+    weight_decay: NonNegative = 1e-4
+    value_weight: NonNegative = 0.0  # of the lost value beside the action's error
+    seed: Seed = 0  # of episodes, batches and weights
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def train_corrector(
     rows, held_out = np.flatnonzero(~samples.is_validation), np.flatnonzero(samples.is_validation)
     if not len(rows) or not len(held_out):
         message = f"there are {len(rows)} samples to learn from and {len(held_out)} of other episodes to validate with"
-        raise DataError(message, hint="collect more with --episodes, or lower --min-distance")
+        raise DataError(message, hint="collect more with --episodes, or lower min_distance")
     device = samples.states.latents.device
     generator = np.random.default_rng([settings.seed, *b"batches"])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
