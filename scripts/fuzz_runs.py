@@ -178,7 +178,7 @@ def change_file(random: Random, file: Path) -> None:
 
 def load_checkpoints(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """A run whose checkpoint is loaded to act: `gq eval`, `gq render`, `gq collect`."""
-    from gq.policies.loading import load_run
+    from gq.policies.loading import Acting, load_run
 
     runs = write_runs(seeds)
 
@@ -195,7 +195,7 @@ def load_checkpoints(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]
         if not chosen.endswith("MANIFEST.json") and random.random() < 0.85:
             write_manifest(checkpoint)
         which = random.choice(("best", "best", "last", "4", "x", "²"))
-        return lambda: load_run(run, which, device="cpu")
+        return lambda: load_run(run, Acting(checkpoint=which, device="cpu"))
 
     return make
 

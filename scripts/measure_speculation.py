@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gq.paths import read_json  # noqa: E402
 from gq.planning import acting  # noqa: E402
 from gq.planning.modes import resolve_mode  # noqa: E402
 from gq.policies.correctors import correctors_folder, known_correctors  # noqa: E402
-from gq.policies.loading import LoadedRun, act_in, load_run  # noqa: E402
+from gq.policies.loading import Acting, LoadedRun, act_in, load_run  # noqa: E402
 from gq.results.behaviour import ModeSummary  # noqa: E402
 from gq.results.evaluate import play_and_log, summarise_mode  # noqa: E402
 from gq.results.frontier import Point, best  # noqa: E402
@@ -98,7 +98,7 @@ class Measurement:
 
     def __init__(self, run: Path, folder: Path, *, checkpoint: str, num_episodes: int, seed: int, device: str) -> None:
         self.run, self.folder = run, folder / run.name
-        self.loaded = load_run(run, checkpoint, device=device)
+        self.loaded = load_run(run, Acting(checkpoint=checkpoint, device=device))
         assert self.loaded.planner, f"{run} has no planner"
         self.starts = [Start(seed + index) for index in range(num_episodes)]
         self.request = {
@@ -111,7 +111,8 @@ class Measurement:
 
     def act(self, row: Row, *, block_size: int) -> LoadedRun:
         """Return the run, acting as a row says."""
-        return act_in(self.loaded, resolve_mode(row.mode), corrector=row.corrector, block_size=block_size)
+        acting = replace(self.loaded.acting, corrector=row.corrector)
+        return act_in(replace(self.loaded, acting=acting), resolve_mode(row.mode), block_size=block_size)
 
     def request_of(self, row: Row) -> dict[str, Any]:
         """Return all that a row's figures depend on."""

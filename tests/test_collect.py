@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,12 +21,13 @@ import pytest
 
 from commandline import TINY, child_environment, gq, train_tiny
 from gq import collecting
-from gq.collecting import Collected, collect
+from gq.collecting import Collected, CollectionRequest, collect
 from gq.data.reading import read_trajectories
 from gq.data.replay import EpisodeLog, LoggedEpisode
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
 from gq.errors import DataError, GqError, UsageError
+from gq.policies.loading import Acting
 from gq.rollouts.collect import BLOCK_SIZE, Recipe, episode_start, record_episodes
 from tiny import write_hopper_file
 
@@ -101,8 +103,8 @@ OPTIONS: dict[str, Any] = {"targets": [10.0, 50.0, 90.0], "noise": 0.2, "random_
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_the_number_of_environments_changes_no_byte(run: Path, tmp_path: Path, num_envs: int) -> None:
-    plain = collect(run, tmp_path / "plain.hdf5", num_episodes=20, **OPTIONS)
-    other = collect(run, tmp_path / "other.hdf5", num_episodes=20, num_envs=num_envs, **OPTIONS)
+    plain = collect(run, tmp_path / "plain.hdf5", CollectionRequest(num_episodes=20, **OPTIONS))
+    other = collect(run, tmp_path / "other.hdf5", CollectionRequest(num_episodes=20, num_envs=num_envs, **OPTIONS))
     assert (tmp_path / "plain.hdf5").read_bytes() == (tmp_path / "other.hdf5").read_bytes()
     assert plain.sha256 == other.sha256
 
@@ -111,9 +113,11 @@ def test_the_number_of_environments_changes_no_byte(run: Path, tmp_path: Path, n
     "change", [{"seed": 6}, {"noise": 0.21}, {"random_share": 0.0}, {"targets": [10.0, 50.0]}, {"checkpoint": "last"}]
 )
 def test_every_option_is_in_the_file(run: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    plain = collect(run, str(tmp_path / "plain.hdf5"), num_episodes=2, **OPTIONS)
-    other = collect(run, tmp_path / "other.hdf5", num_episodes=2, **{**OPTIONS, **change})
+    plain = collect(run, str(tmp_path / "plain.hdf5"), CollectionRequest(num_episodes=2, **OPTIONS))
     is_same_checkpoint = "checkpoint" in change  # a run of four steps has only one
+    wanted = CollectionRequest(num_episodes=2, **OPTIONS | ({} if is_same_checkpoint else change))
+    acting = Acting(**change) if is_same_checkpoint else Acting()
+    other = collect(run, tmp_path / "other.hdf5", wanted, acting)
     assert (plain.sha256 == other.sha256) == is_same_checkpoint
 
 
@@ -178,8 +182,8 @@ def test_blocks_draw_different_numbers() -> None:
 
 
 def test_collecting_until_there_are_enough_transitions_takes_the_first_episodes(run: Path, tmp_path: Path) -> None:
-    collect(run, tmp_path / "many.hdf5", num_episodes=40, **OPTIONS)
-    enough = collect(run, tmp_path / "enough.hdf5", num_transitions=500, num_envs=4, **OPTIONS)
+    collect(run, tmp_path / "many.hdf5", CollectionRequest(num_episodes=40, **OPTIONS))
+    enough = collect(run, tmp_path / "enough.hdf5", CollectionRequest(num_transitions=500, num_envs=4, **OPTIONS))
     many, some = read_trajectories(tmp_path / "many.hdf5"), read_trajectories(tmp_path / "enough.hdf5")
     assert enough.transitions == some.num_transitions >= 500 > some.offsets[-2], "the last episode goes beyond"
     assert np.array_equal(many.offsets[: len(some.offsets)], some.offsets)
@@ -211,7 +215,9 @@ def test_the_stored_actions_give_the_stored_observations_and_rewards(
     run: Path, tmp_path: Path, source: str, num_episodes: int
 ) -> None:
     policy = run if source == "run" else source
-    collect(policy, tmp_path / "a.hdf5", num_episodes=num_episodes, noise=0.1, random_share=0.05, seed=3)
+    collect(
+        policy, tmp_path / "a.hdf5", CollectionRequest(num_episodes=num_episodes, noise=0.1, random_share=0.05, seed=3)
+    )
     stored = read_trajectories(tmp_path / "a.hdf5")
     observations, rewards, terminals = replay(stored, 3)
     assert np.array_equal(stored.observations, observations)
@@ -222,7 +228,7 @@ def test_the_stored_actions_give_the_stored_observations_and_rewards(
 
 
 def test_the_file_is_canonical_and_says_where_it_comes_from(run: Path, tmp_path: Path) -> None:
-    done = collect(run, tmp_path / "a.hdf5", num_episodes=3, **OPTIONS)
+    done = collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3, **OPTIONS))
     with h5py.File(tmp_path / "a.hdf5") as file:
         kinds = {name: (file[name].dtype, file[name].shape) for name in file}
         attributes = dict(file.attrs)
@@ -246,7 +252,7 @@ def test_the_file_is_canonical_and_says_where_it_comes_from(run: Path, tmp_path:
 
 
 def test_the_figures_are_those_of_the_file(run: Path, tmp_path: Path) -> None:
-    done = collect(run, tmp_path / "a.hdf5", num_episodes=20, noise=0.5)
+    done = collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=20, noise=0.5))
     stored = read_trajectories(tmp_path / "a.hdf5")
     assert (done.episodes, done.transitions) == (20, stored.num_transitions)
     assert done.return_mean == pytest.approx(stored.returns.mean())
@@ -334,17 +340,17 @@ def parts_of(output: Path) -> Path:
 
 
 def test_a_stopped_collection_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = collect(run, tmp_path / "whole.hdf5", num_episodes=20, **OPTIONS)
+    reference = collect(run, tmp_path / "whole.hdf5", CollectionRequest(num_episodes=20, **OPTIONS))
     output = tmp_path / "a.hdf5"
     notes: list[str] = []
     with monkeypatch.context() as patch:
         first = count_episodes(patch, stop_after=7)
         with pytest.raises(GqError, match=r"stopped by SIGTERM, \d+ finished episodes are kept") as stopped:
-            collect(run, output, num_episodes=20, num_envs=5, **OPTIONS)
+            collect(run, output, CollectionRequest(num_episodes=20, num_envs=5, **OPTIONS))
     assert stopped.value.exit_code == 130
     assert not output.exists()
     second = count_episodes(monkeypatch)
-    resumed = collect(run, output, num_episodes=20, num_envs=7, note=notes.append, **OPTIONS)
+    resumed = collect(run, output, CollectionRequest(num_episodes=20, num_envs=7, **OPTIONS), note=notes.append)
     assert len(first) >= 7
     assert sorted(first + second) == list(range(20)), "no episode is run twice"
     assert resumed.sha256 == reference.sha256
@@ -363,19 +369,20 @@ def test_a_stopped_collection_goes_on_where_it_was(run: Path, tmp_path: Path, mo
 def test_parts_of_another_request_are_not_mixed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
-    options = {"num_episodes": 20, **OPTIONS}
+    wanted = CollectionRequest(num_episodes=20, **OPTIONS)
+    changed = replace(wanted, **change)
     output = tmp_path / "a.hdf5"
     with monkeypatch.context() as patch:
         count_episodes(patch, stop_after=3)
         with pytest.raises(GqError, match="stopped"):
-            collect(run, output, **options)
+            collect(run, output, wanted)
     before = (parts_of(output) / "episodes").read_bytes()
     with pytest.raises(UsageError, match=message) as refused:
-        collect(run, output, **{**options, **change})
+        collect(run, output, changed)
     assert "--force" in refused.value.hint
     assert (parts_of(output) / "episodes").read_bytes() == before
-    forced = collect(run, output, force=True, **{**options, **change})
-    assert forced.sha256 == collect(run, tmp_path / "b.hdf5", **{**options, **change}).sha256
+    forced = collect(run, output, changed, force=True)
+    assert forced.sha256 == collect(run, tmp_path / "b.hdf5", changed).sha256
 
 
 def test_another_file_is_not_overwritten_without_force(run: Path, tmp_path: Path) -> None:
@@ -383,16 +390,16 @@ def test_another_file_is_not_overwritten_without_force(run: Path, tmp_path: Path
     output.write_text("mine")
     for _ in range(2):
         with pytest.raises(UsageError, match="is there already, and gq collect did not make it") as refused:
-            collect(run, output, num_episodes=1)
+            collect(run, output, CollectionRequest(num_episodes=1))
         assert refused.value.hint == "replace it with --force, or choose another --output"
     assert output.read_text() == "mine"
-    first = collect(run, output, num_episodes=1, force=True)
+    first = collect(run, output, CollectionRequest(num_episodes=1), force=True)
     with pytest.raises(UsageError, match="is there already, made with num_requested_episodes = 1, not 2"):
-        collect(run, output, num_episodes=2)
+        collect(run, output, CollectionRequest(num_episodes=2))
     with pytest.raises(UsageError, match="is there already, made with num_requested_episodes = 1, not None"):
-        collect(run, output, num_transitions=1)
+        collect(run, output, CollectionRequest(num_transitions=1))
     with pytest.raises(UsageError, match=r"is there already, made with targets = \[.*\], not \[1.0, 2.0\]"):
-        collect(run, output, num_episodes=1, targets=[1.0, 2.0])
+        collect(run, output, CollectionRequest(num_episodes=1, targets=[1.0, 2.0]))
     assert collecting.sha256(output) == first.sha256
     assert names_in(tmp_path) == ["a.hdf5"]
 
@@ -400,20 +407,20 @@ def test_another_file_is_not_overwritten_without_force(run: Path, tmp_path: Path
 def test_a_file_of_another_format_is_not_taken_for_ours(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect(run, tmp_path / "a.hdf5", num_episodes=1)
+    collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=1))
     monkeypatch.setattr(collecting, "FORMAT", 2)
     with pytest.raises(UsageError, match="made by another gq"):
-        collect(run, tmp_path / "a.hdf5", num_episodes=1)
+        collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=1))
 
 
 def test_the_same_command_again_finds_its_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    first = collect(run, tmp_path / "a.hdf5", num_episodes=3)
+    first = collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3))
     numbers = count_episodes(monkeypatch)
-    assert collect(run, tmp_path / "a.hdf5", num_episodes=3, note=notes.append) == first
+    assert collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3), note=notes.append) == first
     assert numbers == []
     assert notes == [f"{tmp_path / 'a.hdf5'} is there already"]
-    assert collect(run, tmp_path / "a.hdf5", num_episodes=3, force=True) == first
+    assert collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3), force=True) == first
     assert sorted(numbers) == [0, 1, 2]
 
 
@@ -423,9 +430,9 @@ def test_a_kill_between_the_file_and_the_removal_of_its_parts_is_harmless(
     output = tmp_path / "a.hdf5"
     with monkeypatch.context() as patch:
         patch.setattr(collecting, "remove", lambda parts: None)
-        first = collect(run, output, num_episodes=3)
+        first = collect(run, output, CollectionRequest(num_episodes=3))
     assert (parts_of(output) / "request.json").exists()
-    assert collect(run, output, num_episodes=3) == first
+    assert collect(run, output, CollectionRequest(num_episodes=3)) == first
     assert names_in(tmp_path) == ["a.hdf5"]
 
 
@@ -433,14 +440,14 @@ def test_the_same_command_again_keeps_what_another_one_began(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "a.hdf5"
-    older = collect(run, output, num_episodes=3, **OPTIONS)
+    older = collect(run, output, CollectionRequest(num_episodes=3, **OPTIONS))
     with monkeypatch.context() as patch:
         first = count_episodes(patch, stop_after=7)
         with pytest.raises(GqError, match="stopped"):
-            collect(run, output, num_episodes=20, force=True, **OPTIONS)
-    assert collect(run, output, num_episodes=3, **OPTIONS) == older
+            collect(run, output, CollectionRequest(num_episodes=20, **OPTIONS), force=True)
+    assert collect(run, output, CollectionRequest(num_episodes=3, **OPTIONS)) == older
     second = count_episodes(monkeypatch)
-    assert collect(run, output, num_episodes=20, force=True, **OPTIONS).episodes == 20
+    assert collect(run, output, CollectionRequest(num_episodes=20, **OPTIONS), force=True).episodes == 20
     assert sorted(first + second) == list(range(20)), "no episode is run twice"
 
 
@@ -449,10 +456,10 @@ def test_a_failed_write_keeps_the_episodes(run: Path, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(collecting, "write_canonical", fail)
         with pytest.raises(GqError, match="No space"):
-            collect(run, tmp_path / "a.hdf5", num_episodes=3)
+            collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3))
     assert not (tmp_path / "a.hdf5").exists()
     numbers = count_episodes(monkeypatch)
-    assert collect(run, tmp_path / "a.hdf5", num_episodes=3).episodes == 3
+    assert collect(run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=3)).episodes == 3
     assert numbers == []
 
 
@@ -460,9 +467,9 @@ def test_two_processes_do_not_write_the_same_file(run: Path, tmp_path: Path) -> 
     output = tmp_path / "a.hdf5"
     parts_of(output).mkdir()
     with filelock.FileLock(parts_of(output) / ".lock"), pytest.raises(GqError, match="another process") as refused:
-        collect(run, output, num_episodes=1)
+        collect(run, output, CollectionRequest(num_episodes=1))
     assert refused.value.hint.startswith("wait for it")
-    assert collect(run, output, num_episodes=1).episodes == 1
+    assert collect(run, output, CollectionRequest(num_episodes=1)).episodes == 1
 
 
 def test_a_log_that_was_cut_or_damaged_gives_its_whole_episodes(tmp_path: Path) -> None:
@@ -568,7 +575,7 @@ def test_a_log_forgets_at_the_first_later_number_in_the_file_and_only_there(tmp_
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from gq.collecting import collect
+from gq.collecting import CollectionRequest, collect
 
 def report(done, total):
     global left
@@ -580,7 +587,8 @@ left, run, output, num_episodes = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.
 log = Path(sys.argv[5])
 print("ready", flush=True)
 input()
-collect(run, output, num_episodes=num_episodes, noise=0.2, seed=4, num_envs=8, progress=report)
+wanted = CollectionRequest(num_episodes=num_episodes, noise=0.2, seed=4, num_envs=8)
+collect(run, output, wanted, progress=report)
 """
 NUM_EPISODES = 128
 NEVER = -1
@@ -592,7 +600,7 @@ def unharmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes
     output, reports = tmp_path_factory.mktemp("unharmed") / "a.hdf5", []
     start = time.monotonic()
     report = lambda done, total: reports.append(done)  # noqa: E731
-    collect(run, output, num_episodes=NUM_EPISODES, noise=0.2, seed=4, num_envs=8, progress=report)
+    collect(run, output, CollectionRequest(num_episodes=NUM_EPISODES, noise=0.2, seed=4, num_envs=8), progress=report)
     return output.read_bytes(), time.monotonic() - start, len(reports)
 
 
@@ -620,7 +628,7 @@ def kill_a_collection(run: Path, output: Path, *, report: int = NEVER, delay_s: 
 
 def finish(run: Path, output: Path, expected: bytes) -> None:
     """Let a collection that was killed finish."""
-    collect(run, output, num_episodes=NUM_EPISODES, noise=0.2, seed=4)
+    collect(run, output, CollectionRequest(num_episodes=NUM_EPISODES, noise=0.2, seed=4))
     assert output.read_bytes() == expected
     assert not parts_of(output).exists()
 
@@ -692,9 +700,9 @@ def test_ctrl_c_keeps_the_episodes_and_says_how_to_go_on(
 
 
 def test_a_built_in_policy_is_as_good_as_its_dataset_says(tmp_path: Path) -> None:
-    done = collect(BUILTIN, tmp_path / "a.hdf5", num_episodes=4)
-    clean = collect(BUILTIN, tmp_path / "b.hdf5", num_episodes=4, noise=0)
-    wild = collect(BUILTIN, tmp_path / "c.hdf5", num_episodes=4, random_share=0.5)
+    done = collect(BUILTIN, tmp_path / "a.hdf5", CollectionRequest(num_episodes=4))
+    clean = collect(BUILTIN, tmp_path / "b.hdf5", CollectionRequest(num_episodes=4, noise=0))
+    wild = collect(BUILTIN, tmp_path / "c.hdf5", CollectionRequest(num_episodes=4, random_share=0.5))
     assert (done.policy, done.env_id) == (BUILTIN, "Hopper-v5")
     assert min(done.return_mean, clean.return_mean) > 2500 > 1000 > wild.return_mean
     with h5py.File(tmp_path / "a.hdf5") as noisy, h5py.File(tmp_path / "b.hdf5") as quiet:
@@ -703,10 +711,10 @@ def test_a_built_in_policy_is_as_good_as_its_dataset_says(tmp_path: Path) -> Non
 
 
 def test_behaviour_cloning_is_collected_too(bc_run: Path, tmp_path: Path) -> None:
-    first = collect(bc_run, tmp_path / "a.hdf5", num_episodes=5)
-    assert first.sha256 == collect(bc_run, tmp_path / "b.hdf5", num_episodes=5, num_envs=2).sha256
+    first = collect(bc_run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=5))
+    assert first.sha256 == collect(bc_run, tmp_path / "b.hdf5", CollectionRequest(num_episodes=5, num_envs=2)).sha256
     with pytest.raises(UsageError, match="run takes no target return"):
-        collect(bc_run, tmp_path / "c.hdf5", targets=[5.0])
+        collect(bc_run, tmp_path / "c.hdf5", CollectionRequest(targets=[5.0]))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -777,7 +785,9 @@ def test_the_json_document_the_path_and_the_note(run: Path, tmp_path: Path) -> N
 
 def test_progress_ends_at_all_steps(run: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    done = collect(run, tmp_path / "a.hdf5", num_episodes=20, progress=lambda *values: seen.append(values))
+    done = collect(
+        run, tmp_path / "a.hdf5", CollectionRequest(num_episodes=20), progress=lambda *values: seen.append(values)
+    )
     assert seen[-1] == (done.transitions, done.transitions)
     assert all(total is not None and steps <= total for steps, total in seen)
 

@@ -11,7 +11,7 @@ from commandline import copy_run, gq, train_tiny
 from gq import presets
 from gq.results.compare import compare_runs, outlook, rounded, sentence
 from gq.results.evaluate import evaluate
-from gq.rollouts.episodes import Step
+from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.rollouts.statistics import compare_paired, episodes_needed, mean_interval, student_t
 from measured import BEST, ENGINES, LAST, dt_config, write_evaluation, write_run
 
@@ -217,7 +217,7 @@ def test_a_damaged_record_is_noted(pair: tuple[Path, Path]) -> None:
 def test_another_evaluation_may_be_written_meanwhile(tmp_path: Path) -> None:
     a = train_tiny(tmp_path)
     b = copy_run(a, tmp_path / "b")
-    evaluate(b, targets=[30], num_episodes=1, seed=100)
+    evaluate(b, episodes=EpisodeRequest(1, targets=[30], seed=100))
     (other,) = (b / "evals").glob("*.json")
 
     def meanwhile(_step: Step) -> None:
@@ -225,7 +225,7 @@ def test_another_evaluation_may_be_written_meanwhile(tmp_path: Path) -> None:
             (run / "evals").mkdir(exist_ok=True)
             (run / "evals" / "20990101-000000-000000.json").write_text(other.read_text())
 
-    comparison = compare_runs((a, None), (b, None), targets=[30], num_episodes=3, watch=meanwhile)
+    comparison = compare_runs((a, None), (b, None), episodes=EpisodeRequest(3, targets=[30]), watch=meanwhile)
     assert comparison.results[0].num_episodes == 3
 
 

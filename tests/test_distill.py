@@ -22,7 +22,7 @@ from gq.files import sha256
 from gq.models.corrector import ARCHITECTURES, Architecture, Corrector, CorrectorConfig, CorrectorInputs
 from gq.planning.acting import PlanningPolicy
 from gq.policies.correctors import load_corrector
-from gq.policies.loading import load_run
+from gq.policies.loading import Acting, load_run
 from gq.rollouts.collect import episode_start
 from gq.speculation.distil import distill
 from gq.speculation.lesson import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
@@ -232,9 +232,9 @@ def collected(lecture: Any, driver: Any, number: int, *, num_plans: int = 3) -> 
 
 
 def test_where_the_planner_drives_episodes_are_those_of_an_evaluation_to_the_bit(pendulum: Path) -> None:
-    lecture = prepare(pendulum, "best", "cpu", TINY)
+    lecture = prepare(pendulum, Acting(device="cpu"), TINY)
     episode = collected(lecture, PlannerDriver(), 2)
-    policy = load_run(pendulum, mode="plan", device="cpu").policy
+    policy = load_run(pendulum, Acting(mode="plan", device="cpu")).policy
     start, _ = episode_start(7, 2)
     assert episode.seed == start
     environment = make("InvertedPendulum-v5")
@@ -255,7 +255,7 @@ def test_where_the_planner_drives_episodes_are_those_of_an_evaluation_to_the_bit
 
 
 def test_labels_are_means_over_plans_and_vary_less_than_drawn_elites(pendulum: Path) -> None:
-    lecture = prepare(pendulum, "best", "cpu", TINY)
+    lecture = prepare(pendulum, Acting(device="cpu"), TINY)
     episode = collected(lecture, PlannerDriver(), 0, num_plans=8)
     assert (episode.label_std > 0).all()
     assert np.sqrt((episode.label_std**2).mean() / 8) < 0.5 * np.sqrt((episode.elite_std**2).mean())
@@ -279,7 +279,7 @@ def test_what_is_learnt_from_is_what_was_seen_when_acting(
     pendulum: Path, execution_horizon: int, plan_horizon: int
 ) -> None:
     settings = replace(TINY, execution_horizon=execution_horizon, plan_horizon=plan_horizon)
-    lecture = prepare(pendulum, "best", "cpu", settings)
+    lecture = prepare(pendulum, Acting(device="cpu"), settings)
     corrector = make_corrector("temporal", action_dim=1, latent_dim=lecture.model.config.latent_dim, history_length=3)
     driver = StudentDriver(lecture.planner, corrector, "temporal", execution_horizon=execution_horizon, action_bound=3)
     witness = Witness(corrector)
@@ -303,7 +303,7 @@ def test_what_is_learnt_from_is_what_was_seen_when_acting(
 
 def test_plans_that_a_student_executes_are_looked_up_as_a_planners_would_be(pendulum: Path) -> None:
     """Where nothing is corrected, a student's samples are the planner's: the plan it made, at every age."""
-    lecture = prepare(pendulum, "best", "cpu", replace(TINY, execution_horizon=6))
+    lecture = prepare(pendulum, Acting(device="cpu"), replace(TINY, execution_horizon=6))
     fresh = make_corrector("two-tower", action_dim=1, latent_dim=16, history_length=3, is_fresh=True)
     driver = StudentDriver(lecture.planner, fresh, "two-tower", execution_horizon=6, action_bound=3)
     episode = collected(lecture, driver, 1)
@@ -327,7 +327,7 @@ def test_plans_that_a_student_executes_are_looked_up_as_a_planners_would_be(pend
 
 
 def test_a_distillation_leaves_data_of_all_rounds_and_both_correctors(pendulum: Path, distilled: Path) -> None:
-    digest = sha256(load_run(pendulum, device="cpu").checkpoint / "model.safetensors")
+    digest = sha256(load_run(pendulum, Acting(device="cpu")).checkpoint / "model.safetensors")
     data = read_plan_data(distilled / "decisions.hdf5", teacher_sha256=digest)
     assert [episode.round for episode in data.episodes] == [0] * 4 + [1] * 4
     assert [episode.driver for episode in data.episodes[3:]] == ["planner", *ARCHITECTURES, *ARCHITECTURES]
@@ -345,7 +345,7 @@ def test_a_distillation_leaves_data_of_all_rounds_and_both_correctors(pendulum: 
         assert len(metrics["history"]) == 3
         assert {"corrected", "plan", "policy", "samples"} == set(metrics["errors"]["all"])
         policy = PlanningPolicy(
-            load_run(pendulum, device="cpu").policy.planner,  # type: ignore[attr-defined]
+            load_run(pendulum, Acting(device="cpu")).policy.planner,  # type: ignore[attr-defined]
             action_bound=resolve_task("InvertedPendulum-v5").action_bound,
             mode="spec3",
             corrector=loaded.corrector,

@@ -23,9 +23,11 @@ from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer
 from gq.datasets.loading import load_dataset
 from gq.envs.make import make
 from gq.envs.scores import GQ_V5
+from gq.policies.loading import Acting
 from gq.results.evaluate import evaluate
 from gq.rollouts import episodes as rollout
 from gq.rollouts.collect import Recipe, episode_start
+from gq.rollouts.episodes import EpisodeRequest
 from gq.rollouts.statistics import Episode, Summary, summarise
 from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
 from gq.runs.folder import lock_run
@@ -185,12 +187,12 @@ def test_the_closing_table_compares_start_and_end(parent: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_evaluating_a_checkpoint_twice_gives_the_same_returns(finished: Path, stochastic: bool) -> None:
-    given: dict[str, Any] = {"num_episodes": 2, "stochastic": stochastic, "device": "cpu"}
-    first = evaluate(finished, **given).results
+    acting, two = Acting(stochastic=stochastic, device="cpu"), EpisodeRequest(2)
+    first = evaluate(finished, acting, two).results
     torch.manual_seed(123)
-    assert evaluate(finished, **given).results == first
-    assert evaluate(finished, **given, seed=1).results != first
-    assert evaluate(finished, **given | {"stochastic": not stochastic}).results != first
+    assert evaluate(finished, acting, two).results == first
+    assert evaluate(finished, acting, EpisodeRequest(2, seed=1)).results != first
+    assert evaluate(finished, dataclasses.replace(acting, stochastic=not stochastic), two).results != first
 
 
 # --- evaluations and budgets ------------------------------------------------------------------------------------------
@@ -453,9 +455,9 @@ def test_the_best_checkpoint_and_the_newest_are_kept(
     assert json.loads((run / "checkpoints/last.json").read_text()) == {"checkpoint": "step-000000012"}
     (compared,) = result.comparison
     for which, mean in (("best", compared.end_mean), ("last", None)):
-        (found,) = evaluate(run, checkpoint=which, num_episodes=2, device="cpu").results
+        (found,) = evaluate(run, Acting(checkpoint=which, device="cpu"), EpisodeRequest(2)).results
         assert (found.return_mean == mean) == (which == "best"), "the comparison is of the best checkpoint"
-    (before,) = evaluate(parent, checkpoint="last", num_episodes=2, device="cpu").results
+    (before,) = evaluate(parent, Acting(checkpoint="last", device="cpu"), EpisodeRequest(2)).results
     assert compared.start_mean == before.return_mean
 
 

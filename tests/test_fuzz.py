@@ -29,7 +29,7 @@ from gq.files import MAX_DEPTH, parse_json, parse_toml, parse_whole_number, sha2
 from gq.paths import checkpoint_folders, existing, find_run, read_json
 from gq.planning.modes import resolve_mode
 from gq.policies.correctors import load_corrector
-from gq.policies.loading import load_run
+from gq.policies.loading import Acting, load_run
 from gq.results.history import read_history
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
 from gq.runs.evaluations import read_rows
@@ -396,7 +396,7 @@ def test_a_malicious_safetensors_header_is_refused(header: bytes, length: int | 
     put_header(checkpoint / "model.safetensors", header, length=length)
     fuzz_runs.write_manifest(checkpoint)  # its owner knows the hash
     with pytest.raises(GqError, match=r"model\.safetensors cannot be read") as caught:
-        load_run(run, device="cpu")
+        load_run(run, Acting(device="cpu"))
     assert caught.value.hint
 
 
@@ -404,7 +404,7 @@ def test_a_malicious_safetensors_header_is_refused(header: bytes, length: int | 
 def test_a_size_beyond_all_machines_is_refused(setting: str, run: Path) -> None:
     (run / "config.toml").write_text(re.sub(rf"{setting.split()[0]} = \S+", setting, (run / "config.toml").read_text()))
     with pytest.raises(GqError, match=r"less than|64 bits"):
-        load_run(run, device="cpu")
+        load_run(run, Acting(device="cpu"))
 
 
 @pytest.mark.parametrize("algo", ["{}", "[1]", "{ a = { b = 1 } }", "1"])
@@ -412,17 +412,17 @@ def test_an_algorithm_that_has_no_name_is_refused(algo: str, run: Path) -> None:
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace('algo = "dt"', f"algo = {algo}"))
     with pytest.raises(GqError, match="cannot use"):
-        load_run(run, device="cpu")
+        load_run(run, Acting(device="cpu"))
 
 
 def test_a_configuration_that_the_weights_do_not_fit_takes_no_memory(run: Path) -> None:
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace("embed_dim = 8", "embed_dim = 10000000"))
     with pytest.raises(GqError, match=r"does not fit .*config\.toml"):
-        load_run(run, device="cpu")
+        load_run(run, Acting(device="cpu"))
     (run / "config.toml").write_text(text.replace("num_layers = 1", "num_layers = 1000000000"))
     with pytest.raises(GqError, match="less than or equal to 1024"):
-        load_run(run, device="cpu")
+        load_run(run, Acting(device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["../../../secret", "/etc/passwd", "other.py"])

@@ -22,8 +22,9 @@ from gq.official.imported_runs import ImportedRun, import_run
 from gq.official.importing import import_tdmpc2
 from gq.official.names import checkpoint_task, task_in_file_name
 from gq.planning.acting import PlanningPolicy
-from gq.policies.loading import load_run
+from gq.policies.loading import Acting, load_run
 from gq.results.evaluate import evaluate
+from gq.rollouts.episodes import EpisodeRequest
 from gq.runs.folder import is_imported, newest_unfinished, read_config
 from gq.training.world import train_world_model
 from test_importing import TINY, official, random_model
@@ -96,7 +97,7 @@ def test_a_checkpoint_is_fetched_and_becomes_a_run(hub: Any, own_home: Path, tmp
     config = read_config(run)
     assert (config.algo, config.task, config.size, config.model) == ("tdmpc2", "walker-walk", "custom", TINY)
     model = random_model(**WALKER)
-    loaded = load_run(run, device="cpu")
+    loaded = load_run(run, Acting(device="cpu"))
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
@@ -139,7 +140,7 @@ def test_one_task_of_many_is_chosen(hub: Any, tmp_path: Path) -> None:
     assert hub.log == [], "both are known before anything is fetched"
     printed = document("download", "tdmpc2/mt30-1M", "--task", "cup-catch")
     assert Path(printed["run"]).name.startswith("cup-catch-tdmpc2-custom-official-mt30-1m-")
-    model = load_run(Path(printed["run"]), device="cpu").model
+    model = load_run(Path(printed["run"]), Acting(device="cpu")).model
     expected = import_tdmpc2(tmp_path / "mt30.pt", "cup-catch").state
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     other = document("download", "tdmpc2/mt30-1M", "--task", "walker-run")
@@ -242,7 +243,7 @@ def test_terminations_must_be_those_of_the_task(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="predicts terminations, but episodes of Reacher-v5 only end at"):
         import_run(checkpoint(tmp_path / "b.pt", episodic=True, **REACHER), "Reacher-v5")
     found = import_run(checkpoint(tmp_path / "c.pt", episodic=True, **hopper), "hopper")
-    assert load_run(found.run, device="cpu").model.episodic is True
+    assert load_run(found.run, Acting(device="cpu")).model.episodic is True
 
 
 # What is there already
@@ -289,7 +290,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_an_imported_run_plans_as_the_original_does_by_default(reacher: ImportedRun) -> None:
-    policy = load_run(reacher.run, device="cpu").policy
+    policy = load_run(reacher.run, Acting(device="cpu")).policy
     assert isinstance(policy, PlanningPolicy)
     assert policy.planner.config == PlannerConfig()
     assert policy.planner.discount == 0.95, "by the rule, from 50 decisions an episode"
@@ -300,7 +301,7 @@ def test_an_imported_run_is_evaluated(reacher: ImportedRun) -> None:
     settings = {"planner.num_samples": 25, "planner.num_elites": 4, "planner.iterations": 1}
     quick = read_config(reacher.run).replace({**settings, "train.precision": "float32"})
     (reacher.run / "config.toml").write_text(to_toml(quick))
-    evaluation = evaluate(reacher.run, modes=["plan", "policy"], num_episodes=1, device="cpu")
+    evaluation = evaluate(reacher.run, Acting(device="cpu"), EpisodeRequest(1), modes=["plan", "policy"])
     assert [row.mode for row in evaluation.results] == ["plan", "policy"]
     assert [row.length_mean for row in evaluation.results] == [50, 50]
     assert (evaluation.step, evaluation.decisions, evaluation.warnings) == (0, None, [])
@@ -342,7 +343,7 @@ def test_an_imported_run_cannot_be_trained_on(reacher: ImportedRun) -> None:
 def test_recorded_files_become_runs(fixtures: Path, file: str, layout: str) -> None:
     printed = document("download", fixtures / f"tdmpc2_layout_{file}.pt", "--task", "reacher-easy")
     assert printed["layout"] == layout
-    found = load_run(Path(printed["run"]), device="cpu").model.state_dict()
+    found = load_run(Path(printed["run"]), Acting(device="cpu")).model.state_dict()
     expected = import_tdmpc2(fixtures / "tdmpc2_layout_a.pt").state
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 

@@ -17,11 +17,11 @@ from gq.models.corrector import Corrector, CorrectorConfig
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
 from gq.policies.correctors import correctors_folder, fitting_corrector, save_corrector
-from gq.policies.loading import load_run
-from gq.rendering import SOURCE_COLOURS, render
+from gq.policies.loading import Acting, load_run
+from gq.rendering import SOURCE_COLOURS, VideoOptions, render
 from gq.results.evaluate import LEFT_OUT, evaluate
 from gq.results.frontier import standard_modes
-from gq.rollouts.episodes import Step
+from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.runs.evaluations import read_evaluations
 from gq.video import draw_overlay
 from test_world_runs import trained
@@ -86,7 +86,7 @@ def test_modes_are_compared_with_the_baseline_on_the_same_starts(agent: Path, tm
 
 def test_baseline_is_another_name_of_plan(agent: Path, tmp_path: Path) -> None:
     run = copy_run(agent, tmp_path / "agent")
-    evaluation = evaluate(run, modes=["plan", "baseline"], num_episodes=3)
+    evaluation = evaluate(run, episodes=EpisodeRequest(3), modes=["plan", "baseline"])
     assert returns(run, "plan") == returns(run, "baseline")
     assert [row.retention for row in evaluation.results] == [1, 1]  # type: ignore[attr-defined]
 
@@ -104,7 +104,7 @@ def test_without_the_baseline_there_is_no_share(agent: Path, tmp_path: Path) -> 
 def test_a_sweep_has_all_standard_modes(agent: Path, tmp_path: Path) -> None:
     run = copy_run(agent, tmp_path / "agent")
     begun: list[tuple[str, int, int]] = []
-    evaluation = evaluate(run, modes=["sweep"], num_episodes=1, begin=lambda *mode: begun.append(mode))
+    evaluation = evaluate(run, episodes=EpisodeRequest(1), modes=["sweep"], begin=lambda *mode: begun.append(mode))
     names = standard_modes(corrected=False)
     assert [row.mode for row in evaluation.results] == names
     assert begun == [(name, index, len(names)) for index, name in enumerate(names)]
@@ -124,8 +124,8 @@ def test_options_reach_the_modes(agent: Path, tmp_path: Path) -> None:
 
 def test_what_options_changed_and_which_corrector_it_was_is_told_apart(corrected: Path) -> None:
     add_corrector(corrected, "temporal", sha256(load_run(corrected).checkpoint / "model.safetensors"))
-    evaluate(corrected, modes=["naive3", "spec3"], num_episodes=1)
-    evaluate(corrected, modes=["naive3"], mode_options={"execution_horizon": 6}, num_episodes=1)
+    evaluate(corrected, episodes=EpisodeRequest(1), modes=["naive3", "spec3"])
+    evaluate(corrected, Acting(mode_options={"execution_horizon": 6}), EpisodeRequest(1), modes=["naive3"])
     shown = gq("eval", corrected, "--mode", "spec3", "--corrector", "temporal", "--episodes", "1")
     names = ["naive3", "naive3, execution horizon 6", "spec3, temporal", "spec3, two-tower"]
     assert "spec3, temporal" in shown.stdout
@@ -142,7 +142,7 @@ def test_nothing_is_written_into_a_run_that_is_gone(agent: Path, tmp_path: Path)
             run.rename(tmp_path / "renamed")
 
     with pytest.raises(GqError, match="renamed or removed meanwhile"):
-        evaluate(run, modes=["policy"], num_episodes=1, watch=rename)
+        evaluate(run, episodes=EpisodeRequest(1), modes=["policy"], watch=rename)
     assert not run.exists()
 
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_is_refused_before_an_episode(
 
 
 def test_a_corrector_that_learnt_nothing_follows_the_plan(corrected: Path) -> None:
-    evaluation = evaluate(corrected, modes=["naive3", "spec3+never"], num_episodes=3)
+    evaluation = evaluate(corrected, episodes=EpisodeRequest(3), modes=["naive3", "spec3+never"])
     assert returns(corrected, "naive3") == returns(corrected, "spec3+never")
     naive, spec = evaluation.results
     assert spec.source_shares.keys() == {"plan", "correct"}  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def test_a_corrector_that_learnt_nothing_follows_the_plan(corrected: Path) -> No
 
 
 def test_a_corrector_outside_of_what_it_learnt_is_warned_of(corrected: Path) -> None:
-    warnings = evaluate(corrected, modes=["spec6h5"], num_episodes=1).warnings
+    warnings = evaluate(corrected, episodes=EpisodeRequest(1), modes=["spec6h5"]).warnings
     assert warnings == [
         "spec6h5 executes plans for longer than two-tower learnt to: 3",
         "spec6h5 makes plans of 5, and two-tower learnt from plans of 3",
@@ -195,7 +195,7 @@ def test_the_corrector_of_another_teacher_is_refused(corrected: Path) -> None:
     shutil.rmtree(correctors_folder(corrected))
     add_corrector(corrected, "two-tower", "0" * 64)
     with pytest.raises(UsageError, match="was distilled from another teacher"):
-        evaluate(corrected, modes=["spec3"], num_episodes=1)
+        evaluate(corrected, episodes=EpisodeRequest(1), modes=["spec3"])
 
 
 def test_a_sweep_takes_the_corrector_that_fits_or_none(corrected: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_sweep_takes_the_corrector_that_fits_or_none(corrected: Path) -> None:
     shutil.rmtree(correctors_folder(corrected))
     add_corrector(corrected, "two-tower", "0" * 64)
     assert fitting_corrector(corrected, fitting) is None
-    evaluation = evaluate(corrected, modes=["sweep"], num_episodes=1)
+    evaluation = evaluate(corrected, episodes=EpisodeRequest(1), modes=["sweep"])
     assert [row.mode for row in evaluation.results] == standard_modes(corrected=False)
     assert evaluation.warnings == [LEFT_OUT]
     add_corrector(corrected, "temporal", fitting)
@@ -225,7 +225,12 @@ def test_a_film_shows_plans_corrections_and_what_they_cost(
         return draw_overlay(frame, lines, colours)
 
     monkeypatch.setattr(rendering, "draw_overlay", keep)
-    film = render(corrected, mode="spec3+never", output=tmp_path / "a.gif", width=160, height=120, fps=1000)
+    film = render(
+        corrected,
+        Acting(mode="spec3+never"),
+        video=VideoOptions(width=160, height=120, fps=1000),
+        output=tmp_path / "a.gif",
+    )
     assert film.mode == "spec3+never"
     words = [lines[-1].split() for lines, _ in shown]
     assert words[:4] == [
@@ -248,7 +253,7 @@ def test_a_film_shows_plans_corrections_and_what_they_cost(
 def test_a_film_of_the_policy_speaks_of_no_plans(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[list[str]] = []
     monkeypatch.setattr(rendering, "draw_overlay", lambda frame, lines, colours: shown.append(lines) or frame)
-    render(agent, mode="policy", output=tmp_path / "a.gif", width=64, height=64)
+    render(agent, Acting(mode="policy"), video=VideoOptions(width=64, height=64), output=tmp_path / "a.gif")
     assert shown
     assert not any("plan" in line for lines in shown for line in lines)
 
@@ -268,10 +273,10 @@ def test_cells_below_the_text_have_the_colours_of_the_last_actions() -> None:
 
 
 def test_a_policy_that_acts_in_a_mode_has_its_settings(agent: Path) -> None:
-    loaded = load_run(agent, mode="naive6h2", device="cpu")
+    loaded = load_run(agent, Acting(mode="naive6h2", device="cpu"))
     assert isinstance(loaded.policy, PlanningPolicy)
     assert loaded.policy.planner.config.horizon == 2
     assert loaded.planner
     assert loaded.planner.config.horizon == 3, "the run's own is kept"
     with pytest.raises(UsageError, match="unknown mode 'nave6'"):
-        load_run(agent, mode="nave6")
+        load_run(agent, Acting(mode="nave6"))

@@ -11,10 +11,10 @@ import pytest
 from commandline import copy_run, gq, train_tiny
 from gq import rendering, video
 from gq.errors import GqError, UsageError
-from gq.rendering import camera_option, render, tile
+from gq.rendering import VideoOptions, camera_option, render, tile
 from gq.results.evaluate import evaluate
 from gq.results.footage import film
-from gq.rollouts.episodes import roll_out
+from gq.rollouts.episodes import EpisodeRequest, roll_out
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def decoded(path: Path) -> list[np.ndarray]:
 
 
 def test_a_film_has_a_frame_every_stride_of_the_longest_episode(run: Path, tmp_path: Path) -> None:
-    film = render(run, num_episodes=2, output=tmp_path / "a.mp4", width=64, height=48)
+    film = render(run, episodes=EpisodeRequest(2), video=VideoOptions(width=64, height=48), output=tmp_path / "a.mp4")
     assert film.path == tmp_path / "a.mp4"
     assert film.fps == pytest.approx(62.5)  # Hopper's step is 8 ms: every second one is nearest to 60 frames a second
     longest = max(episode.length for episode in film.episodes)
@@ -38,7 +38,7 @@ def test_a_film_has_a_frame_every_stride_of_the_longest_episode(run: Path, tmp_p
 
 
 def test_a_gif_has_no_more_frames_than_players_show(run: Path, tmp_path: Path) -> None:
-    film = render(run, output=tmp_path / "a.gif", width=64, height=48)
+    film = render(run, video=VideoOptions(width=64, height=48), output=tmp_path / "a.gif")
     assert film.fps == pytest.approx(1 / 0.024)  # three steps of 8 ms; two would take 16 ms, and 20 are the least
     assert film.num_frames == -(-film.episodes[0].length // 3)
 
@@ -46,7 +46,7 @@ def test_a_gif_has_no_more_frames_than_players_show(run: Path, tmp_path: Path) -
 def test_two_films_at_once_have_names_of_their_own(run: Path, tmp_path: Path) -> None:
     copy = copy_run(run, tmp_path / "run")
     for _ in range(2):
-        render(copy, width=32, height=32, overlay=False)
+        render(copy, video=VideoOptions(width=32, height=32, overlay=False))
     film(copy, lambda _run, _what: None)
     names = [path.name for path in (copy / "videos").iterdir()]
     assert all(re.fullmatch(r"\d{8}-\d{6}-\d{6}(-report)?\.mp4", name) for name in names), names
@@ -77,7 +77,7 @@ def test_a_run_that_was_renamed_meanwhile_is_not_begun_again(
 
     monkeypatch.setattr(rendering, "roll_out", rename_and_play)
     with pytest.raises(GqError, match="it was renamed or removed meanwhile"):
-        render(copy, width=32, height=32)
+        render(copy, video=VideoOptions(width=32, height=32))
     assert not copy.exists()
 
 
@@ -85,7 +85,7 @@ def test_the_overlay_can_be_switched_off(run: Path, tmp_path: Path) -> None:
     films = {}
     for overlay in (True, False):
         path = tmp_path / f"{overlay}.mp4"
-        render(run, output=path, width=160, height=120, overlay=overlay)
+        render(run, video=VideoOptions(width=160, height=120, overlay=overlay), output=path)
         films[overlay] = decoded(path)[0].astype(int)
     difference = np.abs(films[True] - films[False])
     assert difference[:25, :60].mean() > 10, "text is at the top left"
@@ -93,8 +93,13 @@ def test_the_overlay_can_be_switched_off(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_episodes_as_evaluation(run: Path, tmp_path: Path) -> None:
-    film = render(run, targets=[50.0], seed=3, output=tmp_path / "a.gif", width=64, height=64, fps=5)
-    measured = evaluate(run, targets=[50.0], seed=3, num_episodes=1)
+    film = render(
+        run,
+        episodes=EpisodeRequest(targets=[50.0], seed=3),
+        video=VideoOptions(width=64, height=64, fps=5),
+        output=tmp_path / "a.gif",
+    )
+    measured = evaluate(run, episodes=EpisodeRequest(1, targets=[50.0], seed=3))
     assert measured.results[0].return_mean == pytest.approx(film.episodes[0].episode_return)
 
 

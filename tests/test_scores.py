@@ -16,6 +16,7 @@ from gq.envs.scores import D4RL, GQ_V5, Reference, origin_of, reference_for
 from gq.envs.tasks import TASKS
 from gq.results import evaluate as evaluating
 from gq.results.evaluate import evaluate, version_warnings
+from gq.rollouts.episodes import EpisodeRequest
 from tiny import write_hopper_file
 
 MAIN_TASKS = ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
@@ -188,7 +189,7 @@ def test_data_of_d4rl_and_of_another_engine_are_recognised(foreign_run: Path) ->
 
 def test_a_run_of_another_engine_is_recognised(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "installed_engines", lambda _: {**HERE, "mujoco": "9.1.0"})
-    evaluation = evaluate(run, targets=[10.0], num_episodes=1)
+    evaluation = evaluate(run, episodes=EpisodeRequest(1, targets=[10.0]))
     assert len(evaluation.warnings) == 2, "its own, and its data's"
     there = f"the run was trained with mujoco {HERE['mujoco']}, not 9.1.0"
     assert evaluation.warnings[0] == f"{there}: evaluate all runs that you compare with one version"

@@ -235,13 +235,14 @@ def test_a_sweep_has_the_baselines_that_count() -> None:
 
 def test_options_change_the_modes_that_they_concern() -> None:
     asked = ["baseline", "naive3", "spec3", "policy"]
-    modes = choose_modes(TDMPC2, asked, plan_horizon=6, execution_horizon=5, threshold=0.2, history_length=None)
+    options = {"plan_horizon": 6, "execution_horizon": 5, "threshold": 0.2, "history_length": None}
+    modes = choose_modes(TDMPC2, asked, options)
     baseline, naive, spec, policy = modes
     assert (baseline, policy) == (resolve_mode("baseline"), resolve_mode("policy"))
     assert (naive.plan_horizon, naive.execution_horizon, naive.threshold) == (6, 5, 0)
     assert (spec.plan_horizon, spec.execution_horizon, spec.threshold, spec.history_length) == (6, 5, 0.2, 0)
-    assert [mode.name for mode in choose_modes(TDMPC2, ["policy", "naive3", "policy"])] == ["policy", "naive3"]
-    assert [mode.name for mode in choose_modes(TDMPC2, [])] == ["plan"]
+    assert [mode.name for mode in choose_modes(TDMPC2, ["policy", "naive3", "policy"], {})] == ["policy", "naive3"]
+    assert [mode.name for mode in choose_modes(TDMPC2, [], {})] == ["plan"]
 
 
 def test_an_option_that_changes_nothing_is_refused() -> None:
@@ -250,11 +251,11 @@ def test_an_option_that_changes_nothing_is_refused() -> None:
         ({"history_length": 2}, "--history-len"),
     ]:
         with pytest.raises(UsageError, match=f"^{option} changes none of these modes"):
-            choose_modes(TDMPC2, ["baseline", "naive3"], **changes)
+            choose_modes(TDMPC2, ["baseline", "naive3"], changes)
     with pytest.raises(UsageError, match=r"^--spec-exec-horizon changes none"):
-        choose_modes(TDMPC2, ["baseline", "policy"], execution_horizon=4)
+        choose_modes(TDMPC2, ["baseline", "policy"], {"execution_horizon": 4})
     with pytest.raises(UsageError, match="act in one way only"):
-        choose_modes(presets.dt("1m"), [], plan_horizon=3)
+        choose_modes(presets.dt("1m"), [], {"plan_horizon": 3})
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

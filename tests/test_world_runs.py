@@ -15,16 +15,17 @@ import pytest
 
 from commandline import TINY, child_environment, copy_run, gq, train_tiny
 from gq import presets
-from gq.collecting import collect
+from gq.collecting import CollectionRequest, collect
 from gq.config import TDMPC2Config
 from gq.data.reading import read_trajectories
 from gq.envs.make import make
 from gq.errors import Interrupted, UsageError
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy
-from gq.policies.loading import load_run
-from gq.rendering import render
+from gq.policies.loading import Acting, load_run
+from gq.rendering import VideoOptions, render
 from gq.results.evaluate import evaluate
 from gq.rollouts.collect import episode_start
+from gq.rollouts.episodes import EpisodeRequest
 from gq.training.world import train_world_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,9 +110,11 @@ def test_the_table_has_a_column_of_modes_and_none_of_targets(pendulum: Path) -> 
 
 def test_an_episode_is_the_same_alone_and_among_others(pendulum: Path) -> None:
     for mode in ("plan", "policy"):
-        among = evaluate(pendulum, modes=[mode], num_episodes=4, stochastic=True)
+        among = evaluate(pendulum, Acting(stochastic=True), EpisodeRequest(4), modes=[mode])
         alone = [
-            evaluate(pendulum, modes=[mode], num_episodes=1, seed=seed, stochastic=True).results[0].return_mean
+            evaluate(pendulum, Acting(stochastic=True), EpisodeRequest(1, seed=seed), modes=[mode])
+            .results[0]
+            .return_mean
             for seed in range(4)
         ]
         assert among.results[0].return_mean == np.mean(alone)
@@ -123,14 +126,14 @@ def test_actions_are_sampled_only_when_asked(pendulum: Path) -> None:
     for mode in ("plan", "policy"):
         actions = []
         for stochastic, seed in [(False, 0), (False, 0), (True, 0), (True, 0), (True, 1)]:
-            policy = load_run(pendulum, mode=mode, stochastic=stochastic, device="cpu").policy
+            policy = load_run(pendulum, Acting(mode=mode, stochastic=stochastic, device="cpu")).policy
             policy.reset(np.zeros(1), [seed])
             actions.append(float(policy.act(np.array([0]), observations)[0, 0]))
         mean, again, first, first_again, second = actions
         assert mean == again
         assert first == first_again
         assert len({mean, first, second}) == 3
-    policies = [load_run(pendulum, mode="policy", device="cpu").policy for _ in range(2)]
+    policies = [load_run(pendulum, Acting(mode="policy", device="cpu")).policy for _ in range(2)]
     for seed, policy in enumerate(policies):
         policy.reset(np.zeros(1), [seed])
     first, second = (policy.act(np.array([0]), observations) for policy in policies)
@@ -154,7 +157,7 @@ def walk(policy: Any, rows_of_steps: list[list[int]], num_episodes: int) -> dict
 @pytest.mark.parametrize("mode", ["plan", "policy"])
 def test_bits_do_not_depend_on_which_other_episodes_run(pendulum: Path, mode: Any) -> None:
     num_episodes = MAX_BLOCK_SIZE + 3  # more than one block
-    policy = load_run(pendulum, mode=mode, stochastic=True, device="cpu").policy
+    policy = load_run(pendulum, Acting(mode=mode, stochastic=True, device="cpu")).policy
     everyone = list(range(num_episodes))
     full = walk(policy, [everyone] * 3, num_episodes)
     thinned = walk(policy, [everyone, [0, 2, MAX_BLOCK_SIZE + 1], [2, MAX_BLOCK_SIZE + 1]], num_episodes)
@@ -166,7 +169,7 @@ def test_bits_do_not_depend_on_which_other_episodes_run(pendulum: Path, mode: An
 
 def test_plans_of_a_block_are_those_of_each_alone(pendulum: Path) -> None:
     """As on a GPU, where a block is planned at once, with rows that nobody uses."""
-    policy = load_run(pendulum, device="cpu").policy
+    policy = load_run(pendulum, Acting(device="cpu")).policy
     assert isinstance(policy, PlanningPolicy)
     rows = [[0, 1, 2, 3], [1, 3], [3]]
     alone = walk(policy, rows, 4)
@@ -205,9 +208,14 @@ def test_a_film_of_a_control_run_is_in_real_time(cartpole: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("drawing")
 def test_a_film_shows_the_episodes_of_the_evaluation(pendulum: Path, tmp_path: Path) -> None:
-    film = render(pendulum, output=tmp_path / "a.gif", seed=3, num_episodes=2, width=64, height=64, fps=5)
+    film = render(
+        pendulum,
+        episodes=EpisodeRequest(2, seed=3),
+        video=VideoOptions(width=64, height=64, fps=5),
+        output=tmp_path / "a.gif",
+    )
     assert film.mode == "plan"
-    measured = evaluate(pendulum, seed=3, num_episodes=2).results[0]
+    measured = evaluate(pendulum, episodes=EpisodeRequest(2, seed=3)).results[0]
     assert np.mean([episode.episode_return for episode in film.episodes]) == pytest.approx(measured.return_mean)
 
 
@@ -219,7 +227,7 @@ NUM_EPISODES = 18  # more than a block
 @pytest.fixture(scope="module")
 def collected(pendulum: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     output = tmp_path_factory.mktemp("collected") / "a.hdf5"
-    collect(pendulum, output, num_episodes=NUM_EPISODES, seed=4)
+    collect(pendulum, output, CollectionRequest(num_episodes=NUM_EPISODES, seed=4))
     return output.read_bytes()
 
 
@@ -227,7 +235,7 @@ def collected(pendulum: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 def test_the_number_of_environments_changes_no_byte(
     pendulum: Path, tmp_path: Path, collected: bytes, num_envs: int
 ) -> None:
-    collect(pendulum, tmp_path / "b.hdf5", num_episodes=NUM_EPISODES, seed=4, num_envs=num_envs)
+    collect(pendulum, tmp_path / "b.hdf5", CollectionRequest(num_episodes=NUM_EPISODES, seed=4, num_envs=num_envs))
     assert (tmp_path / "b.hdf5").read_bytes() == collected
 
 
@@ -237,15 +245,20 @@ def test_a_signal_changes_no_byte(pendulum: Path, tmp_path: Path, collected: byt
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="finished episodes are kept"):
-        collect(pendulum, tmp_path / "b.hdf5", num_episodes=NUM_EPISODES, seed=4, num_envs=3, progress=interrupt)
-    collect(pendulum, tmp_path / "b.hdf5", num_episodes=NUM_EPISODES, seed=4)
+        collect(
+            pendulum,
+            tmp_path / "b.hdf5",
+            CollectionRequest(num_episodes=NUM_EPISODES, seed=4, num_envs=3),
+            progress=interrupt,
+        )
+    collect(pendulum, tmp_path / "b.hdf5", CollectionRequest(num_episodes=NUM_EPISODES, seed=4))
     assert (tmp_path / "b.hdf5").read_bytes() == collected
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gq.collecting import collect
+from gq.collecting import CollectionRequest, collect
 import torch
 
 torch.set_num_threads(1)
@@ -254,7 +267,8 @@ def kill(done, total):
     if done >= 60:
         os.kill(os.getpid(), signal.SIGKILL)
 
-collect(Path(sys.argv[1]), sys.argv[2], num_episodes=int(sys.argv[3]), seed=4, num_envs=3, progress=kill)
+wanted = CollectionRequest(num_episodes=int(sys.argv[3]), seed=4, num_envs=3)
+collect(Path(sys.argv[1]), sys.argv[2], wanted, progress=kill)
 """
 
 
@@ -265,14 +279,15 @@ def test_a_kill_changes_no_byte(pendulum: Path, tmp_path: Path, collected: bytes
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert (tmp_path / ".b.hdf5.parts" / "episodes").stat().st_size > 0
     notes: list[str] = []
-    collect(pendulum, output, num_episodes=NUM_EPISODES, seed=4, note=notes.append)
+    collect(pendulum, output, CollectionRequest(num_episodes=NUM_EPISODES, seed=4), note=notes.append)
     assert output.read_bytes() == collected
     assert any("going on with what is in" in note for note in notes)
 
 
 def test_the_mode_decides_what_is_collected_and_is_in_the_file(pendulum: Path, tmp_path: Path) -> None:
     files = {
-        mode: collect(pendulum, tmp_path / f"{mode}.hdf5", num_episodes=2, mode=mode) for mode in ("plan", "policy")
+        mode: collect(pendulum, tmp_path / f"{mode}.hdf5", CollectionRequest(num_episodes=2), Acting(mode=mode))
+        for mode in ("plan", "policy")
     }
     assert files["plan"].sha256 != files["policy"].sha256
     for mode in files:
@@ -283,10 +298,10 @@ def test_the_mode_decides_what_is_collected_and_is_in_the_file(pendulum: Path, t
             )
             assert "gymnasium_version" in file.attrs
             assert "dm_control_version" not in file.attrs
-    default = collect(pendulum, tmp_path / "default.hdf5", num_episodes=2)
+    default = collect(pendulum, tmp_path / "default.hdf5", CollectionRequest(num_episodes=2))
     assert default.sha256 == files["plan"].sha256
     with pytest.raises(UsageError, match="made with mode = policy, not plan"):
-        collect(pendulum, tmp_path / "policy.hdf5", num_episodes=2)
+        collect(pendulum, tmp_path / "policy.hdf5", CollectionRequest(num_episodes=2))
 
 
 def test_data_of_a_control_task_are_what_happened_and_train_a_transformer(cartpole: Path, tmp_path: Path) -> None:

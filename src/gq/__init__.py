@@ -11,18 +11,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gq import presets as presets
+    from gq.collecting import CollectionRequest as CollectionRequest
     from gq.collecting import collect as collect
     from gq.costs.transformers import report as params  # noqa: F401
     from gq.datasets.loading import download as download
     from gq.datasets.loading import load_dataset as load_dataset
     from gq.errors import GqError as GqError
     from gq.paths import find_run as find_run
+    from gq.policies.loading import Acting as Acting
     from gq.policies.loading import load_run as load_run
+    from gq.rendering import VideoOptions as VideoOptions
     from gq.rendering import render as render
     from gq.repair.repair import repair as repair
     from gq.results.compare import compare_runs as compare  # noqa: F401
     from gq.results.evaluate import evaluate as evaluate
     from gq.results.report import report as report
+    from gq.rollouts.episodes import EpisodeRequest as EpisodeRequest
     from gq.speculation.distil import distill as distill
     from gq.speculation.settings import DistillSettings as DistillSettings
     from gq.training.finetuning import finetune as finetune
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
     from gq.training.world import train_world_model as train_world_model
 
 _WHERE = {
+    "Acting": ("gq.policies.loading", "Acting"),
+    "CollectionRequest": ("gq.collecting", "CollectionRequest"),
     "DistillSettings": ("gq.speculation.settings", "DistillSettings"),
+    "EpisodeRequest": ("gq.rollouts.episodes", "EpisodeRequest"),
     "GqError": ("gq.errors", "GqError"),
+    "VideoOptions": ("gq.rendering", "VideoOptions"),
     "compare": ("gq.results.compare", "compare_runs"),
     "collect": ("gq.collecting", "collect"),
     "distill": ("gq.speculation.distil", "distill"),

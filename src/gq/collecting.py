@@ -7,14 +7,13 @@ written.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gq.config import TDMPC2Config
 from gq.data.hdf5 import open_hdf5, plain_attributes
 from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.replay import EpisodeLog
@@ -26,12 +25,11 @@ from gq.files import sha256, sync, write_error
 from gq.paths import find_run
 from gq.policies.builtin import BuiltinPolicy
 from gq.policies.compute import Compute, choose_compute
-from gq.policies.loading import choose_modes, load_run
+from gq.policies.loading import Acting, load_run
 from gq.policies.packaged import load_policy
 from gq.rollouts.collect import BLOCK_SIZE, Plan, Recipe, run_plan
 from gq.rollouts.episodes import Policy
 from gq.rollouts.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
-from gq.runs.folder import read_config
 from gq.training.signals import StopRequest
 from gq.versions import versions
 
@@ -60,6 +58,19 @@ class Collected:
         return {**vars(self), "file": str(self.file)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectionRequest:
+    """What is to be collected."""
+
+    num_episodes: int | None = None  # DEFAULT_NUM_EPISODES if neither number is given
+    num_transitions: int | None = None  # collect until there are this many rows; the last episode may go beyond
+    targets: Sequence[float] = ()  # one episode after the other takes the next; default: the run's highest
+    noise: float | None = None  # Gaussian, in half action ranges; None: none, or that of a built-in policy's dataset
+    random_share: float = 0.0  # of the steps, which take a uniformly random action
+    seed: int = 0  # episode i draws its start and its noise from (seed, i)
+    num_envs: int = BLOCK_SIZE  # environments at a time, 1 to BLOCK_SIZE; the data do not depend on it
+
+
 @dataclass(frozen=True)
 class Source:
     """A policy to collect with."""
@@ -74,17 +85,9 @@ class Source:
 def collect(
     source: str | Path,
     output: str | Path,
+    wanted: CollectionRequest | None = None,
+    acting: Acting | None = None,
     *,
-    num_episodes: int | None = None,
-    num_transitions: int | None = None,
-    targets: Sequence[float] = (),
-    mode: str | None = None,
-    noise: float | None = None,
-    random_share: float = 0.0,
-    seed: int = 0,
-    num_envs: int = BLOCK_SIZE,
-    checkpoint: str | Path = "best",
-    device: str = "auto",
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
@@ -96,16 +99,6 @@ def collect(
 
     Args:
         source: a run's folder or name, or the name of a policy that comes with gq, such as `builtin/hopper/expert`.
-        num_episodes: how many; DEFAULT_NUM_EPISODES if neither number is given.
-        num_transitions: collect until there are so many rows; the last episode may go beyond.
-        targets: target returns, one episode after the other takes the next; default: the run's highest.
-        mode: of TD-MPC2: `plan`, which is the default, or `policy` for the policy network alone.
-        noise: standard deviation of Gaussian noise on the actions, in half action ranges, before they are clipped;
-            default: none for a run, for a built-in policy that of its dataset.
-        random_share: of the steps, which take a uniformly random action.
-        seed: 0 or more; episode i draws its start and its noise from (seed, i).
-        num_envs: environments at a time, 1 to BLOCK_SIZE; the data do not depend on it.
-        checkpoint: `best`, `last`, a step number, or a checkpoint folder.
         force: replace another file at `output`, and throw away unfinished parts of another request.
         note: told when a signal came, or that unfinished parts were found.
         progress: called after each step with the steps so far and an estimate of all.
@@ -115,18 +108,18 @@ def collect(
         GqError: another process collects into `output`, or it cannot be written.
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
-    output = Path(output).expanduser()
-    check(num_episodes, num_transitions, targets, noise, random_share, seed, num_envs, output)
-    loaded = load_source(source, checkpoint, device, mode)
+    output, wanted = Path(output).expanduser(), wanted or CollectionRequest()
+    check(wanted, output)
+    if wanted.num_episodes is None and wanted.num_transitions is None:
+        wanted = replace(wanted, num_episodes=DEFAULT_NUM_EPISODES)
+    loaded = load_source(source, acting or Acting())
     recipe = Recipe(
-        seed=seed,
-        targets=choose_targets(loaded, targets),
-        noise=float(loaded.noise if noise is None else noise),
-        random_share=float(random_share),
+        seed=wanted.seed,
+        targets=choose_targets(loaded, wanted.targets),
+        noise=float(loaded.noise if wanted.noise is None else wanted.noise),
+        random_share=float(wanted.random_share),
     )
-    if num_episodes is None and num_transitions is None:
-        num_episodes = DEFAULT_NUM_EPISODES
-    request = make_request(loaded, recipe, num_episodes, num_transitions)
+    request = make_request(loaded, recipe, wanted)
     with lock_parts(output) as parts:
         if output.exists() and not force:
             collected = existing(output, parts, request)
@@ -136,12 +129,12 @@ def collect(
         task = resolve_task(loaded.env_id)
         dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
         with StopRequest(note) as stop, EpisodeLog(parts / "episodes", **dims) as log:
-            plan = Plan(log, task, num_episodes=num_episodes, num_transitions=num_transitions)
+            plan = Plan(log, task, num_episodes=wanted.num_episodes, num_transitions=wanted.num_transitions)
             run_plan(
                 plan,
                 loaded.policy,
                 recipe,
-                num_envs=num_envs,
+                num_envs=wanted.num_envs,
                 is_stopped=lambda: bool(stop.requested),
                 progress=progress,
             )
@@ -153,37 +146,30 @@ def collect(
     return collected
 
 
-def check(
-    num_episodes: int | None,
-    num_transitions: int | None,
-    targets: Sequence[float],
-    noise: float | None,
-    random_share: float,
-    seed: int,
-    num_envs: int,
-    output: Path,
-) -> None:
+def check(wanted: CollectionRequest, output: Path) -> None:
     """Raise UsageError for values out of range, or a folder as output."""
-    if num_episodes is not None and num_transitions is not None:
+    if wanted.num_episodes is not None and wanted.num_transitions is not None:
         raise UsageError("both a number of episodes and one of transitions are given", hint="leave one away")
-    for name, number in (("episodes", num_episodes), ("transitions", num_transitions)):
+    for name, number in (("episodes", wanted.num_episodes), ("transitions", wanted.num_transitions)):
         if number is not None and number < 1:
             raise UsageError(f"cannot collect {number} {name}", hint="ask for 1 or more")
-    if len(targets) > MAX_NUM_TARGETS or not all(math.isfinite(target) for target in targets):
+    if len(wanted.targets) > MAX_NUM_TARGETS or not all(math.isfinite(target) for target in wanted.targets):
         raise UsageError(f"targets must be at most {MAX_NUM_TARGETS} numbers", hint="for example --target 1800,3600")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise UsageError(f"the noise {noise:g} is not 0 or more", hint="in half action ranges, for example --noise 0.2")
-    if not 0 <= random_share <= 1:
-        raise UsageError(f"the share {random_share:g} of random actions is not from 0 to 1", hint="--random-share 0.1")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"the seed {seed} is negative or too large", hint="give 0 or more, below 2^63")
-    if not 1 <= num_envs <= BLOCK_SIZE:
-        raise UsageError(f"cannot run {num_envs} environments at a time", hint=f"1 to {BLOCK_SIZE}")
+    if wanted.noise is not None and not 0 <= wanted.noise < math.inf:
+        hint = "in half action ranges, for example --noise 0.2"
+        raise UsageError(f"the noise {wanted.noise:g} is not 0 or more", hint=hint)
+    if not 0 <= wanted.random_share <= 1:
+        message = f"the share {wanted.random_share:g} of random actions is not from 0 to 1"
+        raise UsageError(message, hint="--random-share 0.1")
+    if not 0 <= wanted.seed < 2**63:
+        raise UsageError(f"the seed {wanted.seed} is negative or too large", hint="give 0 or more, below 2^63")
+    if not 1 <= wanted.num_envs <= BLOCK_SIZE:
+        raise UsageError(f"cannot run {wanted.num_envs} environments at a time", hint=f"1 to {BLOCK_SIZE}")
     if output.is_dir():
         raise UsageError(f"{output} is a folder", hint=f"name a file, for example {output / 'data.hdf5'}")
 
 
-def load_source(source: str | Path, checkpoint: str | Path, device: str, mode: str | None = None) -> Source:
+def load_source(source: str | Path, acting: Acting) -> Source:
     """Load a run's policy or a built-in one.
 
     Raises:
@@ -191,22 +177,21 @@ def load_source(source: str | Path, checkpoint: str | Path, device: str, mode: s
         GqError: the checkpoint is damaged.
     """
     if isinstance(source, str) and source.startswith("builtin/"):
-        if mode is not None:
+        if acting.mode is not None:
             raise UsageError(f"{source} has no planner and acts in one way only", hint="leave --mode away")
         packaged = load_policy(source)
         description = {"policy": source, "policy_sha256": packaged.sha256}
         return Source(BuiltinPolicy(packaged), packaged.env_id, description, 0.0, packaged.noise)
     run, folder = find_run(source) if isinstance(source, str) else (source, None)
-    (acting_mode,) = choose_modes(read_config(run), [mode] if mode is not None else [])
-    loaded = load_run(run, folder or checkpoint, device=device, mode=acting_mode)
+    loaded = load_run(run, replace(acting, checkpoint=folder) if folder else acting)
     description = {
         "policy": run.resolve().name,
         "checkpoint": loaded.checkpoint.name,
         "policy_sha256": sha256(loaded.checkpoint / "model.safetensors"),
-        "device": describe(choose_compute(device, loaded.config.train.precision)),
+        "device": describe(choose_compute(acting.device, loaded.config.train.precision)),
     }
-    if isinstance(loaded.config, TDMPC2Config):
-        description["mode"] = acting_mode.name
+    if loaded.mode:
+        description["mode"] = loaded.mode.name
     if loaded.corrector:
         description["corrector_sha256"] = loaded.corrector.document["sha256"]
     target = max(loaded.config.targets, default=0.0)
@@ -236,7 +221,7 @@ def choose_targets(source: Source, targets: Sequence[float]) -> tuple[float, ...
     return ()
 
 
-def make_request(source: Source, recipe: Recipe, num_episodes: int | None, num_transitions: int | None) -> Request:
+def make_request(source: Source, recipe: Recipe, wanted: CollectionRequest) -> Request:
     """Return everything that the data depend on."""
     return {
         "format": FORMAT,
@@ -244,8 +229,8 @@ def make_request(source: Source, recipe: Recipe, num_episodes: int | None, num_t
         **source.description,
         **asdict(recipe),
         "targets": list(recipe.targets),
-        "num_requested_episodes": num_episodes,
-        "num_requested_transitions": num_transitions,
+        "num_requested_episodes": wanted.num_episodes,
+        "num_requested_transitions": wanted.num_transitions,
         **{f"{name}_version": version for name, version in versions_for(source.env_id).items()},
     }
 

@@ -17,13 +17,12 @@ from gq.errors import GqError, UsageError
 from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.interfaces import Source
-from gq.policies.loading import LoadedRun, choose_modes, choose_targets, load_run
-from gq.rollouts.episodes import Start, Step, roll_out
+from gq.policies.loading import Acting, LoadedRun, choose_targets, load_run
+from gq.rollouts.episodes import EpisodeRequest, Start, Step, roll_out
 from gq.rollouts.statistics import Episode
 from gq.runs.folder import read_config
 from gq.video import MIN_GIF_FRAME_MS, STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
 
-RENDER_SEED = 0
 SIDE_PIXELS = (16, 4096)  # of each episode's picture; larger ones are beyond what OpenGL drivers promise
 MAX_FPS = 1000
 # Of what gave an action; a plan that is made is the brightest, and one that is followed pales beside it.
@@ -35,6 +34,21 @@ SOURCE_COLOURS: dict[Source, Colour] = {
     Source.POLICY: (204, 121, 167),
     Source.BEAM: (240, 228, 66),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """What a video looks like."""
+
+    width: int = 480  # pixels of each episode's picture
+    height: int = 480
+    fps: float = 60  # frames a second of simulated time, about; of a gif at most 50; playback is in real time
+    camera: str | None = None  # a camera's name in the MuJoCo model; None: the one that follows the robot
+    # Write time, return and return-to-go on each picture; of a planner the reward and, by planning, the discounted
+    # return that the plan is thought to earn, what gave the action (with the plan's age), the number of plans so far,
+    # and a strip of what gave the last actions, by colours.
+    overlay: bool = True
+    live: bool = False  # open a window instead of writing a file
 
 
 @dataclass(frozen=True)
@@ -52,58 +66,36 @@ class Rendering:
 
 def render(
     run: Path,
+    acting: Acting | None = None,
+    episodes: EpisodeRequest | None = None,
+    video: VideoOptions | None = None,
     *,
-    targets: Sequence[float] = (),
-    mode: str | None = None,
-    corrector: str | None = None,
-    num_episodes: int = 1,
-    checkpoint: str | Path = "best",
     output: Path | None = None,
-    width: int = 480,
-    height: int = 480,
-    fps: float = 60,
-    camera: str | None = None,
-    overlay: bool = True,
-    live: bool = False,
-    seed: int = RENDER_SEED,
-    stochastic: bool = False,
-    device: str = "auto",
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Rendering:
-    """Run `num_episodes` episodes per target return and film them side by side; one that has ended stands still.
+    """Record episodes side by side, one of the run's highest target by default; one that has ended stands still.
 
     Args:
-        targets: default: the highest target of the run.
-        mode: of TD-MPC2: `plan`, which is the default, `policy` for the policy network alone, or any other of
-            `gq.planning.modes`.
-        corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
         output: .mp4 or .gif; default: a new mp4 in the run's `videos`.
-        width, height: pixels of each episode's picture.
-        fps: about so many frames a second of simulated time, of a gif at most 50; playback is in real time.
-        camera: a camera's name in the MuJoCo model; default: the one that follows the robot.
-        overlay: write time, return and return-to-go on each picture; of TD-MPC2 the reward and, by planning, the
-            discounted return that the plan is thought to earn, what gave the action (with the plan's age), the number
-            of plans so far, and a strip of what gave the last actions, by colours.
-        live: open a window instead of writing a file.
-        stochastic: sample actions, from `seed`; of an Online Decision Transformer or TD-MPC2.
 
     Raises:
         UsageError: a value out of range, no such camera, mode or corrector, no distribution to sample from, or targets
             for a run that takes none.
         GqError: no GL backend works, or the checkpoint is damaged.
     """
-    check_request(num_episodes, width, height, fps, seed, output)
-    if not live:
+    episodes, video = (episodes or EpisodeRequest()).by_default(1), video or VideoOptions()
+    check_request(episodes, video, output)
+    if not video.live:
         gl.select_backend()
     config = read_config(run)
-    (acting_mode,) = choose_modes(config, [mode] if mode is not None else [])
-    chosen = choose_targets(config, targets or ([] if config.algo == "tdmpc2" else [max(config.targets)]))
-    loaded = load_run(run, checkpoint, device=device, mode=acting_mode, corrector=corrector, stochastic=stochastic)
-    starts = [Start(seed + index, target) for target in chosen for index in range(num_episodes)]
-    options: dict[str, Any] = {"width": width, "height": height, "render_mode": "human" if live else "rgb_array"}
-    options |= camera_option(loaded.config.task, camera)
-    if live:
+    targets = choose_targets(config, episodes.targets)
+    if not episodes.targets:
+        targets = [max(targets)]
+    loaded, starts = load_run(run, acting), episodes.starts(targets)
+    options: dict[str, Any] = {"width": video.width, "height": video.height}
+    options |= {"render_mode": "human" if video.live else "rgb_array", **camera_option(config.task, video.camera)}
+    if video.live:
         if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
             raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
         return watch_live(loaded, starts[:1], options)
@@ -111,10 +103,11 @@ def render(
     path, reason = writer_path(output or run / "videos" / f"{date}.mp4")
     if reason:
         note(f"writing {path.name} instead of mp4: {reason}")
-    film = Film(loaded, [start.target for start in starts], path, fps, overlay=overlay, progress=progress)
-    with film:
-        episodes = film.record(starts, options)
-    return Rendering(path, film.num_frames, film.fps, run.name, loaded.checkpoint.name, mode_of(loaded), episodes)
+    with VideoRecorder(loaded, [start.target for start in starts], path, video, progress) as recorder:
+        finished = roll_out(loaded.policy, config.task, starts, on_step=recorder.add, **options)
+    return Rendering(
+        path, recorder.num_frames, recorder.fps, run.name, loaded.checkpoint.name, mode_of(loaded), finished
+    )
 
 
 def mode_of(loaded: LoadedRun) -> str | None:
@@ -139,13 +132,14 @@ def camera_option(task: str, camera: str | None) -> dict[str, str]:
     return {"camera_name": camera}
 
 
-def check_request(num_episodes: int, width: int, height: int, fps: float, seed: int, output: Path | None) -> None:
+def check_request(episodes: EpisodeRequest, video: VideoOptions, output: Path | None) -> None:
     """Raise UsageError for a value out of range, or a file that is not a video's."""
     smallest, largest = SIDE_PIXELS
-    if not (smallest <= min(width, height) and max(width, height) <= largest):
+    if not (smallest <= min(video.width, video.height) and max(video.width, video.height) <= largest):
         message = f"width and height must be at least {smallest} and at most {largest} pixels"
         raise UsageError(message, hint="for example --size 480x480")
-    if num_episodes < 1 or seed < 0 or not 0 < fps <= MAX_FPS:
+    assert episodes.number is not None
+    if episodes.number < 1 or episodes.seed < 0 or not 0 < video.fps <= MAX_FPS:
         message = f"episodes must be at least 1, the seed at least 0, and fps above 0 and at most {MAX_FPS}"
         raise UsageError(message, hint="for example --episodes 1 --seed 0 --fps 60")
     if output and output.suffix.lower() not in (".mp4", ".gif"):
@@ -163,7 +157,7 @@ def watch_live(loaded: LoadedRun, starts: Sequence[Start], options: dict[str, An
     return Rendering(None, 0, 0.0, loaded.run.name, loaded.checkpoint.name, mode_of(loaded), episodes)
 
 
-class Film:
+class VideoRecorder:
     """Tile the pictures of all episodes into frames and write them as they come."""
 
     def __init__(
@@ -171,29 +165,23 @@ class Film:
         loaded: LoadedRun,
         targets: Sequence[float],
         path: Path,
-        wanted_fps: float,
-        *,
-        overlay: bool,
+        options: VideoOptions,
         progress: Callable[[int, int | None], None],
     ) -> None:
-        self.loaded, self.targets, self.path, self.wanted_fps = loaded, targets, path, wanted_fps
-        self.overlay, self.progress = overlay, progress
+        self.loaded, self.targets, self.path, self.options = loaded, targets, path, options
+        self.progress = progress
         self.num_frames, self.fps, self.stride = 0, 0.0, 0
         self.pictures: list[np.ndarray] = []
         self.sources: list[deque[Source]] = [deque(maxlen=STRIP_CELLS) for _ in targets]  # of the last actions
         self.num_plans = [0 for _ in targets]
         self.writer: VideoWriter | None = None
 
-    def __enter__(self) -> "Film":
+    def __enter__(self) -> "VideoRecorder":
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self.writer:
             self.writer.__exit__(*error)
-
-    def record(self, starts: Sequence[Start], options: dict[str, Any]) -> list[Episode]:
-        """Run the episodes and write a frame every `stride` steps."""
-        return roll_out(self.loaded.policy, self.loaded.config.task, starts, on_step=self.add, **options)
 
     def add(self, step: Step) -> None:
         """Take the pictures of the running episodes."""
@@ -204,7 +192,7 @@ class Film:
             return
         for row in step.rows:
             picture = step.environments[row].render()
-            if self.overlay:
+            if self.options.overlay:
                 picture = draw_overlay(picture, self.lines(step, row), self.colours(row))
             self.pictures[row] = picture
         assert self.writer
@@ -218,7 +206,7 @@ class Film:
         seconds_per_step = step.environments[0].unwrapped.dt
         shortest = MIN_GIF_FRAME_MS / 1000 if self.path.suffix.lower() == ".gif" else 0.0
         fewest = math.ceil(shortest / seconds_per_step - 1e-6)  # steps in a frame that players show as long as it takes
-        self.stride = max(1, fewest, round(1 / (seconds_per_step * self.wanted_fps)))
+        self.stride = max(1, fewest, round(1 / (seconds_per_step * self.options.fps)))
         self.fps = 1 / (seconds_per_step * self.stride)
         self.pictures = [step.environments[row].render() for row in range(len(self.targets))]
         self.writer = VideoWriter(self.path, self.fps).__enter__()

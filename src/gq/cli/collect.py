@@ -76,22 +76,26 @@ def collect(
     from gq import threads
 
     threads.prepare()
+    from gq.collecting import CollectionRequest
     from gq.collecting import collect as collect_data
+    from gq.policies.loading import Acting
+
+    wanted = CollectionRequest(
+        num_episodes=episodes,
+        num_transitions=transitions,
+        targets=targets,
+        noise=noise,
+        random_share=random_share,
+        seed=seed,
+        num_envs=num_envs,
+    )
 
     with output.progress("collecting", unit="steps") as move:
         collected = collect_data(
             source,
             output_file,
-            num_episodes=episodes,
-            num_transitions=transitions,
-            targets=targets,
-            mode=mode,
-            noise=noise,
-            random_share=random_share,
-            seed=seed,
-            num_envs=num_envs,
-            checkpoint=checkpoint_folder or checkpoint,
-            device=device or "auto",
+            wanted,
+            Acting(checkpoint=checkpoint_folder or checkpoint, mode=mode, device=device or "auto"),
             force=force,
             note=output.note,
             progress=move,

@@ -51,17 +51,16 @@ def compare(
     from gq import threads
 
     threads.prepare()
+    from gq.policies.loading import Acting
     from gq.results.compare import compare_runs
+    from gq.rollouts.episodes import EpisodeRequest
 
     with output.progress("evaluating", unit="steps") as move:
         comparison = compare_runs(
             first,
             second,
-            targets=targets,
-            num_episodes=episodes,
-            checkpoint=checkpoint,
-            seed=seed,
-            device=device or "auto",
+            Acting(checkpoint=checkpoint, device=device or "auto"),
+            EpisodeRequest(episodes, targets, seed),
             begin=lambda run, number: output.detail(f"running {number} episodes of {run.name}"),
             watch=lambda step: move(step.index + 1, None),
         )

@@ -61,6 +61,7 @@ def distill(
 
     threads.prepare()
     from gq.models.corrector import ARCHITECTURES
+    from gq.policies.loading import Acting
     from gq.speculation.distil import distill as distill_run
     from gq.speculation.settings import DistillSettings
 
@@ -71,10 +72,9 @@ def distill(
         distilled = distill_run(
             folder,
             with_settings(DistillSettings(), given),
+            Acting(checkpoint=checkpoint_folder or checkpoint, device=device or "auto"),
             data=data,
             out=out,
-            checkpoint=checkpoint_folder or checkpoint,
-            device=device or "auto",
             force=force,
             note=output.note,
             progress=lambda what, done, total: move(done, total),

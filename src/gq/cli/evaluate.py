@@ -72,14 +72,23 @@ def evaluate(
     from gq import threads
 
     threads.prepare()
+    from gq.policies.loading import Acting
     from gq.results.evaluate import evaluate as evaluate_run
+    from gq.rollouts.episodes import EpisodeRequest
 
-    mode_options = {
-        "plan_horizon": spec_plan_horizon,
-        "execution_horizon": spec_exec_horizon,
-        "threshold": spec_mismatch_threshold,
-        "history_length": history_len,
-    }
+    acting = Acting(
+        checkpoint=checkpoint_folder or checkpoint,
+        mode_options={
+            "plan_horizon": spec_plan_horizon,
+            "execution_horizon": spec_exec_horizon,
+            "threshold": spec_mismatch_threshold,
+            "history_length": history_len,
+        },
+        corrector=corrector,
+        stochastic=stochastic,
+        context=context,
+        device=device or "auto",
+    )
     limit = options.max_steps(folder)
     turn = [0, 1]  # the mode in progress, of how many
 
@@ -90,16 +99,9 @@ def evaluate(
     with output.progress("evaluating", unit="steps") as move:
         evaluation = evaluate_run(
             folder,
-            targets=targets,
+            acting,
+            EpisodeRequest(episodes, targets, seed),
             modes=[] if mode is None else [name.strip() for name in mode.split(",")],
-            mode_options=mode_options,
-            corrector=corrector,
-            num_episodes=episodes,
-            checkpoint=checkpoint_folder or checkpoint,
-            seed=seed,
-            stochastic=stochastic,
-            device=device or "auto",
-            context=context,
             watch=lambda step: move(turn[0] * limit + step.index + 1, turn[1] * limit),
             begin=begin,
         )

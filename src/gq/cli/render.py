@@ -43,7 +43,7 @@ def render(
     *,
     output: Output,
 ) -> None:
-    """Film a run and print the video's path. Works without a display."""
+    """Record a video of a run and print its path. Works without a display."""
     from gq.errors import UsageError
     from gq.paths import find_run
 
@@ -57,31 +57,30 @@ def render(
 
     if not live:
         output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
+    from gq.policies.loading import Acting
+    from gq.rendering import VideoOptions
     from gq.rendering import render as render_run
+    from gq.rollouts.episodes import EpisodeRequest
     from gq.video import writer_path
 
     if video and not force and (place := writer_path(video)[0]).exists():
         raise UsageError(f"{place} is there already", hint="--force replaces it")
 
+    acting = Acting(
+        checkpoint=checkpoint_folder or checkpoint,
+        mode=mode,
+        corrector=corrector,
+        stochastic=stochastic,
+        device=device or "auto",
+    )
     limit = options.max_steps(folder)
-    with output.progress("filming", unit="steps") as move:
+    with output.progress("rendering", unit="steps") as move:
         rendering = render_run(
             folder,
-            targets=targets,
-            mode=mode,
-            corrector=corrector,
-            num_episodes=episodes,
-            checkpoint=checkpoint_folder or checkpoint,
+            acting,
+            EpisodeRequest(episodes, targets, seed),
+            VideoOptions(width=width, height=height, fps=fps, camera=camera, overlay=overlay, live=live),
             output=video,
-            width=width,
-            height=height,
-            fps=fps,
-            camera=camera,
-            overlay=overlay,
-            live=live,
-            seed=seed,
-            stochastic=stochastic,
-            device=device or "auto",
             note=output.note,
             progress=lambda done, total: move(done, limit),
         )

@@ -1,16 +1,13 @@
 """From a run to the policy that it learnt, in the way that it is to act."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gq.config import (
-    DataRunConfig,
-    TrainedConfig,
-)
+from gq.config import DataRunConfig, TrainedConfig
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import sha256
@@ -33,17 +30,30 @@ MODE_OPTIONS = {  # the fields of a mode that have an option of their own
 }
 
 
-def choose_modes(config: TrainedConfig, asked: Sequence[str], **changes: Any) -> list[Mode]:
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How a run is to act, beside what its configuration says."""
+
+    checkpoint: str | Path = "best"  # best, last, a step number, or a checkpoint folder
+    mode: str | None = None  # of a planner, one of `gq.planning.modes`; None: plan at every decision
+    mode_options: Mapping[str, float | None] = field(default_factory=dict)  # fields of the mode to change, MODE_OPTIONS
+    corrector: str | None = None  # name or path of what corrects plans, for modes that need it; None: the run's own
+    stochastic: bool = False  # sample actions instead of taking the distribution's mode, or the plan's mean
+    context: Context | None = None  # how a transformer moves on when its context is full; None: as its `eval.context`
+    device: str = "auto"
+
+
+def choose_modes(config: TrainedConfig, asked: Sequence[str], options: Mapping[str, float | None]) -> list[Mode]:
     """Return how a run is to act, each way once: as asked, else in the way that all runs can.
 
     Args:
-        changes: fields of the modes that execute plans for several decisions; those that are None change nothing.
+        options: fields of the modes that execute plans for several decisions; those that are None change nothing.
 
     Raises:
         UsageError: there is no such mode, a change that concerns none of them, or the run has no planner, so that it
             acts in one way only.
     """
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if (asked or changes) and not ALGORITHMS[config.algo].plans:
         raise UsageError(f"{config.algo} runs have no planner and act in one way only", hint="leave --mode away")
     modes = [resolve_mode(name) for name in dict.fromkeys(asked or ["plan"])]
@@ -82,6 +92,7 @@ class LoadedRun:
 
     run: Path
     checkpoint: Path
+    acting: Acting
     config: TrainedConfig
     model: nn.Module
     policy: Policy
@@ -91,35 +102,20 @@ class LoadedRun:
     corrector: LoadedCorrector | None = None  # that the mode needs
 
 
-def load_run(
-    run: Path,
-    checkpoint: str | Path = "best",
-    *,
-    device: str = "auto",
-    mode: Mode | str = "plan",
-    corrector: str | None = None,
-    stochastic: bool = False,
-    context: Context | None = None,
-) -> LoadedRun:
+def load_run(run: Path, acting: Acting | None = None) -> LoadedRun:
     """Load a run's policy; needs neither its dataset nor the machine it was trained on.
-
-    Args:
-        checkpoint: `best`, `last`, a step number, or a checkpoint folder.
-        mode: how a world model acts.
-        corrector: the name or path of what corrects plans, for modes that need it; default: the run's own.
-        stochastic: sample actions instead of taking the distribution's mode, or the plan's mean.
-        context: how a transformer moves on when its context is full; default: as the run's `eval.context` says.
 
     Raises:
         UsageError: no such checkpoint, mode or corrector, a policy that cannot be stochastic or has no context, or the
             device is not available.
         GqError: the checkpoint or the corrector is damaged or does not fit.
     """
-    config = read_config(run)
-    if context:
-        config = with_context(config, context)
-    folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
-    compute = choose_compute(device, config.train.precision)
+    acting, config = acting or Acting(), read_config(run)
+    (mode,) = choose_modes(config, [acting.mode] if acting.mode is not None else [], acting.mode_options)
+    if acting.context:
+        config = with_context(config, acting.context)
+    folder = checkpoint_of(run, acting)
+    compute = choose_compute(acting.device, config.train.precision)
     loaded = load_checkpoint(folder)
     try:
         model = fill(lambda: build_model(config), loaded.model)
@@ -129,14 +125,14 @@ def load_run(
         raise GqError(
             f"{folder} does not fit {run / 'config.toml'}: {reason}", hint="was one of them edited?"
         ) from None
-    settings = resolve_mode(mode) if isinstance(mode, str) else mode
-    policy = build_policy(config, model.eval(), compute, stochastic=stochastic)
-    found = LoadedRun(run, folder, config, model, policy, loaded.state)
-    if isinstance(policy, PlanningPolicy):
-        return act_in(replace(found, planner=policy.planner), settings, corrector=corrector, stochastic=stochastic)
-    if settings != resolve_mode("plan"):
-        raise UsageError(f"a {config.algo} policy has no planner to do without", hint="leave --mode away")
-    return found
+    policy = build_policy(config, model.eval(), compute, stochastic=acting.stochastic)
+    found = LoadedRun(run, folder, acting, config, model, policy, loaded.state)
+    return act_in(replace(found, planner=policy.planner), mode) if isinstance(policy, PlanningPolicy) else found
+
+
+def checkpoint_of(run: Path, acting: Acting) -> Path:
+    """Return the folder of the checkpoint that is to act. Raises UsageError if there is none."""
+    return acting.checkpoint if isinstance(acting.checkpoint, Path) else choose_checkpoint(run, acting.checkpoint)
 
 
 def with_context(config: TrainedConfig, context: Context) -> TrainedConfig:
@@ -150,9 +146,7 @@ def with_context(config: TrainedConfig, context: Context) -> TrainedConfig:
     return replace(config, eval=replace(config.eval, context=context))
 
 
-def act_in(
-    loaded: LoadedRun, mode: Mode, *, corrector: str | None = None, stochastic: bool = False, block_size: int = 0
-) -> LoadedRun:
+def act_in(loaded: LoadedRun, mode: Mode, *, block_size: int = 0) -> LoadedRun:
     """Return a run of a world model with the same planner, acting in another mode.
 
     Args:
@@ -163,20 +157,21 @@ def act_in(
         GqError: the corrector is damaged.
     """
     assert loaded.planner
-    found = load_corrector_for(loaded, mode, corrector)
+    found = load_corrector_for(loaded, mode)
     policy = PlanningPolicy(
         loaded.planner,
         action_bound=resolve_task(loaded.config.task).action_bound,
         mode=mode,
         corrector=found.corrector if found else None,
-        stochastic=stochastic,
+        stochastic=loaded.acting.stochastic,
         block_size=block_size,
     )
     return replace(loaded, policy=policy, mode=mode, corrector=found)
 
 
-def load_corrector_for(loaded: LoadedRun, mode: Mode, name: str | None) -> LoadedCorrector | None:
+def load_corrector_for(loaded: LoadedRun, mode: Mode) -> LoadedCorrector | None:
     """Return the corrector of a mode; None where it needs none: a beam search takes the one that it is given."""
+    name = loaded.acting.corrector
     if mode.between != "corrector" and not (mode.between == "beam" and name):
         return None
     teacher = sha256(loaded.checkpoint / "model.safetensors")

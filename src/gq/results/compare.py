@@ -10,9 +10,9 @@ import numpy as np
 from gq.envs.engines import installed_engines
 from gq.envs.scores import Reference
 from gq.errors import UsageError
-from gq.rollouts.episodes import Step
+from gq.policies.loading import Acting, checkpoint_of
+from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.rollouts.statistics import MIN_EPISODES, Episode, PairedComparison, compare_paired
-from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.evaluations import Evaluations, engines_in, read_evaluations, read_rows
 
 NUM_EPISODES = 20
@@ -34,37 +34,34 @@ class RunComparison:
 def compare_runs(
     a: tuple[Path, Path | None],
     b: tuple[Path, Path | None],
+    acting: Acting | None = None,
+    episodes: EpisodeRequest | None = None,
     *,
-    targets: Sequence[float] = (),
-    num_episodes: int | None = None,
-    checkpoint: str = "best",
-    seed: int = 0,
-    device: str = "auto",
     begin: Callable[[Path, int], None] = lambda run, number: None,
     watch: Callable[[Step], None] = lambda step: None,
 ) -> RunComparison:
     """Compare two runs, episode by episode on the same seeds; missing episodes are run and kept under their runs.
 
     Args:
-        a, b: a run, and a checkpoint folder of it or None for `checkpoint`.
-        targets: what both are asked for; default: their own.
-        num_episodes: per target, with the seeds from `seed` on; default: all that both have on record, at least 20.
+        a, b: a run, and a checkpoint folder of it or None for the one that `acting` names.
+        episodes: by default all that both have on record, at least 20 per target.
         begin: called with a run and its number of episodes before they are run.
 
     Raises:
         UsageError: the tasks differ, targets cannot be matched, or a number is out of range.
         GqError: a checkpoint is damaged.
     """
-    if seed < 0 or (num_episodes is not None and num_episodes < 1):
+    acting, request = acting or Acting(), episodes or EpisodeRequest()
+    if request.seed < 0 or (request.number is not None and request.number < 1):
         raise UsageError("a comparison needs one episode at least, and a seed of 0 or more", hint="--episodes 20")
     notes: list[str] = []
-    one, other = (read_evaluations(run).of(folder or choose_checkpoint(run, checkpoint)) for run, folder in (a, b))
+    one, other = (read_evaluations(run).of(folder or checkpoint_of(run, acting)) for run, folder in (a, b))
     notes += [*one.problems, *other.problems]
     if one.task != other.task:
         message = f"{one.run.name} is for {one.task} and {other.run.name} for {other.task}"
         raise UsageError(message, hint="compare runs of one task")
-    pairs = match_targets(one, other, targets, notes)
-    wanted = range(seed, seed + (num_episodes or NUM_EPISODES))
+    pairs = match_targets(one, other, request.targets, notes)
+    wanted = range(request.seed, request.seed + (request.number or NUM_EPISODES))
     engines = choose_engines(one, other, pairs, wanted)
     num_run = 0
     played: dict[tuple[Path | None, float | None], dict[int, Episode]] = {}
@@ -76,13 +73,13 @@ def compare_runs(
         lacking = {target: episodes for target, episodes in lacking.items() if set(wanted) - episodes.keys()}
         if lacking:
             missing = sorted({number for episodes in lacking.values() for number in set(wanted) - episodes.keys()})
-            num_run += run_missing(side, lacking, range(missing[0], missing[-1] + 1), device, begin, watch)
+            num_run += run_missing(side, lacking, range(missing[0], missing[-1] + 1), acting, begin, watch)
     reference = reference_of(one, other)
     results = [
         paired(
             played[one.checkpoint, pair[0]],
             played[other.checkpoint, pair[1]],
-            wanted if num_episodes else None,
+            wanted if request.number else None,
             pair,
             reference,
         )
@@ -148,7 +145,7 @@ def run_missing(
     side: Evaluations,
     lacking: dict[float | None, dict[int, Episode]],
     seeds: range,
-    device: str,
+    acting: Acting,
     begin: Callable[[Path, int], None],
     watch: Callable[[Step], None],
 ) -> int:
@@ -156,15 +153,9 @@ def run_missing(
     from gq.results.evaluate import evaluate
 
     begin(side.run, len(seeds) * len(lacking))
-    evaluation = evaluate(
-        side.run,
-        targets=[target for target in lacking if target is not None],
-        num_episodes=len(seeds),
-        checkpoint=side.checkpoint or "best",
-        seed=seeds[0],
-        device=device,
-        watch=watch,
-    )
+    targets = [target for target in lacking if target is not None]
+    how = Acting(checkpoint=side.checkpoint or "best", device=acting.device)
+    evaluation = evaluate(side.run, how, EpisodeRequest(len(seeds), targets, seeds[0]), watch=watch)
     assert evaluation.file
     rows = read_rows(evaluation.file, takes_target=side.takes_target)
     for target, episodes in lacking.items():

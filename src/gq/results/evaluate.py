@@ -14,22 +14,21 @@ from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.files import sha256, write_json
-from gq.models.config import Context
 from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import Mode, label_of
 from gq.policies.correctors import fitting_corrector, known_correctors
-from gq.policies.loading import LoadedRun, act_in, choose_modes, choose_targets, load_run
+from gq.policies.loading import Acting, LoadedRun, act_in, checkpoint_of, choose_modes, choose_targets, load_run
 from gq.results.behaviour import DecisionLog, ModeSummary, plain
 from gq.results.frontier import SWEEP, Frontier, frontiers, standard_modes
-from gq.rollouts.episodes import Start, Step, Watch, roll_out
+from gq.rollouts.episodes import EpisodeRequest, Start, Step, Watch, roll_out
 from gq.rollouts.statistics import Episode, Summary, retention, summarise
 from gq.runs.card import refresh_card
-from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.folder import read_config
 from gq.versions import versions
 
-EVALUATION_SEED = 0
+NUM_EPISODES = 20
+Begin = Callable[[str, int, int], None]
 LEFT_OUT = "its correctors were distilled from other weights than this checkpoint's: the sweep is without their modes"
 
 
@@ -65,33 +64,22 @@ class Evaluation:
 
 def evaluate(
     run: Path,
+    acting: Acting | None = None,
+    episodes: EpisodeRequest | None = None,
     *,
-    targets: Sequence[float] = (),
     modes: Sequence[str] = (),
-    mode_options: dict[str, Any] | None = None,
-    corrector: str | None = None,
-    num_episodes: int = 20,
-    checkpoint: str | Path = "best",
-    seed: int = EVALUATION_SEED,
-    stochastic: bool = False,
-    device: str = "auto",
-    context: Context | None = None,
     watch: Watch | None = None,
-    begin: Callable[[str, int, int], None] = lambda name, index, number: None,
+    begin: Begin = lambda name, index, number: None,
 ) -> Evaluation:
-    """Run `num_episodes` episodes per target return, or per mode, all at once; write evals/*.json under the run.
+    """Run all episodes of each target return, or of each mode, at once; write evals/*.json under the run.
 
-    Episode i of each target and mode has seed `seed + i`, so they and runs are compared on the same starts. With
-    `stochastic`, an Online Decision Transformer's actions are sampled, from `seed` too, and TD-MPC2 acts as the
-    original does when it evaluates.
+    Episode i of each target and mode has seed `seed + i`, so they and runs are compared on the same starts. Where
+    actions are sampled, an Online Decision Transformer's are drawn from that seed too, and TD-MPC2 acts as the original
+    does when it evaluates.
 
     Args:
-        modes: of TD-MPC2: `plan`, which is the default, `policy` for the policy network alone, any other of
-            `gq.planning.modes`, and `sweep` for a list of them. Returns are compared with those of the baseline, which
-            is `baseline` or `plan`, where it is among them.
-        mode_options: fields of the modes that execute plans for several decisions, see `choose_modes`.
-        corrector: the name or path of what corrects plans; default: the run's own.
-        context: how a transformer moves on when its context is full; default: as the run's `eval.context` says.
+        modes: of a planner: several in place of `acting.mode`, and `sweep` for a list of them. Returns are compared
+            with those of the baseline, which is `baseline` or `plan`, where it is among them.
         begin: called before each mode with its name, index and the number of all.
 
     Raises:
@@ -99,64 +87,49 @@ def evaluate(
             sample from, no context, or targets for a run that takes none.
         GqError: the checkpoint or the corrector is damaged.
     """
-    if seed < 0:
-        raise UsageError(f"the seed {seed} is negative", hint="give 0 or more")
-    if num_episodes < 1:
-        raise UsageError(f"cannot evaluate {num_episodes} episodes", hint="ask for one at least, e.g. --episodes 20")
-    config = read_config(run)
-    if SWEEP in modes and corrector is None:  # one that belongs to other weights of the run is left out
-        folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(run, checkpoint)
-        weights = folder / "model.safetensors"
-        corrector = fitting_corrector(run, sha256(weights)) if known_correctors(run) and weights.is_file() else None
-    left_out = SWEEP in modes and corrector is None and bool(known_correctors(run))
-    asked = expand(modes, corrected=corrector is not None)
-    chosen_modes = choose_modes(config, asked, **(mode_options or {}))
-    targets = choose_targets(config, targets)
+    acting, config = acting or Acting(), read_config(run)
+    episodes = (episodes or EpisodeRequest()).by_default(NUM_EPISODES)
+    assert episodes.number is not None
+    if episodes.seed < 0:
+        raise UsageError(f"the seed {episodes.seed} is negative", hint="give 0 or more")
+    if episodes.number < 1:
+        raise UsageError(f"cannot evaluate {episodes.number} episodes", hint="ask for one at least, e.g. --episodes 20")
+    asked = list(modes) or ([acting.mode] if acting.mode else [])
+    if SWEEP in asked and acting.corrector is None:
+        acting = replace(acting, corrector=corrector_for_sweep(run, acting))
+    swept = standard_modes(corrected=acting.corrector is not None)
+    names = [name for mode in asked for name in (swept if mode == SWEEP else [mode])]
+    chosen_modes = choose_modes(config, names, acting.mode_options)
+    targets = choose_targets(config, episodes.targets)
     if config.algo == "bc":
         targets = targets[-1:]  # behaviour cloning has no target
-    starts = [Start(seed + index, target) for target in targets for index in range(num_episodes)]
-    loaded = load_run(run, checkpoint, device=device, stochastic=stochastic, context=context)
-    if loaded.planner:
-        return evaluate_modes(
-            loaded,
-            chosen_modes,
-            starts,
-            corrector,
-            stochastic=stochastic,
-            watch=watch,
-            begin=begin,
-            warnings=[LEFT_OUT] if left_out else [],
-        )
-    finished = roll_out(loaded.policy, config.task, starts, on_step=watch)
-    evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=seed, stochastic=stochastic)
-    return write(run, evaluation, [asdict(episode) for episode in finished])
+    starts = episodes.starts(targets)
+    loaded = load_run(run, replace(acting, mode=None, mode_options={}))
+    if not loaded.planner:
+        finished = roll_out(loaded.policy, config.task, starts, on_step=watch)
+        evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=episodes.seed)
+        return write(run, evaluation, [asdict(episode) for episode in finished])
+    evaluation, rows = evaluate_modes(loaded, chosen_modes, starts, watch, begin)
+    if SWEEP in asked and acting.corrector is None and known_correctors(run):
+        evaluation = replace(evaluation, warnings=[*evaluation.warnings, LEFT_OUT])
+    return write(run, evaluation, rows)
 
 
-def expand(modes: Sequence[str], *, corrected: bool) -> list[str]:
-    """Return the modes, those of a sweep in its place."""
-    return [name for mode in modes for name in (standard_modes(corrected=corrected) if mode == SWEEP else [mode])]
+def corrector_for_sweep(run: Path, acting: Acting) -> str | None:
+    """Return a corrector that was distilled from the very weights that act; None where there is none."""
+    weights = checkpoint_of(run, acting) / "model.safetensors"
+    return fitting_corrector(run, sha256(weights)) if known_correctors(run) and weights.is_file() else None
 
 
 def evaluate_modes(
-    run: LoadedRun,
-    modes: Sequence[Mode],
-    starts: Sequence[Start],
-    corrector: str | None,
-    *,
-    stochastic: bool,
-    watch: Watch | None,
-    begin: Callable[[str, int, int], None],
-    warnings: Sequence[str] = (),
-) -> Evaluation:
-    """Evaluate a world model in each of the modes; `warnings` go with the result."""
+    run: LoadedRun, modes: Sequence[Mode], starts: Sequence[Start], watch: Watch | None, begin: Begin
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Evaluate a world model in each of the modes; return the results and all episodes as plain values."""
     is_on_cpu = next(run.model.parameters()).device.type == "cpu"
-    ways = [
-        # One at a time on a CPU, so that each decision has its own time; on a GPU that would take too long.
-        act_in(run, mode, corrector=corrector, stochastic=stochastic, block_size=1 if is_on_cpu else 0)
-        for mode in modes
-    ]
+    # One at a time on a CPU, so that each decision has its own time; on a GPU that would take too long.
+    ways = [act_in(run, mode, block_size=1 if is_on_cpu else 0) for mode in modes]
     results: list[ModeSummary] = []
-    episodes: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     baseline: np.ndarray | None = None
     returns: list[np.ndarray] = []
     for index, way in enumerate(ways):
@@ -164,20 +137,20 @@ def evaluate_modes(
         begin(way.mode.name, index, len(ways))
         finished, log = play_and_log(way, starts, watch)
         results.append(summarise_mode(way, finished, log))
-        episodes += [describe(episode, results[-1]) for episode in finished]
+        rows += [describe(episode, results[-1]) for episode in finished]
         returns.append(np.array([episode.episode_return for episode in finished]))
         if baseline is None and is_baseline(way.mode):
             baseline = returns[-1]
     results = [with_retention(result, each, baseline) for result, each in zip(results, returns, strict=True)]
-    evaluation = report(ways[-1], results, seed=starts[0].seed, stochastic=stochastic)
+    evaluation = report(ways[-1], results, seed=starts[0].seed)
     used = [way for way in ways if way.corrector]
     evaluation = replace(
         evaluation,
         corrector=used[0].corrector.folder.name if used and used[0].corrector else None,
-        warnings=[*evaluation.warnings, *warnings, *(warning for way in used for warning in corrector_warnings(way))],
+        warnings=[*evaluation.warnings, *(warning for way in used for warning in corrector_warnings(way))],
         frontiers=frontiers(results, None if baseline is None else float(baseline.mean())) if len(results) > 1 else [],
     )
-    return write(run.run, evaluation, episodes)
+    return evaluation, rows
 
 
 def play_and_log(
@@ -261,7 +234,7 @@ def reference_of(loaded: LoadedRun) -> Reference | None:
     return reference_for(loaded.config.task, loaded.state.get("dataset", {}).get("origin", loaded.config.dataset))
 
 
-def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int, stochastic: bool) -> Evaluation:
+def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int) -> Evaluation:
     """Return the results with all that they depend on."""
     config, state = loaded.config, loaded.state
     decisions, repeat = state.get("progress", {}).get("decisions"), resolve_task(config.task).action_repeat
@@ -275,7 +248,7 @@ def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int, stochast
         frames=None if decisions is None else decisions * repeat,
         action_repeat=repeat,
         seed=seed,
-        stochastic=stochastic,
+        stochastic=loaded.acting.stochastic,
         context=config.eval.context if isinstance(config, TransformerConfig) else None,
         results=results,
         frontiers=[],

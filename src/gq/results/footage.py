@@ -31,8 +31,8 @@ def film(run: Path, begin: Callable[[Path, str], None]) -> None:
     Raises:
         GqError: nothing can be rendered here, or the run has no checkpoint.
     """
-    from gq.rendering import render
+    from gq.rendering import VideoOptions, render
 
     begin(run, "filming")
     path = run / "videos" / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}-report.mp4"
-    render(run, output=path, width=SIDE_PIXELS, height=SIDE_PIXELS, fps=FPS)
+    render(run, video=VideoOptions(width=SIDE_PIXELS, height=SIDE_PIXELS, fps=FPS), output=path)

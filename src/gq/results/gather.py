@@ -19,7 +19,7 @@ from gq.results.facts import Baseline, CheckpointFacts, DataFacts, Facts, Measur
 from gq.results.footage import choose_video, film
 from gq.results.history import read_settings as read_flat_settings
 from gq.results.report_groups import group_runs
-from gq.rollouts.episodes import Step
+from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.runs.checkpoint import choose_checkpoint, pointed
 from gq.runs.evaluations import EvaluationRow, Evaluations, Way, read_evaluations, recorded_origin
 from gq.runs.folder import SELECTION_SEED, repeat_command
@@ -163,11 +163,12 @@ def gather_checkpoint(
     notes += recorded.problems
     ways = [recorded.ways(target) for target in recorded.targets or [None]]
     if wishes.rollouts and not all(choose(recorded.rows, names, wishes.num_episodes) for names in ways):
+        from gq.policies.loading import Acting
         from gq.results.evaluate import evaluate
 
         wishes.begin(run, f"evaluating {folder.name}")
         try:
-            evaluate(run, num_episodes=wishes.num_episodes or NUM_EPISODES, checkpoint=folder, watch=wishes.watch)
+            evaluate(run, Acting(checkpoint=folder), EpisodeRequest(wishes.num_episodes), watch=wishes.watch)
         except GqError as error:  # a page about several runs has to say so, and can still be made
             notes.append(f"{folder.name} cannot be evaluated: {error}")
         recorded = read_evaluations(run).of(folder)

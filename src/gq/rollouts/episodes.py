@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -40,6 +40,24 @@ class Start(NamedTuple):
 
     seed: int  # of its environment, and of what the policy draws in it
     target: float = 0.0  # return that the policy is asked for
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """Which episodes are wanted: `number` of each target return, episode i from the seed `seed + i`."""
+
+    number: int | None = None  # None: as the command does by default
+    targets: Sequence[float] = ()  # default: the run's own
+    seed: int = 0
+
+    def by_default(self, number: int) -> "EpisodeRequest":
+        """Return the request with a number of episodes where it has none."""
+        return self if self.number is not None else replace(self, number=number)
+
+    def starts(self, targets: Sequence[float]) -> list[Start]:
+        """Return the start of every episode, target by target."""
+        assert self.number is not None
+        return [Start(self.seed + index, target) for target in targets for index in range(self.number)]
 
 
 @dataclass(frozen=True)

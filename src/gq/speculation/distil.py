@@ -16,6 +16,7 @@ from gq.files import sha256
 from gq.models.corrector import Architecture
 from gq.paths import read_json
 from gq.policies.correctors import correctors_folder, save_corrector
+from gq.policies.loading import Acting
 from gq.runs.card import refresh_card
 from gq.speculation.plan_data import PlanEpisode, read_plan_data
 from gq.speculation.rounds import Progress, collect, samples_of, train
@@ -69,11 +70,10 @@ class Distilled:
 def distill(
     run: Path,
     settings: DistillSettings | None = None,
+    acting: Acting | None = None,
     *,
     data: Path | None = None,
     out: Path | None = None,
-    checkpoint: str | Path = "best",
-    device: str = "auto",
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda what, done, total: None,
@@ -94,7 +94,7 @@ def distill(
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
     settings = with_settings(settings or DistillSettings(), {})  # raises for those out of range
-    lecture = prepare(run, checkpoint, device, settings)
+    lecture = prepare(run, acting or Acting(), settings)
     folder = out or correctors_folder(run)
     file, episodes = data or folder / DATA_FILE, [] if data is None else read_for(lecture, data)
     if not force:

@@ -17,7 +17,7 @@ from gq.models.world_model import WorldModel
 from gq.planning.mppi import Planner
 from gq.policies.algorithms import build_planner
 from gq.policies.compute import choose_compute
-from gq.policies.loading import load_run
+from gq.policies.loading import Acting, load_run
 from gq.runs.folder import read_config
 from gq.speculation.samples import Target
 from gq.speculation.training import TrainSettings
@@ -72,7 +72,7 @@ class Lecture:
         return next(self.model.parameters()).device
 
 
-def prepare(run: Path, checkpoint: str | Path, device: str, settings: DistillSettings) -> Lecture:
+def prepare(run: Path, acting: Acting, settings: DistillSettings) -> Lecture:
     """Load the teacher.
 
     Raises:
@@ -81,11 +81,11 @@ def prepare(run: Path, checkpoint: str | Path, device: str, settings: DistillSet
     config = read_config(run)
     if not isinstance(config, TDMPC2Config):
         raise UsageError(f"{config.algo} runs have no planner to learn from", hint="train one: gq train tdmpc2")
-    loaded = load_run(run, checkpoint, device=device)
+    loaded = load_run(run, acting)
     assert isinstance(loaded.model, WorldModel)
     model = loaded.model.eval().requires_grad_(False)
     if settings.plan_horizon:
         config = replace(config, planner=replace(config.planner, horizon=settings.plan_horizon))
-    planner = build_planner(config, model, choose_compute(device, config.train.precision))
+    planner = build_planner(config, model, choose_compute(acting.device, config.train.precision))
     digest = sha256(loaded.checkpoint / "model.safetensors")
     return Lecture(run, loaded.checkpoint, digest, resolve_task(config.task), model, planner, settings)

@@ -318,9 +318,8 @@ class Evaluations:
         ]
 
     def _run(self, first_seed: int, num_episodes: int) -> list[Any]:
-        from gq.rollouts.episodes import Start, roll_out
+        from gq.rollouts.episodes import EpisodeRequest, roll_out
 
         self.policy.model.eval()
-        targets = dict.fromkeys(self.config.eval.targets)
-        starts = [Start(first_seed + i, target) for target in targets for i in range(num_episodes)]
+        starts = EpisodeRequest(num_episodes, seed=first_seed).starts(list(dict.fromkeys(self.config.eval.targets)))
         return roll_out(self.policy, self.config.task, starts)

@@ -215,7 +215,7 @@ def build_evaluation(
     Each process runs every N-th episode, with the whole model; all return the results of all.
     """
     from gq.policies.algorithms import ALGORITHMS, build_model, build_policy
-    from gq.rollouts.episodes import Start, roll_out
+    from gq.rollouts.episodes import EpisodeRequest, roll_out
     from gq.rollouts.statistics import summarise
     from gq.training.sharding import copy_whole
 
@@ -224,8 +224,8 @@ def build_evaluation(
         model = build_model(config).to(compute.device)
     policy = build_policy(config, model, compute)
     targets = config.eval.targets if ALGORITHMS[config.algo].takes_target else config.eval.targets[-1:]
-    seeds = [SELECTION_SEED + index for index in range(config.eval.num_episodes)]
-    own = [Start(seed, target) for target in targets for seed in seeds][processes.rank :: processes.size]
+    starts = EpisodeRequest(config.eval.num_episodes, seed=SELECTION_SEED).starts(targets)
+    own = starts[processes.rank :: processes.size]
 
     def evaluate() -> list[Summary]:
         if learner.is_sharded:

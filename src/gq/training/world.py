@@ -144,10 +144,10 @@ def run_training(
 def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
     """Return what planning earns, and the policy alone, on the episodes that choose the best checkpoint."""
     from gq.planning.acting import PlanningPolicy
-    from gq.rollouts.episodes import Start, roll_out
+    from gq.rollouts.episodes import EpisodeRequest, roll_out
     from gq.rollouts.statistics import summarise
 
-    starts = [Start(SELECTION_SEED + index) for index in range(config.eval.num_episodes)]
+    starts = EpisodeRequest(config.eval.num_episodes, seed=SELECTION_SEED).starts([0.0])
     results = []
     bound = resolve_task(config.task).action_bound
     for mode in ("plan", "policy"):
