@@ -121,9 +121,10 @@ def list_table(output: Output, records: "list[RunRecord]") -> Any:
 def show(run: options.RunName = None, latest: options.Latest = False, *, output: Output) -> None:
     """Show a run: what is special about it, its scores, what it holds, where it came from, how to make it again."""
     from gq.paths import find_run
-    from gq.runs.details import describe
 
     folder, _ = find_run(run, latest=latest)
+    from gq.runs.details import describe
+
     details = describe(folder)
     output.result(details.to_dict(), quiet=str(folder), human=details_text(output, details))
 
@@ -192,9 +193,10 @@ def rename(
 ) -> None:
     """Give a run another name in the same folder, and print its path."""
     from gq.paths import find_whole_run
-    from gq.runs import changes
 
     folder = find_whole_run(run)
+    from gq.runs import changes
+
     path = changes.rename(folder, name)
     output.result({"run": str(path), "before": folder.name, "name": path.name}, quiet=path, human=str(path))
 
@@ -206,9 +208,10 @@ def remove(
 ) -> None:
     """Remove runs with all that is in their folders, after asking. A run that is running stays."""
     from gq.paths import find_whole_run
-    from gq.runs.changes import refuse_in_use, removal_of
 
     folders = list(dict.fromkeys(find_whole_run(name) for name in runs))
+    from gq.runs.changes import refuse_in_use, removal_of
+
     for folder in folders:
         refuse_in_use(folder)
     carry_out(output, [removal_of(folder, "named") for folder in folders], yes=yes, dry_run=dry_run)
@@ -237,10 +240,12 @@ def prune(
         hint = "choose of --failed, --empty, --checkpoints and --older-than DAYS; --dry-run shows what would go"
         raise UsageError("nothing to prune by", hint=hint)
     from gq.paths import find_whole_run
+
+    folders = [find_whole_run(name) for name in runs or []]  # a wrong name is refused before anything heavy is loaded
     from gq.runs import records
     from gq.runs.changes import folders_without_run, plan_prune
 
-    named = [records.read_run(find_whole_run(name)) for name in runs or []]
+    named = [records.read_run(folder) for folder in folders]
     removals = plan_prune(
         named if runs else records.list_runs(),
         failed=failed,
