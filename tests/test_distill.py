@@ -498,7 +498,6 @@ def test_the_command_prints_errors_by_age_and_draws_losses(pendulum: Path, tmp_p
     assert printed["label_std"] < printed["elite_std"]
     folder = run / "correctors" / "temporal"
     assert {file.name for file in folder.iterdir()} >= {"model.safetensors", "corrector.json"}
-    pytest.importorskip("matplotlib")
     assert (folder / "losses.png").stat().st_size > 5000
     table = gq("distill", run, *options, "--arch", "temporal")
     assert "is there already" in table.stderr

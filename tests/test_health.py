@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gq.errors import GqError
 from gq.repair.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale
-from gq.results import style
-from gq.results.histograms import of_health, write_histograms
+from gq.results.distributions import of_health, write_histograms
 
 
 def example() -> Health:
@@ -60,15 +58,6 @@ def test_bars_are_as_long_as_they_should() -> None:
     assert "\x1b" not in text
 
 
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(style, "can_draw", lambda: False)
-    with pytest.raises(GqError) as caught:
-        write_histograms([of_health(example(), "x")], tmp_path / "x.png")
-    assert caught.value.hint == 'pip install "gym-qwen[plot]"'
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     write_histograms([of_health(example(), "hopper")], tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -32,7 +32,6 @@ FLOORS = [*FRONT, *ANNEXES, {"cli", "__main__"}]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Doors that are still to be closed.
 EXCEPTIONS = {
-    "results.footage -> rendering",
     "runs.folder -> datasets.loading",
     "runs.folder -> training.processes",
     "training.finetuning -> datasets.loading",

@@ -55,7 +55,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Path) -> None:
     archive, information = zipfile.ZipFile(wheel), f"gym_qwen-{__version__}.dist-info"
     metadata = Parser().parsestr(archive.read(f"{information}/METADATA").decode())
     assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == ("gym-qwen", __version__, ">=3.11")
-    assert set(metadata.get_all("Provides-Extra", [])) >= {"dmc", "plot", "hub", "tensorboard", "wandb", "trackio"}
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"dmc", "tensorboard", "wandb", "trackio"}
     assert "gq = gq.cli:main" in archive.read(f"{information}/entry_points.txt").decode()
     assert f"{information}/licenses/LICENSE" in inside
 

@@ -17,11 +17,9 @@ from gq.config import to_toml
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.results import figures as picture
-from gq.results import style
-from gq.results.curves import Learning, read_learning, running_mean
+from gq.results.curves import Learning, official_curve, read_learning, running_mean
+from gq.results.figures import learning_drawing, lines_of
 from gq.results.history import read_history, read_records
-from gq.results.learning import learning_drawing, lines_of
-from gq.results.official import official_curve
 from gq.results.style import brief, compact, shorter
 from gq.results.terminal import draw_lines
 from plotted import TASK, transformer_run, world_run, write_run
@@ -55,7 +53,7 @@ def test_progress_is_counted_as_asked(tmp_path: Path, x: str, first: int) -> Non
 
 def test_a_transformer_has_a_curve_per_target_the_highest_first(tmp_path: Path) -> None:
     learning = read_learning([transformer_run(tmp_path / "a")])
-    assert [curve.what for curve in learning.curves] == ["asked for 3000", "asked for 1000"]
+    assert [curve.what for curve in learning.curves] == ["target 3000", "target 1000"]
     assert (learning.x_name, learning.official) == ("updates", {})
     assert learning.curves[0].mean.tolist() == [2100, 2200]
 
@@ -74,7 +72,7 @@ def test_finetuning_is_counted_in_environment_steps(tmp_path: Path) -> None:
     ]
     learning = read_learning([write_run(tmp_path / "a", config, records)])
     assert learning.x_name == "environment-steps"
-    assert by_name(learning)["asked for 3000"].x.tolist() == [0, 400]
+    assert by_name(learning)["target 3000"].x.tolist() == [0, 400]
     assert by_name(learning)["training episodes"].mean.tolist() == [5.0]
 
 
@@ -362,21 +360,6 @@ def test_people_get_a_table(tmp_path: Path) -> None:
     assert lines[-1] == str(run / "plots" / "learning.png")
 
 
-def test_without_matplotlib_there_are_still_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(style, "can_draw", lambda: False)
-    run = world_run(tmp_path / "a")
-    result = gq("plot", run)
-    assert result.exit_code == 0
-    assert result.stderr == 'no picture file, which needs matplotlib: pip install "gym-qwen[plot]"\n'
-    assert result.stdout.startswith(f"{TASK}\nreturn\n839┤"), "the picture is drawn in characters"
-    assert "\nreturn by frames " in result.stdout
-    for arguments in (["-q"], ["--output", tmp_path / "a.png"]):
-        result = gq("plot", run, *arguments)
-        assert result.exit_code == 1
-        assert 'hint: pip install "gym-qwen[plot]"' in result.stderr
-    assert not (run / "plots").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -386,7 +369,7 @@ def test_without_matplotlib_there_are_still_the_data(tmp_path: Path, monkeypatch
         (["--terminal", "-o", "a.png"], "--terminal and --output exclude each other"),
         (["--asked", "--sweep"], "--asked and --sweep exclude each other"),
         (["--asked", "--metric", "loss"], "--metric is for learning curves"),
-        (["--asked"], "is a tdmpc2 run, which is asked for no return"),
+        (["--asked"], "is a tdmpc2 run, which takes no target return"),
         (["--smooth", "0"], "--smooth must be at least 1, not 0"),
         (["--x", "environment-steps"], "does not count environment-steps"),
         (["--x", "wall-time"], "'wall-time' is not one of"),

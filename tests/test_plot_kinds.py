@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from commandline import gq, gq_child
 from gq.errors import GqError, UsageError
 from gq.files import write_json
-from gq.results.asked import read_asked
-from gq.results.bands import aggregate, band_of
-from gq.results.curves import read_learning
+from gq.results.curves import aggregate, band_of, read_learning
+from gq.results.distributions import joined, read_summary
 from gq.results.figures import label_x
-from gq.results.groups import repeated_seeds
-from gq.results.histograms import joined, read_data
-from gq.results.history import History, read_history
+from gq.results.history import History, read_history, repeated_seeds
+from gq.results.targets import read_targets
 from plotted import TASK, transformer_run, world_run
 from tiny import write_hopper_file
 
@@ -109,8 +108,7 @@ def test_transitions_are_decisions_of_tdmpc2_and_steps_of_finetuning(tmp_path: P
     ("longest", "unit", "last"), [(90, "seconds", "80"), (840, "minutes", "10"), (9000, "hours", "2.5")]
 )
 def test_long_times_are_in_longer_units(longest: float, unit: str, last: str) -> None:
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    axes = figure.subplots()
+    axes = Figure().subplots()
     axes.set_xlim(0, longest)
     label_x(axes, "seconds", longest)
     assert axes.get_xlabel() == f"training time ({unit})"
@@ -140,7 +138,7 @@ def test_the_newest_evaluated_checkpoint_counts_and_of_each_target_its_newest(tm
     evaluate_as_if(run, {1000.0: [800.0, 900.0]}, name="3")
     evaluate_as_if(run, {2000.0: [5.0]}, name="2b", stochastic=True)
     evaluate_as_if(run, {2500.0: [5.0]}, name="2c", context="blocks")
-    (line,) = read_asked([run]).lines
+    (line,) = read_targets([run]).lines
     assert line.targets.tolist() == [1000, 3000]
     assert line.mean.tolist() == [850, 2500]
     assert (line.low[0], line.high[0]) == pytest.approx((214.7, 1485.3), abs=0.1), "Student's t of two"
@@ -152,24 +150,24 @@ def test_seeds_are_one_line_at_the_targets_of_all(tmp_path: Path) -> None:
     runs = [transformer_run(tmp_path / str(seed), train__seed=seed) for seed in range(2)]
     evaluate_as_if(runs[0], {1000.0: [900.0], 2000.0: [1.0]})
     evaluate_as_if(runs[1], {1000.0: [700.0], 3000.0: [1.0]})
-    asked = read_asked(runs)
+    asked = read_targets(runs)
     assert [(line.name, line.targets.tolist(), line.mean.tolist()) for line in asked.lines] == [
         ("2 runs", [1000], [800])
     ]
     assert (asked.lines[0].low[0], asked.lines[0].high[0]) == (700, 900)
     assert asked.caption() == "mean over runs; bars: lowest to highest"
-    assert read_asked(runs, band="none").lines[0].low is None
+    assert read_targets(runs, band="none").lines[0].low is None
     evaluate_as_if(runs[1], {3000.0: [1.0]})
-    assert [line.name for line in read_asked(runs).lines] == ["0", "1"], "no target of both"
+    assert [line.name for line in read_targets(runs).lines] == ["0", "1"], "no target of both"
 
 
 def test_a_repeated_seed_is_no_other_one(tmp_path: Path) -> None:
     runs = [evaluate_as_if(transformer_run(tmp_path / name), {1000.0: [900.0, 901.0]}) for name in "ab"]
-    asked = read_asked(runs)
+    asked = read_targets(runs)
     assert [(line.name, line.band, line.low) for line in asked.lines] == [("2 runs", "", None)]
     assert "a and b have the same seed: no interval over runs" in asked.notes
     evaluate_as_if(runs[1], {3000.0: [1.0, 2.0]})
-    apart = read_asked(runs)
+    apart = read_targets(runs)
     assert [line.band for line in apart.lines] == ["episodes", "episodes"]
     assert not any("same seed" in note for note in apart.notes)
 
@@ -191,7 +189,7 @@ def test_imported_weights_and_children_of_other_seeds_are_seeds_of_their_own(tmp
 
 
 def test_without_stored_evaluations_the_last_one_of_the_training_counts(tmp_path: Path) -> None:
-    asked = read_asked([transformer_run(tmp_path / "a")])
+    asked = read_targets([transformer_run(tmp_path / "a")])
     assert (asked.lines[0].targets.tolist(), asked.lines[0].mean.tolist()) == ([1000, 3000], [900, 2200])
     assert asked.lines[0].low is None
     assert asked.notes[0] == "a has no stored evaluation: its last one while it trained"
@@ -201,22 +199,22 @@ def test_without_stored_evaluations_the_last_one_of_the_training_counts(tmp_path
 def test_the_data_s_returns_are_beside_what_was_asked(tmp_path: Path) -> None:
     data = write_hopper_file(tmp_path / "hopper.hdf5")
     run = evaluate_as_if(transformer_run(tmp_path / "a", data__dataset=str(data)), {1000.0: [900.0]})
-    asked = read_asked([run])
-    returns = read_data(str(data)).facts
+    asked = read_targets([run])
+    returns = read_summary(str(data)).facts
     assert asked.notes == []
     assert asked.data["Hopper-v5"][[0, -1]].tolist() == [returns["return_min"], returns["return_max"]]
     document = json.loads(gq("plot", "--asked", run, "--json").stdout)
     assert document["lines"][0]["achieved"] == [900]
     assert len(document["data_returns"]["Hopper-v5"]) == returns["num_episodes"]
     other = transformer_run(tmp_path / "b", data__dataset="x", train__batch_size=9)
-    assert "different data" in read_asked([run, other]).notes[-1]
+    assert "different data" in read_targets([run, other]).notes[-1]
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     run = evaluate_as_if(transformer_run(tmp_path / "a"), {1000.0: [1.0]})
     (run / "evals" / "9.json").write_text("{")
     with pytest.raises(GqError, match=r"cannot use .*9\.json"):
-        read_asked([run])
+        read_targets([run])
 
 
 @pytest.mark.parametrize(("key", "value"), [("target_return", ""), ("target_return", 1e400), ("episode_return", 1e400)])
@@ -227,12 +225,11 @@ def test_a_return_that_is_no_number_is_damage(tmp_path: Path, key: str, value: o
     document["episodes"][0][key] = value
     file.write_text(json.dumps(document))
     with pytest.raises(GqError, match="cannot use"):
-        read_asked([run])
+        read_targets([run])
 
 
 @pytest.mark.parametrize("suffix", PICTURES)
 def test_equal_data_give_equal_files(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
     data = write_hopper_file(tmp_path / "hopper.hdf5")
     run = evaluate_as_if(
         transformer_run(tmp_path / "a", data__dataset=str(data)), {1000.0: [900.0, 950.0], 3000.0: [5.0]}
@@ -247,7 +244,6 @@ def test_equal_data_give_equal_files(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_panel_is_a_column_wide_whatever_the_names(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     run, output = transformer_run(tmp_path / ("long-" * 20)), tmp_path / "a.png"
     assert gq("plot", run, "--metric", "loss", "-o", output).exit_code == 0
     with Image.open(output) as image:
@@ -332,10 +328,10 @@ def test_a_terminal_s_width_is_respected(
     assert table
 
 
-def test_without_matplotlib_a_child_process_draws_in_characters(tmp_path: Path) -> None:
+def test_a_terminal_needs_no_matplotlib(tmp_path: Path) -> None:
     run = world_run(tmp_path / "a")
     (tmp_path / "matplotlib.py").write_text("raise SystemExit('loaded')")
-    source = str(Path(read_asked.__code__.co_filename).parents[2])
+    source = str(Path(read_targets.__code__.co_filename).parents[2])
     result = gq_child("plot", run, "--terminal", PYTHONPATH=f"{tmp_path}:{source}", COLUMNS="60")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{TASK}\nreturn\n839┤")

@@ -10,10 +10,11 @@ import pytest
 
 from commandline import copy_run, gq, train_tiny
 from gq import rendering, video
+from gq.cli.output import Output
+from gq.cli.report import record_video
 from gq.errors import GqError, UsageError
 from gq.rendering import VideoOptions, camera_option, render, tile
 from gq.results.evaluate import evaluate
-from gq.results.footage import film
 from gq.rollouts.episodes import EpisodeRequest, roll_out
 
 
@@ -46,8 +47,7 @@ def test_a_gif_has_no_more_frames_than_players_show(run: Path, tmp_path: Path) -
 def test_two_films_at_once_have_names_of_their_own(run: Path, tmp_path: Path) -> None:
     copy = copy_run(run, tmp_path / "run")
     for _ in range(2):
-        render(copy, video=VideoOptions(width=32, height=32, overlay=False))
-    film(copy, lambda _run, _what: None)
+from gq.rollouts.episodes import EpisodeRequest, roll_out
     names = [path.name for path in (copy / "videos").iterdir()]
     assert all(re.fullmatch(r"\d{8}-\d{6}-\d{6}(-report)?\.mp4", name) for name in names), names
     assert len(names) == 3

@@ -24,8 +24,6 @@ from gq.errors import GqError, UsageError
 from gq.planning.interfaces import Events, Source
 from gq.planning.modes import resolve_mode
 from gq.policies.loading import choose_modes
-from gq.results import style
-from gq.results import sweep as drawing
 from gq.results.behaviour import NUM_WARM_UP_STEPS, DecisionLog, ModeSummary, plain
 from gq.results.frontier import Point, area_under, best, frontiers, standard_modes, strategy_of
 from gq.results.sweep import read_sweep, sweep_drawing
@@ -302,7 +300,6 @@ def test_a_run_without_a_comparison_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_runs_become_rows_of_panels(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     runs = [swept_run(tmp_path / name, MODES) for name in ("a", "b")]
     output = tmp_path / "both.png"
     answer = gq("plot", "--sweep", *runs, "--output", output)
@@ -320,11 +317,10 @@ def test_runs_become_rows_of_panels(tmp_path: Path) -> None:
 
 
 def test_equal_sweeps_give_equal_files(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     run = swept_run(tmp_path / "agent", MODES)
     files = [tmp_path / "a.svg", tmp_path / "b.svg"]
     for file in files:
-        drawing.write_sweeps([read_sweep(run)], file)
+        sweep_drawing([read_sweep(run)]).write(file)
     assert files[0].read_bytes() == files[1].read_bytes()
     for name in ("policy", "naive3", "planner calls per decision", "milliseconds per decision"):
         assert f"<!-- {name}" in files[0].read_text()
@@ -339,13 +335,6 @@ def test_a_sweep_as_csv(tmp_path: Path) -> None:
         ("agent", "policy", 500),
     ]
     assert gq("plot", "--sweep", run, "--csv").stdout.splitlines()[1].startswith("agent,cartpole-swingup,baseline,800")
-
-
-def test_a_picture_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = swept_run(tmp_path / "agent", MODES)
-    monkeypatch.setattr(style, "can_draw", lambda: False)
-    with pytest.raises(GqError, match="needs matplotlib"):
-        drawing.write_sweeps([read_sweep(run)], tmp_path / "a.png")
 
 
 # --- the script that measures all of them -----------------------------------------------------------------------------

@@ -79,19 +79,15 @@ def distill(
             note=output.note,
             progress=lambda what, done, total: move(done, total),
         )
-    draw(distilled, output)
+    draw(distilled)
     folders = "\n".join(str(made.folder) for made in distilled.correctors)
     output.result(distilled.to_dict(), quiet=folders, human=table(output, distilled))
 
 
-def draw(distilled: "Distilled", output: Output) -> None:
-    """Draw the losses of each corrector beside it, where matplotlib is installed."""
-    from gq.results.losses import write_losses
-    from gq.results.style import INSTALL, can_draw
+def draw(distilled: "Distilled") -> None:
+    """Draw the losses of each corrector beside it."""
+    from gq.results.figures import write_losses
 
-    if not can_draw():
-        output.detail(f"no pictures of the losses: {INSTALL}")
-        return
     for made in distilled.correctors:
         title = f"{distilled.task}, {made.folder.name}"
         write_losses(made.history, made.best_epoch, made.folder / "losses.png", title=title)

@@ -12,7 +12,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.results.drawing import Drawing
+    from gq.results.style import Drawing
 
 EXAMPLES = """\b
 Examples:
@@ -20,13 +20,13 @@ Examples:
   gq plot seed-0 seed-1 seed-2 --output curve.svg
   gq plot runs/a runs/b --metric loss --smooth 5 --x seconds
   gq plot runs/a runs/b --aggregate iqm --output points.csv
-  gq plot --latest --asked               achieved over asked returns
+  gq plot --latest --asked               returns against target returns
   gq plot --latest --sweep               after gq eval --mode sweep
   gq plot builtin/hopper/medium          what data are like
 Runs that differ only by their seed become one line with a band: from the
 lowest to the highest of fewer than five runs, else a bootstrap interval.
 Runs of TD-MPC2 are shown beside its authors' results where they published
-some. Without matplotlib the picture is drawn in the terminal."""
+some."""
 DATA_SUFFIXES = (".hdf5", ".h5", ".pkl")
 CURVES_ONLY = {"x": "auto", "smooth": 1, "metric": None}  # options for learning curves, and what they are by default
 
@@ -61,7 +61,7 @@ def plot(
         ),
     ] = None,
     asked: Annotated[
-        bool, typer.Option("--asked", help="Draw achieved over asked returns, of stored evaluations.")
+        bool, typer.Option("--asked", help="Draw returns against target returns, of stored evaluations.")
     ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Draw what modes of TD-MPC2 return for what they cost.")
@@ -88,27 +88,27 @@ def plot(
     *,
     output: Output,
 ) -> None:
-    """Draw learning curves, achieved returns, sweeps of modes or datasets; print the picture's path, or the points."""
+    """Draw learning curves, returns at targets, sweeps of modes or datasets; print the figure's path, or points."""
     check_request(file, json_mode=output.json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
     runs, datasets = find_subjects(names, latest=latest)
     kind = kind_of(datasets, asked=asked, sweep=sweep)
     refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
     drawing: Drawing
     if kind == "dataset":
-        from gq.results.histograms import data_drawing, read_data
+        from gq.results.distributions import data_drawing, read_summary
 
-        drawing = data_drawing([read_data(name) for name in datasets])
+        drawing = data_drawing([read_summary(name) for name in datasets])
     elif kind == "sweep":
         from gq.results.sweep import read_sweep, sweep_drawing
 
         drawing = sweep_drawing([read_sweep(run) for run in runs])
     elif kind == "asked":
-        from gq.results.asked import asked_drawing, read_asked
+        from gq.results.targets import read_targets, target_drawing
 
-        drawing = asked_drawing(read_asked(runs, aggregate=aggregate, band=band))
+        drawing = target_drawing(read_targets(runs, aggregate=aggregate, band=band))
     else:
         from gq.results.curves import read_learning
-        from gq.results.learning import learning_drawing
+        from gq.results.figures import learning_drawing
 
         learning = read_learning(runs, x=x, smooth=smooth, metrics=metric or (), aggregate=aggregate, band=band)
         drawing = learning_drawing(learning)
@@ -200,7 +200,7 @@ def deliver(
         output.result({}, quiet=drawing.csv(), human=drawing.csv())
         return
     wants_file = not (terminal or output.json_mode)
-    path = file or (choose_path(output, drawing, runs) if wants_file else None)
+    path = file or (choose_path(drawing, runs) if wants_file else None)
     if path and path.suffix.lower() == ".csv":
         write_text(path, drawing.csv() + "\n")
     elif path:
@@ -214,17 +214,12 @@ def deliver(
     output.result(drawing.document | {"path": shown or None}, quiet=quiet, human=human)
 
 
-def choose_path(output: Output, drawing: "Drawing", runs: list[Path]) -> Path | None:
+def choose_path(drawing: "Drawing", runs: list[Path]) -> Path | None:
     """Return where a picture goes that the user gave no name: into a run's plots, else nowhere.
 
-    That of one run is drawn anew each time, those of several have names of their own.
+    That of one run replaces the one before, those of several have names of their own.
     """
-    from gq.results.style import INSTALL, can_draw
-
     if not runs:
-        return None
-    if not can_draw() and not output.quiet:  # there is still something to show
-        output.note(f"no picture file, which needs matplotlib: {INSTALL}")
         return None
     plots = runs[0] / "plots"
     if len(runs) == 1:

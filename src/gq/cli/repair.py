@@ -106,7 +106,7 @@ def repair(
 def draw(report: "RepairReport", path: Path) -> None:
     """Draw the histograms. Raises GqError."""
     from gq.errors import GqError
-    from gq.results.histograms import of_health, write_histograms
+    from gq.results.distributions import of_health, write_histograms
 
     if report.health is None:
         raise GqError("there is no whole episode to draw", hint="see the findings without --png")

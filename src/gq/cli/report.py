@@ -1,5 +1,6 @@
 """`gq report`."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,10 @@ Examples:
   gq report --latest                     report.html in the run's folder
   gq report seed-0 seed-1 bc -o paper.html
   gq report --latest --episodes 50 --video
-  gq report runs/a -o report.md          the same as Markdown, or .json
-Evaluations on record are used; what is lacking is evaluated first. The
+  gq report runs/a -o report.json        the facts alone
+Evaluations on record are used; missing ones are made first. The
 page is one file without scripts, which needs no network."""
+VIDEO_PIXELS, VIDEO_FPS = 200, 15
 
 
 @options.grouped
@@ -34,13 +36,13 @@ def report(
     latest: options.Latest = False,
     file: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="An .html, .md or .json; default: in the run's folder."),
+        typer.Option("--output", "-o", metavar="FILE", help="An .html or .json; default: in the run's folder."),
     ] = None,
     episodes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Per target at least; default: as on record, else 20.")
     ] = None,
     rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
-    video: Annotated[bool, typer.Option("--video", help="Film an episode of each run, small.")] = False,
+    video: Annotated[bool, typer.Option("--video", help="Record a small video of each run.")] = False,
     force: options.Force = False,
     *,
     output: Output,
@@ -49,8 +51,8 @@ def report(
     from gq.errors import UsageError
     from gq.paths import find_run
 
-    if file and file.suffix.lower() not in (".html", ".md", ".json"):
-        raise UsageError(f"{file} is not a report's name", hint="end it in .html, .md or .json")
+    if file and file.suffix.lower() not in (".html", ".json"):
+        raise UsageError(f"{file} is not a report's name", hint="end it in .html or .json")
     if file and file.exists() and not force:
         raise UsageError(f"{file} is there already", hint="--force replaces it")
     names: list[str | None] = [*runs] if runs else [None]
@@ -58,20 +60,21 @@ def report(
     from gq import threads
 
     threads.prepare()
-    from gq.results.gather import Wishes
+    from gq.results.gather import ReportOptions
     from gq.results.report import default_path
     from gq.results.report import report as write_report
 
     path = file or (None if output.json_mode else default_path(folders))
+    for folder in folders if video else []:
+        record_video(folder, output)
     with output.progress("evaluating", unit="steps") as move:
-        wishes = Wishes(
+        choices = ReportOptions(
             num_episodes=episodes,
             rollouts=rollouts,
-            video=video,
             begin=lambda run, what: output.note(f"{what} of {run.name}"),
             watch=lambda step: move(step.index + 1, None),
         )
-        facts, _ = write_report(folders, path, wishes)
+        facts, _ = write_report(folders, path, choices)
     for note in facts.notes:
         output.note(note)
     for run in facts.runs:
@@ -81,23 +84,22 @@ def report(
     output.result(facts.document(), quiet=shown, human=overview(output, facts, shown))
 
 
+def record_video(run: Path, output: Output) -> None:
+    """Record an episode of a run's best checkpoint, small enough for a page. Raises GqError if it cannot be."""
+    from gq.rendering import VideoOptions, render
+
+    output.note(f"recording a video of {run.name}")
+    path = run / "videos" / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}-report.mp4"
+    render(run, video=VideoOptions(VIDEO_PIXELS, VIDEO_PIXELS, fps=VIDEO_FPS), output=path)
+
+
 def overview(output: Output, facts: "Facts", path: str) -> Any:
     """Return the comparison's lines and the path."""
     from rich.console import Group
     from rich.text import Text
 
-    from gq.results.words import between, show
+    from gq.results.report import comparison_table
 
-    rows = [
-        (
-            group.name,
-            "–" if row.target is None else f"{row.target:g}",
-            show(row.mean),
-            between(row.ci95),
-            str(len(row.means)),
-        )
-        for group in facts.groups
-        for row in group.rows
-    ]
-    parts = [output.table(["runs", "target", "mean", "95 % interval", "number"], rows)] if rows else []
+    table = comparison_table(facts)
+    parts = [output.table(table.headings[:5], [row[:5] for row in table.rows])] if table.rows else []
     return Group(*parts, Text(path, no_wrap=True, overflow="ignore"))

@@ -1,18 +1,42 @@
-"""Learning curves: what runs that differ by their seed alone logged, together."""
+"""Learning curves: what runs that differ by their seed alone logged, together, beside published ones."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
-from gq.results.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
-from gq.results.groups import groups_by_task
-from gq.results.history import MAIN, RETURN, X_NAMES, History, Series, read_history
-from gq.results.official import OfficialCurve, official_curve
+from gq.results.history import MAIN, RETURN, X_NAMES, History, Series, groups_by_task, read_history
+from gq.rollouts.statistics import bootstrap, interquartile_weights
+
+Aggregate = Literal["mean", "iqm"]
+Band = Literal["auto", "bootstrap", "min-max", "none"]
+MIN_FOR_BOOTSTRAP = 5  # runs: from fewer, resampling gives intervals that are far too narrow
+BLOCK = 100  # points that are resampled at a time
+NAMES = {"mean": "mean", "iqm": "interquartile mean"}
+
+
+@dataclass(frozen=True)
+class OfficialCurve:
+    """The published learning curve of a task; all tuples are [points], in the order of frames."""
+
+    name: str
+    source: str
+    task: str
+    frames: tuple[int, ...]  # decisions times action repeat
+    mean: tuple[float, ...]  # return, over seeds
+    sd: tuple[float, ...]  # sample standard deviation over seeds
+    num_seeds: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """What the curve is called in pictures and tables."""
+        return f"{self.name}, {max(self.num_seeds)} seeds"
 
 
 @dataclass(frozen=True)
@@ -176,18 +200,17 @@ def read_learning(
         raise UsageError(f"--smooth must be at least 1, not {smooth}", hint="1 shows the points as they are")
     metrics = list(dict.fromkeys(metrics))
     histories = [read_history(run, metrics) for run in dict.fromkeys(run.resolve() for run in runs)]
-    x_name = choose_x(histories, x)
+    x_name = _choose_x(histories, x)
     curves: list[Curve] = []
     for _, name, group in groups_by_task(histories):
-        curves += group_curves(name, group, x_name, smooth, aggregate, band)
+        curves += _group_curves(name, group, x_name, smooth, aggregate, band)
     pairs = {curve.task: official_curve(curve.algo, curve.task) for curve in curves if curve.algo == "tdmpc2"}
     wants_official = x_name == "frames" and not metrics
     official = {task: one for task, one in pairs.items() if one and wants_official}
     return Learning(x_name, curves, official, smooth, aggregate)
 
 
-def choose_x(histories: Sequence[History], wanted: str) -> str:
-    """Return the name of x. Raises UsageError if a run does not count its progress so."""
+def _choose_x(histories: Sequence[History], wanted: str) -> str:
     common = [name for name in X_NAMES if all(name in history.x_names for history in histories)]
     if wanted == "auto" and common:
         return common[0]
@@ -200,10 +223,9 @@ def choose_x(histories: Sequence[History], wanted: str) -> str:
     raise UsageError(f"{lacking.run} does not count {wanted}", hint=f"--x {' or '.join(common or lacking.x_names)}")
 
 
-def group_curves(
+def _group_curves(
     name: str, group: Sequence[History], x_name: str, smooth: int, how: Aggregate, band: Band
 ) -> list[Curve]:
-    """Return the curves of runs that belong together; runs without a common stretch of x become curves of their own."""
     curves = []
     for what in dict.fromkeys(series.what for history in group for series in history.series):
         owners = [(history, one) for history in group for one in history.series if one.what == what]
@@ -211,13 +233,13 @@ def group_curves(
         if max(x[0] for x, _ in lines) > min(x[-1] for x, _ in lines):
             for (history, one), line in zip(owners, lines, strict=True):
                 apart = ", ".join(filter(None, [name, history.run.name]))
-                curves.append(one_curve(apart, [history], one, [line], how, band))
+                curves.append(_one_curve(apart, [history], one, [line], how, band))
         else:
-            curves.append(one_curve(name, [history for history, _ in owners], owners[0][1], lines, how, band))
+            curves.append(_one_curve(name, [history for history, _ in owners], owners[0][1], lines, how, band))
     return curves
 
 
-def one_curve(
+def _one_curve(
     name: str,
     group: Sequence[History],
     series: Series,
@@ -225,7 +247,6 @@ def one_curve(
     how: Aggregate,
     wanted_band: Band,
 ) -> Curve:
-    """Return the aggregate and band of lines, where all of them are: at the points of the one that has most there."""
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     stretches = [x[(first <= x) & (x <= last)] for x, _ in lines]
     grid = max(stretches, key=len)
@@ -263,3 +284,65 @@ def running_mean(values: np.ndarray, num_points: int) -> np.ndarray:
 def action_repeat(task: str) -> int:
     """Return the frames in a decision."""
     return resolve_task(task).action_repeat
+
+
+def aggregate(values: np.ndarray, how: Aggregate, axis: int = 0) -> np.ndarray:
+    """Return the mean over runs, or that of the middle half of them at each point; [R, points] to [points].
+
+    Args:
+        axis: the one of runs.
+    """
+    if how == "mean":
+        mean: np.ndarray = values.mean(axis=axis)
+        return mean
+    return np.tensordot(interquartile_weights(values.shape[axis]), np.sort(values, axis=axis), axes=(0, axis))
+
+
+def kind_of_band(num_runs: int, wanted: Band) -> str:
+    """Return what the band of so many runs is: bootstrap, min-max, or "" for none."""
+    if num_runs < 2 or wanted == "none":
+        return ""
+    if wanted == "auto":
+        return "bootstrap" if num_runs >= MIN_FOR_BOOTSTRAP else "min-max"
+    return wanted
+
+
+def band_of(values: np.ndarray, how: Aggregate, kind: str) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Return the lower and the upper end of a kind of band, each [points], of values [R, points]; None for none.
+
+    The bootstrap draws runs with replacement, the same ones for all points; see `gq.rollouts.statistics.bootstrap`.
+    """
+    if not kind:
+        return None, None
+    if kind == "min-max":
+        return values.min(axis=0), values.max(axis=0)
+    ends = []
+    for start in range(0, values.shape[1], BLOCK):
+        block = values[:, start : start + BLOCK]
+
+        def resampled(drawn: np.ndarray, block: np.ndarray = block) -> np.ndarray:
+            return aggregate(block[drawn], how, axis=1)
+
+        ends.append(bootstrap(resampled, len(values)))
+    low, high = np.concatenate(ends, axis=1)
+    return low, high
+
+
+def describe(kind: str, how: Aggregate, drawn_as: str = "band") -> str:
+    """Say what a line of several runs is, and its band, for legends."""
+    bands = {"min-max": "lowest to highest", "bootstrap": "95 % bootstrap interval"}
+    return f"{NAMES[how]} over runs" + (f"; {drawn_as}: {bands[kind]}" if kind else "")
+
+
+def official_curve(algo: str, task: str) -> OfficialCurve | None:
+    """Return the published curve of an algorithm on a task, or None where the table has none.
+
+    Args:
+        algo: as in config.toml; only tdmpc2 has a table.
+        task: the id, such as `dog-run`.
+    """
+    table = json.loads((resources.files("gq.results") / "official_results.json").read_text(encoding="utf-8"))
+    if algo != table["algorithm"] or task not in table["tasks"]:
+        return None
+    frames, mean, sd, num_seeds = zip(*table["tasks"][task], strict=True)
+    return OfficialCurve(table["name"], table["source"], task, frames, mean, sd, num_seeds)

@@ -3,69 +3,65 @@
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gq import __version__
+from gq.datasets.loading import load_dataset
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError
-from gq.paths import checkpoint_folders, read_json, read_settings, section
+from gq.paths import checkpoint_folders, json_or_empty, read_json, read_settings, section
 from gq.results.curves import Learning, read_learning
-from gq.results.data import read_data
-from gq.results.facts import Baseline, CheckpointFacts, DataFacts, Facts, Measure, RunFacts
-from gq.results.footage import choose_video, film
+from gq.results.facts import Baseline, CheckpointFacts, DataFacts, Facts, Measure, RunFacts, group_runs
 from gq.results.history import read_settings as read_flat_settings
-from gq.results.report_groups import group_runs
+from gq.results.targets import thinned
 from gq.rollouts.episodes import EpisodeRequest, Step
-from gq.runs.checkpoint import choose_checkpoint, pointed
-from gq.runs.evaluations import EvaluationRow, Evaluations, Way, read_evaluations, recorded_origin
-from gq.runs.folder import SELECTION_SEED, repeat_command
-from gq.runs.metrics import UNITS
+from gq.runs.checkpoint import choose_checkpoint
+from gq.runs.evaluations import (
+    PROTOCOL,
+    EvaluationRow,
+    Evaluations,
+    Way,
+    read_evaluations,
+    recorded_origin,
+    selection_text,
+)
+from gq.runs.folder import repeat_command
 from gq.runs.state import state_of
+from gq.training.offline import fingerprint
 
 NUM_EPISODES = 20
 ENOUGH_EPISODES = 5  # on record: fewer were a trial
+NUM_BINS = 32
+QUANTILES = (0, 10, 25, 50, 75, 90, 99, 100)
+TOP_FRACTION = 0.1  # of all rows, as `gq train bc` takes them by default
+MIME = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_BYTES = 3_000_000  # of all videos of a page, so that it stays below 5 MB when they are written as text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ReportOptions:
     """What a report may do to get its facts."""
 
     num_episodes: int | None = None  # per target; None: as on record, at least 5, else 20
     rollouts: bool = True
-    video: bool = False  # make one of each run
     begin: Callable[[Path, str], None] = lambda run, what: None
     watch: Callable[[Step], None] = lambda step: None
 
 
-@dataclass
-class Shelf:
-    """What several runs share, read once."""
-
-    data: dict[str, DataFacts | str] = field(default_factory=dict)  # or why there is none
-
-    def look_up(self, dataset: str, task: str) -> DataFacts | str:
-        """Return a dataset's facts, or a line that says why there are none."""
-        if dataset not in self.data:
-            try:
-                self.data[dataset] = read_data(dataset, task)
-            except GqError as error:
-                self.data[dataset] = f"the data's own returns are missing: {error}"
-        return self.data[dataset]
-
-
-def gather(runs: Sequence[Path], wishes: Wishes) -> Facts:
+def gather(runs: Sequence[Path], options: ReportOptions) -> Facts:
     """Return the facts of a report.
 
     Raises:
         GqError: a run's configuration or a checkpoint that is to be evaluated is damaged, or a video cannot be made.
     """
-    shelf = Shelf()
-    found = [gather_run(run, runs, wishes, shelf, VIDEO_BYTES // len(runs)) for run in runs]
+    data: dict[tuple[str, str], DataFacts | str] = {}  # read once, or why there is none
+    found = [_gather_run(run, runs, options, data) for run in runs]
     learning: dict[str, Learning] = {}
     notes: list[str] = []
     for facts in found:
@@ -73,7 +69,7 @@ def gather(runs: Sequence[Path], wishes: Wishes) -> Facts:
             learning[str(facts.path)] = read_learning([facts.path])
         except GqError as error:
             facts.notes.append(f"no learning curve: {error}")
-    if len(runs) > 1 and (joint := all_curves([one for one in found if str(one.path) in learning], notes)):
+    if len(runs) > 1 and (joint := _all_curves([one for one in found if str(one.path) in learning], notes)):
         learning[""] = joint
     return Facts(
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -86,8 +82,7 @@ def gather(runs: Sequence[Path], wishes: Wishes) -> Facts:
     )
 
 
-def all_curves(runs: Sequence[RunFacts], notes: list[str]) -> Learning | None:
-    """Return the curves of several runs, seeds together, or note why there are none."""
+def _all_curves(runs: Sequence[RunFacts], notes: list[str]) -> Learning | None:
     if len(runs) < 2:
         return None
     try:
@@ -97,34 +92,31 @@ def all_curves(runs: Sequence[RunFacts], notes: list[str]) -> Learning | None:
         return None
 
 
-def gather_run(run: Path, runs: Sequence[Path], wishes: Wishes, shelf: Shelf, video_bytes: int) -> RunFacts:
-    """Return the facts of one run."""
+def _gather_run(
+    run: Path, runs: Sequence[Path], options: ReportOptions, known: dict[tuple[str, str], DataFacts | str]
+) -> RunFacts:
     settings = read_flat_settings(run)
     notes: list[str] = []
-    environment = {}
-    try:
-        environment = read_json(run / "environment.json")
-    except GqError:
+    environment = json_or_empty(run / "environment.json")
+    if not environment:
         notes.append("environment.json is missing: versions and hashes of the training are unknown")
     state = state_of(run, read_settings(run))
     if state != "finished":
         notes.append(f"the training is {state}: figures are of what there is so far")
     task, dataset = str(settings["task"]), str(settings.get("data.dataset", ""))
-    reference = reference_for(task, recorded_origin(run, dataset)) if environment else reference_for(task, dataset)
-    best, last = gather_checkpoints(run, wishes, reference, notes)
-    data: DataFacts | None = None
+    best, last = _gather_checkpoints(run, options, notes)
+    data = None
     if dataset:
-        known = shelf.look_up(dataset, task)
-        if isinstance(known, str):
-            notes.append(known)
+        if (dataset, task) not in known:
+            known[dataset, task] = _data_or_reason(dataset, task)
+        found = known[dataset, task]
+        if isinstance(found, str):
+            notes.append(found)
         else:
-            data = known
+            data = found
             if environment.get("dataset_sha256") not in (None, data.fingerprint):
                 notes.append(f"{dataset} has changed since the training: its returns are not those of the run's data")
-    if wishes.video:
-        film(run, wishes.begin)
-    video = choose_video(run, video_bytes, notes)
-    return RunFacts(
+    facts = RunFacts(
         name=run.name,
         path=run,
         state=state,
@@ -133,75 +125,136 @@ def gather_run(run: Path, runs: Sequence[Path], wishes: Wishes, shelf: Shelf, vi
         environment=environment,
         best=best,
         last=last,
-        selection=describe_selection(run, settings),
-        reference=reference,
-        baselines=find_baselines(run, runs, environment, data),
+        selection=selection_text(run, settings),
+        protocol=[],
+        reference=reference_for(task, recorded_origin(run, dataset)),
+        baselines=_find_baselines(run, runs, environment, data),
         data=data,
-        video=video,
-        commands=commands_of(run, settings, environment, best),
+        video=_choose_video(run, VIDEO_BYTES // len(runs), notes),
+        commands=_commands_of(run, settings, environment, best),
         notes=notes,
+    )
+    return replace(facts, protocol=_protocol_of(facts))
+
+
+def _data_or_reason(dataset: str, task: str) -> DataFacts | str:
+    try:
+        trajectories = load_dataset(dataset, task=task)
+    except GqError as error:
+        return f"the data's own returns are missing: {error}"
+    returns = trajectories.returns
+    best = trajectories.best(TOP_FRACTION).returns
+    counts, edges = np.histogram(returns, bins=NUM_BINS)
+    return DataFacts(
+        dataset=dataset,
+        num_episodes=trajectories.num_episodes,
+        num_transitions=trajectories.num_transitions,
+        return_mean=float(returns.mean()),
+        return_std=float(returns.std()),
+        quantiles={f"p{q}": float(np.percentile(returns, q)) for q in QUANTILES},
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+        top_mean=float(best.mean()),
+        top_episodes=len(best),
+        fingerprint=fingerprint(trajectories),
+        returns=thinned(returns),
     )
 
 
-def gather_checkpoints(
-    run: Path, wishes: Wishes, reference: Reference | None, notes: list[str]
+def _choose_video(run: Path, max_bytes: int, notes: list[str]) -> Path | None:
+    files = [path for path in (run / "videos").glob("*") if path.suffix.lower() in MIME and path.is_file()]
+    fitting = [path for path in files if 0 < path.stat().st_size <= max_bytes]
+    if files and not fitting:
+        limit = f"{max_bytes / 1e6:.1f} MB"
+        notes.append(f"its videos are above {limit}, too large to embed; gq report --video records a small one")
+    return max(fitting, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+
+
+def _protocol_of(run: RunFacts) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = [("Run", [str(run.path)]), ("State", [run.state])]
+    found.append(("Seed", [str(run.settings.get("train.seed", "not on record"))]))
+    for which, checkpoint in (("Best checkpoint", run.best), ("Last checkpoint", run.last)):
+        if checkpoint:
+            progress = ", ".join(f"{number:,} {what}" for what, number in checkpoint.progress.items())
+            found.append((which, [f"{checkpoint.name}, {progress}", f"weights sha256 {checkpoint.model_sha256}"]))
+    if measure := run.headline:
+        seeds = sorted(episode.seed for episode in measure.episodes)
+        own = [m.target for m in run.best.measures if m.is_own and m.target is not None] if run.best else []
+        targets = ", ".join(f"{target:,.10g}" for target in own)
+        found.append(("Targets", [f"{targets}: fixed with the run, not chosen by these results"] if targets else []))
+        found.append(("Episodes", [f"{len(seeds)} each, seeds {seeds[0]} to {seeds[-1]}; actions are deterministic"]))
+    environment = run.environment
+    if run.dataset:
+        digest = environment.get("dataset_sha256")
+        found.append(("Data", [run.dataset, *([f"arrays sha256 {digest}"] if digest else [])]))
+        recorded = {name: value for name, value in section(environment, "dataset").items() if name != "origin"}
+        found.append(("Data made with", [_listed(recorded)]))
+    if parent := section(environment, "parent"):
+        found.append(("Finetuned from", [f"{parent.get('run')}, {parent.get('checkpoint')}"]))
+    found.append(("Computed on", [str(environment.get("compute", ""))]))
+    found.append(("Trained with", [_listed(section(environment, "versions"))]))
+    found.append(("Evaluated with", list(dict.fromkeys(_listed(measure.versions) for _, measure in run.measures))))
+    found.append(("Measured", [run.selection, PROTOCOL]))
+    return [(name, lines) for name, lines in found if any(lines)]
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _gather_checkpoints(
+    run: Path, options: ReportOptions, notes: list[str]
 ) -> tuple[CheckpointFacts | None, CheckpointFacts | None]:
-    """Return the best checkpoint and the last; the second is None where it is the first."""
     if not checkpoint_folders(run):
         notes.append("there is no checkpoint yet, so nothing can be evaluated")
         return None, None
     best, last = choose_checkpoint(run, "best"), choose_checkpoint(run, "last")
-    first = gather_checkpoint(run, best, wishes, reference, notes)
-    return first, None if last == best else gather_checkpoint(run, last, wishes, reference, notes)
+    first = _gather_checkpoint(run, best, options, notes)
+    return first, None if last == best else _gather_checkpoint(run, last, options, notes)
 
 
-def gather_checkpoint(
-    run: Path, folder: Path, wishes: Wishes, reference: Reference | None, notes: list[str]
-) -> CheckpointFacts:
-    """Return a checkpoint with its evaluations, those that are lacking made."""
+def _gather_checkpoint(run: Path, folder: Path, options: ReportOptions, notes: list[str]) -> CheckpointFacts:
     recorded = read_evaluations(run).of(folder)
     notes += recorded.problems
     ways = [recorded.ways(target) for target in recorded.targets or [None]]
-    if wishes.rollouts and not all(choose(recorded.rows, names, wishes.num_episodes) for names in ways):
+    if options.rollouts and not all(_choose(recorded.rows, names, options.num_episodes) for names in ways):
         from gq.policies.loading import Acting
         from gq.results.evaluate import evaluate
 
-        wishes.begin(run, f"evaluating {folder.name}")
+        options.begin(run, f"evaluating {folder.name}")
         try:
-            evaluate(run, Acting(checkpoint=folder), EpisodeRequest(wishes.num_episodes), watch=wishes.watch)
+            evaluate(run, Acting(checkpoint=folder), EpisodeRequest(options.num_episodes), watch=options.watch)
         except GqError as error:  # a page about several runs has to say so, and can still be made
             notes.append(f"{folder.name} cannot be evaluated: {error}")
         recorded = read_evaluations(run).of(folder)
     measures = [
-        one_measure(row, reference, is_own=True)
+        _one_measure(row, recorded.reference, is_own=True)
         for names in ways
-        if (row := choose(recorded.rows, names, wishes.num_episodes))
+        if (row := _choose(recorded.rows, names, options.num_episodes))
     ]
     if len(measures) < len(ways):
-        wanted = f"{wishes.num_episodes or ENOUGH_EPISODES} episodes or more"
+        wanted = f"{options.num_episodes or ENOUGH_EPISODES} episodes or more"
         command = f"gq eval {shlex.quote(str(run))} --checkpoint {int(folder.name[5:])}"
         notes.append(f"{folder.name} has no evaluation of {wanted}: {command}")
     own = {name for names in ways for name in names}
     for way in dict.fromkeys(row.way for row in recorded.rows):
-        if way not in own and (row := choose(recorded.rows, [way], None)):
-            measures.append(one_measure(row, reference, is_own=False))
+        if way not in own and (row := _choose(recorded.rows, [way], None)):
+            measures.append(_one_measure(row, recorded.reference, is_own=False))
     measures.sort(key=lambda measure: (measure.target is None, measure.target or 0.0))
     return CheckpointFacts(
         name=folder.name,
-        progress=read_progress(run, folder),
+        progress=_read_progress(run, folder),
         measures=measures,
-        model_sha256=read_model_hash(folder),
+        model_sha256=_read_model_hash(folder),
     )
 
 
-def choose(rows: Sequence[EvaluationRow], names: Sequence[Way], num_episodes: int | None) -> EvaluationRow | None:
-    """Return the newest evaluation in a way with enough episodes, of fewer than were asked for none."""
+def _choose(rows: Sequence[EvaluationRow], names: Sequence[Way], num_episodes: int | None) -> EvaluationRow | None:
     enough = num_episodes or ENOUGH_EPISODES
     return next((row for row in rows if row.way in names and len(row.episodes) >= enough), None)
 
 
-def one_measure(row: EvaluationRow, reference: Reference | None, *, is_own: bool) -> Measure:
-    """Return the summary and the episodes of an evaluation in one way."""
+def _one_measure(row: EvaluationRow, reference: Reference | None, *, is_own: bool) -> Measure:
     return Measure(
         label=row.way.label,
         target=row.way.target,
@@ -213,8 +266,7 @@ def one_measure(row: EvaluationRow, reference: Reference | None, *, is_own: bool
     )
 
 
-def read_progress(run: Path, folder: Path) -> dict[str, int]:
-    """Return how far a checkpoint had come, in all that was counted."""
+def _read_progress(run: Path, folder: Path) -> dict[str, int]:
     found = {"updates": int(folder.name.removeprefix("step-"))}
     with suppress(GqError):
         progress = section(read_json(folder / "state.json"), "progress")
@@ -226,31 +278,16 @@ def read_progress(run: Path, folder: Path) -> dict[str, int]:
     return found
 
 
-def read_model_hash(folder: Path) -> str:
-    """Return the hash of the weights that is on record."""
+def _read_model_hash(folder: Path) -> str:
     try:
         return str(read_json(folder / "MANIFEST.json")["files"]["model.safetensors"]["sha256"])
     except (GqError, KeyError, TypeError):
         return "not on record"
 
 
-def describe_selection(run: Path, settings: dict[str, object]) -> str:
-    """Say how the best checkpoint was chosen."""
-    if not pointed(run, "best"):
-        return "no checkpoint was marked as the best: the last one stands for it"
-    unit = UNITS.get(str(settings["algo"]), "updates")
-    what = "mean return" if settings["algo"] in ("bc", "tdmpc2") else "mean return at the highest target"
-    every, num = settings.get("eval.every"), settings.get("eval.num_episodes")
-    return (
-        f"the highest {what} of evaluations while training, every {every:,} {unit} on {num} episodes of their own "
-        f"(seeds from {SELECTION_SEED:,} on), never those reported here"
-    )
-
-
-def find_baselines(
+def _find_baselines(
     run: Path, runs: Sequence[Path], environment: dict[str, Any], data: DataFacts | None
 ) -> list[Baseline]:
-    """Return what cloning the same data gives: a measured run of it, and the best tenth of the data."""
     from gq.paths import algo_of, all_runs
 
     found: list[Baseline] = []
@@ -260,28 +297,26 @@ def find_baselines(
             continue
         with suppress(GqError):
             if read_json(other / "environment.json").get("dataset_sha256") == digest:
-                found += measured_baseline(read_evaluations(other).of(choose_checkpoint(other, "best")))
+                found += _measured_baseline(read_evaluations(other).of(choose_checkpoint(other, "best")))
     if data:
         name = f"the best tenth of the data ({data.top_episodes:,} episodes)"
         found.append(Baseline(name=name, return_mean=data.top_mean, return_ci95=None, is_policy=False))
     return found
 
 
-def measured_baseline(recorded: Evaluations) -> list[Baseline]:
-    """Return a run of behaviour cloning as a baseline, if it was evaluated."""
-    if not (row := choose(recorded.rows, recorded.ways(None), None)):
+def _measured_baseline(recorded: Evaluations) -> list[Baseline]:
+    if not (row := _choose(recorded.rows, recorded.ways(None), None)):
         return []
     summary = row.summary(None)
     name = f"behaviour cloning ({recorded.run.name})"
     return [Baseline(name=name, return_mean=summary.return_mean, return_ci95=summary.return_ci95, is_policy=True)]
 
 
-def commands_of(
+def _commands_of(
     run: Path, settings: dict[str, object], environment: dict[str, Any], best: CheckpointFacts | None
 ) -> list[tuple[str, str]]:
-    """Return what to type to do it all again."""
     name = shlex.quote(str(run))
     train = repeat_command(settings, environment, ["--config", str(run / "config.toml"), "--out", "NEW"])
     num = max((len(measure.episodes) for measure in best.measures if measure.is_own), default=0) if best else 0
     found = [("Train it again", train), ("Evaluate it", f"gq eval {name} --episodes {num or NUM_EPISODES}")]
-    return [*found, ("Film it", f"gq render {name}"), ("This report", f"gq report {name}")]
+    return [*found, ("Record a video", f"gq render {name}"), ("This report", f"gq report {name}")]

@@ -1,7 +1,9 @@
-"""What a run logged of its returns, or of anything else, from config.toml, metrics.jsonl and times.jsonl."""
+"""What runs logged in metrics.jsonl and times.jsonl, and which runs are seeds of one experiment."""
 
+import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 from gq.config import flatten
 from gq.errors import GqError, UsageError, suggest
 from gq.files import parse_json, parse_toml
+from gq.paths import json_or_empty
+from gq.runs.folder import CHANGEABLE
 from gq.runs.metrics import TARGET, UNITS, keys_by_target
 
 SECONDS = "seconds"  # not in metrics.jsonl, which is the same on any machine, but in times.jsonl
@@ -29,6 +33,13 @@ MAIN = 0  # the rank of what a run is judged by; higher ranks are left out where
 EVALUATIONS = {"eval/return_mean": ("planning", MAIN), "eval/policy_return_mean": ("policy alone", 1)}
 EPISODES = {"episode/return_mean", "rollout/return_mean"}
 
+# Runs that differ in these alone are seeds of the same experiment. A schedule that falls depends on train.steps.
+INCIDENTAL = (*(key for key in CHANGEABLE if key != "train.steps"), "train.seed")
+# Curves may be of different lengths; what runs came to in the end can be compared only after as long a training.
+BUDGETS = ("train.decisions", "online.environment_steps", "online.iterations", "online.minutes")
+NAMES_OF_KINDS = ("algo", "size", "data.dataset")  # these tell groups apart without saying which key they are
+MAX_DIFFERENCES = 3  # settings that a label names; where more differ, it names the run
+
 
 @dataclass(frozen=True)
 class Series:
@@ -37,7 +48,7 @@ class Series:
     what: str
     metric: str  # RETURN, or a key of metrics.jsonl
     rank: int
-    target: float | None  # the return that was asked for
+    target: float | None  # return
     positions: dict[str, np.ndarray]  # by name of x, increasing; those that all points have
     values: np.ndarray
 
@@ -64,9 +75,9 @@ def read_history(run: Path, metrics: Sequence[str] = ()) -> History:
         UsageError: no return was logged yet, or not that metric.
     """
     settings = read_settings(run)
-    records = with_seconds(read_records(run / "metrics.jsonl"), run)
+    records = _with_seconds(read_records(run / "metrics.jsonl"), run)
     if not metrics:
-        return History(run, settings, return_series(run, settings, records))
+        return History(run, settings, _return_series(run, settings, records))
     known = known_metrics(records)
     for metric in metrics:
         if metric not in known:
@@ -74,7 +85,7 @@ def read_history(run: Path, metrics: Sequence[str] = ()) -> History:
             hint = f"{f'{close} ' if close else ''}it has {', '.join(known) or 'nothing yet'}"
             raise UsageError(f"{run} has no metric {metric}", hint=hint)
     series = [
-        Series(metric, metric, MAIN, None, *points_of(metric, [r for r in records if is_number(r.get(metric))]))
+        Series(metric, metric, MAIN, None, *_points_of(metric, [r for r in records if is_number(r.get(metric))]))
         for metric in metrics
     ]
     return History(run, settings, series)
@@ -87,11 +98,11 @@ def known_metrics(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a logged value can be drawn; one that is not finite was logged as null."""
+    """Whether a logged value can be drawn; one that is not finite was logged as null."""
     return isinstance(value, int | float) and abs(value) < 1e300
 
 
-def with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
+def _with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
     """Return records with the seconds that training had taken, where its times are on record.
 
     Times are of updates: what came before the first one has second 0.
@@ -109,15 +120,14 @@ def with_seconds(records: list[dict[str, Any]], run: Path) -> list[dict[str, Any
     return [record | {SECONDS: value} for record, value in zip(records, found.tolist(), strict=True)]
 
 
-def return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[Series]:
-    """Return the kinds of returns of a run, what it is judged by first. Raises UsageError if there is none yet."""
+def _return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[Series]:
     points: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         for key, value in record.items():
             if is_number(value) and (key in EVALUATIONS or key in EPISODES or TARGET.fullmatch(key)):
                 points.setdefault(key, []).append(record)
     if not points:
-        raise UsageError(f"{run} has no evaluation yet", hint=when_to_come_back(run, settings))
+        raise UsageError(f"{run} has no evaluation yet", hint=_when_to_come_back(run, settings))
     asks = settings["algo"] != "bc"
     targets = {key: target for target, key in keys_by_target(points).items()}
     highest = max(targets.values(), default=0.0)
@@ -125,18 +135,17 @@ def return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[st
         points = {key: records for key, records in points.items() if targets.get(key, highest) == highest}
     only_episodes = points.keys() <= EPISODES
     series = [
-        one_series(key, records, highest=highest, asks=asks, only_episodes=only_episodes)
+        _one_series(key, records, highest=highest, asks=asks, only_episodes=only_episodes)
         for key, records in points.items()
     ]
     return sorted(series, key=lambda one: (one.rank, -(one.target or 0.0)))
 
 
-def one_series(key: str, records: list[dict[str, Any]], *, highest: float, asks: bool, only_episodes: bool) -> Series:
-    """Return the points of one kind of return."""
+def _one_series(key: str, records: list[dict[str, Any]], *, highest: float, asks: bool, only_episodes: bool) -> Series:
     if key in EPISODES:
         rank = MAIN if only_episodes else 2
-        return Series("training episodes", RETURN, rank, None, *points_of(key, records, keeps_all=True))
-    points = points_of(key, records)
+        return Series("training episodes", RETURN, rank, None, *_points_of(key, records, keeps_all=True))
+    points = _points_of(key, records)
     if key in EVALUATIONS:
         what, rank = EVALUATIONS[key]
         return Series(what, RETURN, rank, None, *points)
@@ -144,11 +153,11 @@ def one_series(key: str, records: list[dict[str, Any]], *, highest: float, asks:
     assert match
     target = float(match[1])
     rank = MAIN if target == highest else 1
-    what = f"asked for {target:g}" if asks else "evaluation"
+    what = f"target {target:g}" if asks else "evaluation"
     return Series(what, RETURN, rank, target if asks else None, *points)
 
 
-def points_of(
+def _points_of(
     key: str, records: list[dict[str, Any]], *, keeps_all: bool = False
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the positions, by name of x, and the values of one key.
@@ -169,8 +178,7 @@ def points_of(
     return positions, np.array([record[key] for record in records], float)
 
 
-def when_to_come_back(run: Path, settings: dict[str, Any]) -> str:
-    """Return the next step for someone who wants to plot a run that has nothing to show."""
+def _when_to_come_back(run: Path, settings: dict[str, Any]) -> str:
     every = settings.get("eval.every", 0)
     if not every:
         return f"it does not evaluate while it trains (eval.every = 0): gq eval {shlex.quote(str(run))}"
@@ -217,3 +225,88 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         elif number < len(lines) or line.endswith(b"\n"):
             raise GqError(f"{path} is damaged at line {number}", hint="remove the line, or name another run")
     return records
+
+
+def groups_by_task(histories: Sequence[History], *, final: bool = False) -> list[tuple[str, str, list[History]]]:
+    """Return task, name and runs of each experiment, in the order of the runs.
+
+    Args:
+        final: they are to be compared by what they came to in the end, so that their budgets must agree too.
+    """
+    experiments: dict[str, list[History]] = {}
+    for history in histories:
+        experiments.setdefault(_experiment_of(history.settings, final=final), []).append(history)
+    found = []
+    for task in dict.fromkeys(str(history.settings["task"]) for history in histories):
+        members = [group for group in experiments.values() if group[0].settings["task"] == task]
+        found += [(task, name, group) for name, group in zip(_group_names(members, final=final), members, strict=True)]
+    return found
+
+
+def repeated_seeds(group: Sequence[History]) -> str:
+    """Return a note about runs of a group that have the same seed, so that they are not independent; "" without any."""
+    owners: dict[str, list[str]] = {}
+    for history in group:
+        owners.setdefault(_seed_of(history), []).append(history.run.name)
+    alike = [names for names in owners.values() if len(names) > 1]
+    return "; ".join(f"{' and '.join(names)} have the same seed: no interval over runs" for names in alike)
+
+
+def _seed_of(history: History) -> str:
+    settings = history.settings
+    if imported := json_or_empty(history.run / "environment.json").get("imported"):
+        return json.dumps(imported)  # config.toml does not know with which seed these weights were trained
+    seeds = [settings.get("train.seed", str(history.run))]
+    if parent := str(settings.get("online.parent", "")):
+        try:
+            seeds.append(read_settings(Path(parent)).get("train.seed", parent))
+        except GqError:
+            seeds.append(parent)
+    return json.dumps(seeds)
+
+
+def _experiment_of(settings: dict[str, Any], *, final: bool = False) -> str:
+    kept = _without_incidentals(settings, final=final)
+    if parent := str(kept.get("online.parent", "")):
+        with suppress(GqError):  # it is gone: runs belong together only if they name the same one
+            kept["online.parent"] = _without_incidentals(read_settings(Path(parent)), final=final)
+    return json.dumps(kept, sort_keys=True)
+
+
+def _without_incidentals(settings: dict[str, Any], *, final: bool) -> dict[str, Any]:
+    incidental = [key for key in INCIDENTAL if not (final and key in BUDGETS)]
+    sections = tuple(key for key in incidental if key.endswith("."))
+    return {key: value for key, value in settings.items() if key not in incidental and not key.startswith(sections)}
+
+
+def _group_names(groups: Sequence[Sequence[History]], *, final: bool) -> list[str]:
+    """Return what tells groups of runs apart, as short as can be; "" for a single group."""
+    settings = [json.loads(_experiment_of(group[0].settings, final=final)) for group in groups]
+    names = [_name_by(one, _differing(settings, NAMES_OF_KINDS)) for one in settings]
+    if len(set(names)) < len(names):
+        for name in dict.fromkeys(names):
+            alike = [index for index, other in enumerate(names) if other == name]
+            keys = _differing([settings[index] for index in alike])
+            for index in alike if keys else []:
+                few = len(keys) <= MAX_DIFFERENCES and "online.parent" not in keys
+                more = _name_by(settings[index], keys) if few else groups[index][0].run.name
+                names[index] = ", ".join(filter(None, [name, more]))
+    return names
+
+
+def _differing(settings: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> list[str]:
+    chosen = keys or sorted({key for one in settings for key in one})
+    return [key for key in chosen if len({json.dumps(one.get(key)) for one in settings}) > 1]
+
+
+def _name_by(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    words = []
+    for key in keys:
+        value = settings.get(key, "none")
+        if key == "size":
+            words.append(f"size {value}")
+        elif key in NAMES_OF_KINDS:
+            words.append(str(value).rsplit("/", 1)[-1] if str(value).startswith("/") else str(value))
+        else:
+            words.append(f"{key} {value}")
+    return ", ".join(words)

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq.errors import GqError, UsageError
-from gq.results.drawing import Drawing, Table
 from gq.results.frontier import Point, best, strategy_of
-from gq.results.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, line_style, picture
-from gq.results.terminal import Row, draw_lines, numbered
+from gq.results.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, Drawing, Row, Table, line_style
+from gq.results.terminal import draw_lines, numbered
 from gq.runs.evaluations import read_evaluations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COSTS = {"planner_calls_per_step": "planner calls per decision", "decision_ms_mean": "milliseconds per decision, mean"}
 TOLERATED_LOSS = 0.02  # of the baseline's return; the lower dashed line
@@ -75,8 +76,7 @@ def read_sweep(run: Path) -> Sweep:
     raise UsageError(f"{run} has no evaluation of several modes", hint=hint)
 
 
-def document_of(sweeps: Sequence[Sweep]) -> dict[str, Any]:
-    """Return the points as plain values for JSON, those on a frontier marked."""
+def _document_of(sweeps: Sequence[Sweep]) -> dict[str, Any]:
     return {
         "sweeps": [
             {
@@ -92,33 +92,22 @@ def document_of(sweeps: Sequence[Sweep]) -> dict[str, Any]:
     }
 
 
-def write_sweeps(sweeps: Sequence[Sweep], path: Path) -> None:
-    """Draw return against planner calls and against milliseconds, a row of panels per run.
-
-    Args:
-        path: .png, .svg or .pdf; replaced if it is there.
-
-    Raises:
-        GqError: matplotlib is not installed, or the file cannot be written.
-    """
-    strategies = list(dict.fromkeys(strategy_of(row["mode"]) for sweep in sweeps for row in sweep.results))
-    legend_rows = math.ceil((len(strategies) + 3) / LEGEND_COLUMNS)
-    height = PANEL_HEIGHT_INCHES * len(sweeps) + LEGEND_ROW_INCHES * (legend_rows + 1)
-    with picture(path, (PANEL_INCHES[0] * len(COSTS), height)) as figure:
-        grid = figure.subplots(len(sweeps), len(COSTS), squeeze=False, sharey="row")
-        for row, sweep in zip(grid, sweeps, strict=True):
-            for axes, cost in zip(row, COSTS, strict=True):
-                draw_sweep(axes, sweep, cost, strategies)
-            row[0].set_ylabel("return, 95 % interval")
-            row[0].set_title(f"{sweep.task}, {sweep.run.name}", loc="left")
-        labelled: dict[str, Any] = {}
-        for axes in grid.flat:
-            handles, labels = axes.get_legend_handles_labels()
-            labelled |= dict(zip(labels, handles, strict=True))
-        figure.legend(list(labelled.values()), list(labelled), loc="outside lower left", ncols=LEGEND_COLUMNS)
+def _draw(figure: "Figure", sweeps: Sequence[Sweep], strategies: Sequence[str]) -> None:
+    """Draw return against planner calls and against milliseconds, a row of panels per run, one legend below."""
+    grid = figure.subplots(len(sweeps), len(COSTS), squeeze=False, sharey="row")
+    for row, sweep in zip(grid, sweeps, strict=True):
+        for axes, cost in zip(row, COSTS, strict=True):
+            _draw_sweep(axes, sweep, cost, strategies)
+        row[0].set_ylabel("return, 95 % interval")
+        row[0].set_title(f"{sweep.task}, {sweep.run.name}", loc="left")
+    labelled: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(labelled.values()), list(labelled), loc="outside lower left", ncols=LEGEND_COLUMNS)
 
 
-def draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str]) -> None:
+def _draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str]) -> None:
     """Draw a run's modes: a line per strategy, the frontier behind them, with names where it turns."""
     points = sweep.points(cost)
     positive = [point.cost for point in points if point.cost > 0]
@@ -148,11 +137,11 @@ def draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str])
             style = {"fontsize": 6.5, "ha": side}
             axes.annotate(point.mode, (place, point.value), (0, 7), textcoords="offset points", **style)
             last = place
-    scale_costs(axes, free, positive, has_free=len(positive) < len(points))
+    _scale_costs(axes, free, positive, has_free=len(positive) < len(points))
     axes.set_xlabel(COSTS[cost])
 
 
-def scale_costs(axes: "Axes", free: float, positive: Sequence[float], *, has_free: bool) -> None:
+def _scale_costs(axes: "Axes", free: float, positive: Sequence[float], *, has_free: bool) -> None:
     """Give an axis of costs a logarithmic scale with plain numbers, and a 0 where something costs nothing."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -179,20 +168,23 @@ def sweep_drawing(sweeps: Sequence[Sweep]) -> Drawing:
             spent = "-" if row["decision_ms_mean"] is None else f"{row['decision_ms_mean']:.2f}"
             rows.append((sweep.run.name, point.mode, f"{point.value:.0f}", kept, f"{point.cost:.3f}", spent))
     results = [(sweep, row) for sweep in sweeps for row in sweep.results]
+    strategies = list(dict.fromkeys(strategy_of(row["mode"]) for _, row in results))
+    legend_rows = math.ceil((len(strategies) + 3) / LEGEND_COLUMNS) + 1
+    height = PANEL_HEIGHT_INCHES * len(sweeps) + LEGEND_ROW_INCHES * legend_rows
     return Drawing(
         name="sweep",
-        document=document_of(sweeps),
+        size=(PANEL_INCHES[0] * len(COSTS), height),
+        draw=partial(_draw, sweeps=sweeps, strategies=strategies),
+        in_terminal=partial(_terminal_rows, sweeps),
+        document=_document_of(sweeps),
         fields=("run", "task", *FIELDS),
         points=[[sweep.run.name, sweep.task, *(row[name] for name in FIELDS)] for sweep, row in results],
         numbers=[row["return_mean"] for _, row in results],
         tables=[Table(["no cheaper mode returns more", "mode", "return", "kept", "calls/step", "ms"], rows)],
-        write=lambda path: write_sweeps(sweeps, path),
-        in_terminal=lambda width: sweep_rows(sweeps, width),
     )
 
 
-def sweep_rows(sweeps: Sequence[Sweep], width: int) -> list[Row]:
-    """Return each run's modes in a terminal: a line per strategy, over planner calls."""
+def _terminal_rows(sweeps: Sequence[Sweep], width: int) -> list[Row]:
     cost = "planner_calls_per_step"
     rows: list[Row] = []
     for sweep in sweeps:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gq.results.style import brief, shorter
+from gq.results.style import Row, brief, shorter
 
 # The dots of a braille character, by row and column, as bits of its code.
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -14,9 +14,6 @@ COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "default")
 GREY = "bright_black"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MIN_WIDTH, MAX_WIDTH, HEIGHT = 20, 72, 12  # characters
-
-Cell = tuple[str, str]  # characters and their colour
-Row = list[Cell]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def draw_lines(lines: list[Line], *, width: int, x_name: str, y_name: str, from_
     labels = [brief(value) for value in (high, (low + high) / 2, low)]
     margin = max(map(len, labels))
     columns = max(width - margin - 2, MIN_WIDTH)
-    canvas = Canvas(columns, HEIGHT)
+    canvas = _Canvas(columns, HEIGHT)
     scale_x, scale_y = (2 * columns - 1) / ((right - left) or 1.0), (4 * HEIGHT - 1) / ((high - low) or 1.0)
     traces = [((line.x - left) * scale_x, (high - line.y) * scale_y) for line in lines]
     for line, (x, y) in reversed(list(zip(lines, traces, strict=True))):  # the first lies on top
@@ -67,16 +64,15 @@ def draw_lines(lines: list[Line], *, width: int, x_name: str, y_name: str, from_
     first = "0" if left == 0 else brief(left)
     scale = first + f"{shorter(right)} {x_name}".rjust(columns - len(first))
     picture += [[(" " * margin + "└" + "─" * columns, "")], [(" " * (margin + 1) + scale, "")]]
-    return picture + [row for line in lines for row in name_of(line, width)]
+    return picture + [row for line in lines for row in _name_of(line, width)]
 
 
-def name_of(line: Line, width: int) -> list[Row]:
-    """Return a line's name behind its letter, on as many rows as it takes."""
+def _name_of(line: Line, width: int) -> list[Row]:
     first, *others = textwrap.wrap(line.name, max(width - 4, MIN_WIDTH - 4)) or [""]
     return [[(f"  {line.letter} ", line.colour), (first, "")], *([("    " + text, "")] for text in others)]
 
 
-class Canvas:
+class _Canvas:
     """A grid of braille characters, each with the colour of what was drawn last in it, and of letters."""
 
     def __init__(self, columns: int, rows: int) -> None:
@@ -85,7 +81,6 @@ class Canvas:
         self.letters: dict[tuple[int, int], str] = {}
 
     def draw(self, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-        """Draw a line through points, in dots from the upper left."""
         for index in range(len(x)):
             start = max(index - 1, 0)
             num_dots = int(max(abs(x[index] - x[start]), abs(y[index] - y[start]))) + 2
@@ -93,7 +88,6 @@ class Canvas:
                 self.dot(x[start] + share * (x[index] - x[start]), y[start] + share * (y[index] - y[start]), colour)
 
     def dot(self, x: float, y: float, colour: str) -> None:
-        """Set one dot."""
         column, row = round(float(x)), round(float(y))
         self.bits[row // 4, column // 2] |= DOTS[row % 4][column % 2]
         self.colours[row // 4, column // 2] = colour
@@ -108,7 +102,6 @@ class Canvas:
         self.colours[row, free] = colour
 
     def rows(self) -> list[Row]:
-        """Return the characters."""
         return [
             [
                 (self.letters.get((row, column), chr(BLANK + bits) if bits else " "), colour)

@@ -15,7 +15,16 @@ from gq.errors import GqError
 from gq.files import parse_json
 from gq.paths import json_or_empty, read_settings, section
 from gq.rollouts.statistics import Episode, Summary, summarise
+from gq.runs.checkpoint import pointed
+from gq.runs.folder import SELECTION_SEED
+from gq.runs.metrics import UNITS
 
+# How all of them are measured, told by cards and reports alike.
+PROTOCOL = (
+    "Every episode that began counts; each has the seed given, whatever else ran beside it. Intervals are 95 %, "
+    "by bootstrap, of fewer than five values by Student's t; those of one run are over its episodes, so they say "
+    "nothing about other training seeds. A score of 0 is a random policy, 100 the named reference's good one."
+)
 PLANNING = ("plan", "baseline")  # the modes that plan at every agent step, as the planner is set
 
 
@@ -170,6 +179,22 @@ def read_rows(file: Path, *, takes_target: bool) -> list[EvaluationRow]:
 def takes_target(algo: str) -> bool:
     """Whether policies of an algorithm act for a target return."""
     return algo not in ("bc", "tdmpc2")
+
+
+def selection_text(run: Path, settings: Mapping[str, Any]) -> str:
+    """How the best checkpoint was chosen.
+
+    Args:
+        settings: config.toml by dotted key.
+    """
+    if not pointed(run, "best"):
+        return "no checkpoint was marked as the best: the last one stands for it"
+    what = "mean return" + " at the highest target" * takes_target(str(settings["algo"]))
+    unit, every = UNITS.get(str(settings["algo"]), "updates"), settings.get("eval.every", 0)
+    return (
+        f"The best checkpoint has the highest {what} of evaluations while training, every {every:,} {unit} on "
+        f"{settings.get('eval.num_episodes')} other episodes (seeds from {SELECTION_SEED:,} on)."
+    )
 
 
 def engines_in(versions: Mapping[str, str], task: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""What policies achieved over what they were asked for, beside what their data returned."""
+"""What policies returned for their target returns, beside the returns of the data that they learnt from."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +11,24 @@ import numpy as np
 
 from gq.datasets.loading import load_dataset
 from gq.errors import GqError, UsageError
-from gq.results.bands import Aggregate, Band, aggregate, band_of, describe, kind_of_band
-from gq.results.drawing import Drawing, Table, between
-from gq.results.groups import groups_by_task, repeated_seeds
-from gq.results.history import History, is_number, read_records, read_settings
+from gq.results.curves import Aggregate, Band, aggregate, band_of, describe, kind_of_band
+from gq.results.history import History, groups_by_task, is_number, read_records, read_settings, repeated_seeds
 from gq.results.style import (
     GREY,
-    MAX_COLUMNS,
-    PANEL_INCHES,
     STRONG_GREY,
+    Drawing,
+    Row,
+    Table,
     add_legend,
+    between,
     brief,
-    legend_inches,
+    draw_panels,
     line_style,
-    picture,
+    number_axis,
+    panel_grid,
 )
 from gq.results.terminal import GREY as DIM
-from gq.results.terminal import Line, Row, draw_lines, numbered
+from gq.results.terminal import Line, draw_lines, numbered
 from gq.rollouts.statistics import mean_interval
 from gq.runs.evaluations import read_evaluations
 from gq.runs.metrics import keys_by_target
@@ -35,13 +37,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EPISODES_BAND = "bars: 95 % interval over episodes"
-DIAGONAL, RUG = "as asked", "returns of the data"
+DIAGONAL, RUG = "return = target", "returns of the data"
 MORE_INCHES = 0.4  # of height than other panels have, as both axes are returns
 MAX_RUG = 400  # strokes; of more episodes their quantiles
 
 
 @dataclass(frozen=True)
-class Achieved:
+class _Achieved:
     """What one run achieved; targets in increasing order."""
 
     history: History
@@ -50,7 +52,7 @@ class Achieved:
 
 
 @dataclass(frozen=True)
-class AskedLine:
+class TargetLine:
     """What runs of one group achieved; all arrays are [targets], float64."""
 
     task: str
@@ -72,10 +74,10 @@ class AskedLine:
 
 
 @dataclass(frozen=True)
-class AskedReturns:
+class TargetReturns:
     """Lines of some runs, and the returns of the data that they learnt from."""
 
-    lines: list[AskedLine]
+    lines: list[TargetLine]
     data: dict[str, np.ndarray]  # by task: [episodes], or quantiles of them, in increasing order
     aggregate: Aggregate
     notes: list[str]
@@ -96,8 +98,8 @@ class AskedReturns:
         return "; ".join(self.bands())
 
 
-def read_asked(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Band = "auto") -> AskedReturns:
-    """Read the newest evaluations of runs over their targets, or what they logged last; seeds become one line.
+def read_targets(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Band = "auto") -> TargetReturns:
+    """Read the newest evaluations of runs at their targets, or what they logged last; seeds become one line.
 
     Args:
         aggregate, band: of several runs, see `gq.results.curves.read_learning`; the intervals of a single run are of
@@ -105,9 +107,9 @@ def read_asked(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Ban
 
     Raises:
         GqError: a run's files cannot be read.
-        UsageError: a run is asked for nothing, or was not evaluated yet.
+        UsageError: a run takes no target return, or was not evaluated yet.
     """
-    found = {run: read_achieved(run) for run in dict.fromkeys(run.resolve() for run in runs)}
+    found = {run: _read_achieved(run) for run in dict.fromkeys(run.resolve() for run in runs)}
     notes = [
         f"{run.name} has no stored evaluation: its last one while it trained"
         for run, one in found.items()
@@ -115,24 +117,23 @@ def read_asked(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: Ban
     ]
     lines, data = [], {}
     for _, name, group in groups_by_task([one.history for one in found.values()], final=True):
-        lines += group_lines(name, [found[history.run] for history in group], aggregate, band)
+        lines += _group_lines(name, [found[history.run] for history in group], aggregate, band)
         if len(lines[-1].runs) > 1 and (repeated := repeated_seeds(group)):
             notes.append(repeated)
     for task in dict.fromkeys(line.task for line in lines):
         histories = [one.history for one in found.values() if one.history.settings["task"] == task]
-        returns, problem = returns_of_data(histories)
+        returns, problem = _returns_of_data(histories)
         if returns is not None:
             data[task] = returns
         notes += [problem] if problem else []
-    return AskedReturns(lines, data, aggregate, notes)
+    return TargetReturns(lines, data, aggregate, notes)
 
 
-def read_achieved(run: Path) -> Achieved:
-    """Return what the newest evaluated checkpoint of a run achieved. Raises GqError."""
+def _read_achieved(run: Path) -> _Achieved:
     settings = read_settings(run)
     if settings["algo"] in ("bc", "tdmpc2"):
         hint = f"its returns: gq plot {shlex.quote(str(run))}"
-        raise UsageError(f"{run} is a {settings['algo']} run, which is asked for no return", hint=hint)
+        raise UsageError(f"{run} is a {settings['algo']} run, which takes no target return", hint=hint)
     history = History(run, settings, [])
     evaluations = read_evaluations(run)
     if evaluations.problems:
@@ -143,22 +144,21 @@ def read_achieved(run: Path) -> Achieved:
         if row.protocol == rows[0].protocol and row.way.target is not None and row.way.target not in returns:
             returns[row.way.target] = row.returns
     if returns:
-        return Achieved(history, dict(sorted(returns.items())), rows[0].checkpoint)
+        return _Achieved(history, dict(sorted(returns.items())), rows[0].checkpoint)
     for record in read_records(run / "metrics.jsonl"):
         for target, key in keys_by_target(record).items():
             if is_number(record[key]):
                 returns[target] = np.array([record[key]], float)
     if not returns:
         raise UsageError(f"{run} has no evaluation yet", hint=f"gq eval {shlex.quote(str(run))}")
-    return Achieved(history, dict(sorted(returns.items())), "")
+    return _Achieved(history, dict(sorted(returns.items())), "")
 
 
-def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Band) -> list[AskedLine]:
-    """Return the line of runs that belong together, at the targets of all of them; apart if there is none."""
+def _group_lines(name: str, group: Sequence[_Achieved], how: Aggregate, wanted: Band) -> list[TargetLine]:
     targets = [target for target in group[0].returns if all(target in one.returns for one in group)]
     if not targets:
         apart = [", ".join(filter(None, [name, one.history.run.name])) for one in group]
-        return [line for own, one in zip(apart, group, strict=True) for line in group_lines(own, [one], how, wanted)]
+        return [line for own, one in zip(apart, group, strict=True) for line in _group_lines(own, [one], how, wanted)]
     values = np.array([[one.returns[target].mean() for target in targets] for one in group])  # [runs, targets]
     band = kind_of_band(len(group), "none" if repeated_seeds([one.history for one in group]) else wanted)
     low, high = band_of(values, how, band)
@@ -167,7 +167,7 @@ def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Ba
         ends = np.array([mean_interval(group[0].returns[target]) for target in targets])
         low, high = ends.T
     return [
-        AskedLine(
+        TargetLine(
             task=str(group[0].history.settings["task"]),
             group=name,
             runs=tuple(one.history.run.name for one in group),
@@ -181,52 +181,25 @@ def group_lines(name: str, group: Sequence[Achieved], how: Aggregate, wanted: Ba
     ]
 
 
-def returns_of_data(histories: Sequence[History]) -> tuple[np.ndarray | None, str]:
-    """Return the returns of the data that runs learnt from, or why they are not shown."""
+def _returns_of_data(histories: Sequence[History]) -> tuple[np.ndarray | None, str]:
     datasets = {str(history.settings.get("data.dataset", "")) for history in histories} - {""}
     if len(datasets) != 1:
         return None, "" if not datasets else "the data's returns are not shown: the runs learnt from different data"
     try:
-        returns = np.sort(load_dataset(datasets.pop()).returns)
+        return thinned(load_dataset(datasets.pop()).returns), ""
     except GqError as error:
         return None, f"the data's returns are not shown: {error}"
-    if len(returns) > MAX_RUG:
-        returns = np.quantile(returns, np.linspace(0, 1, MAX_RUG))
-    return returns, ""
 
 
-def write_asked(asked: AskedReturns, path: Path) -> None:
-    """Draw a panel per task, with the diagonal where policies do as asked, and the data's returns along the axis.
-
-    Args:
-        path: .png, .svg or .pdf; replaced if it is there.
-
-    Raises:
-        GqError: matplotlib is not installed, or the file cannot be written.
-    """
-    tasks = asked.tasks
-    num_columns = min(len(tasks), MAX_COLUMNS)
-    num_rows = -(-len(tasks) // num_columns)
-    width, height = PANEL_INCHES[0], PANEL_INCHES[1] + MORE_INCHES
-    height += max(legend_inches(names_in(asked, task)) for task in tasks)
-    with picture(path, (width * num_columns, height * num_rows)) as figure:
-        grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes in grid[len(tasks) :]:
-            axes.set_axis_off()
-        for axes, task in zip(grid, tasks, strict=False):
-            draw_asked(axes, asked, task)
+def thinned(returns: np.ndarray) -> np.ndarray:
+    """Returns in increasing order; quantiles of them where they are many."""
+    return np.quantile(returns, np.linspace(0, 1, MAX_RUG)) if len(returns) > MAX_RUG else np.sort(returns)
 
 
-def names_in(asked: AskedReturns, task: str) -> list[str]:
-    """Return what a panel's legend has."""
-    lines = [line.name for line in asked.lines if line.task == task]
-    return [*lines, *asked.bands(task), DIAGONAL, *([RUG] if task in asked.data else [])]
-
-
-def draw_asked(axes: "Axes", asked: AskedReturns, task: str) -> None:
-    """Draw the lines of a task, the diagonal and the data's returns."""
-    lines = [line for line in asked.lines if line.task == task]
-    data = asked.data.get(task)
+def draw_targets(axes: "Axes", targets: TargetReturns, task: str) -> None:
+    """Draw the lines of a task, the diagonal where policies return their target, and the data's returns on the axis."""
+    lines = [line for line in targets.lines if line.task == task]
+    data = targets.data.get(task)
     places = np.concatenate([line.targets for line in lines] + ([data] if data is not None else []))
     low, high = min(0.0, float(places.min())), max(0.0, float(places.max()))
     axes.plot((low, high), (low, high), color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=DIAGONAL)
@@ -237,7 +210,7 @@ def draw_asked(axes: "Axes", asked: AskedReturns, task: str) -> None:
         if line.low is not None and line.high is not None:
             ends = np.maximum([line.mean - line.low, line.high - line.mean], 0)
         axes.errorbar(line.targets, line.mean, ends, label=line.name, **style)
-    for text in asked.bands(task):
+    for text in targets.bands(task):
         axes.errorbar([], [], [], color=STRONG_GREY, linestyle="none", label=text, **bars)
     if data is not None:
         style = {"color": STRONG_GREY, "alpha": 0.35, "markersize": 6, "markeredgewidth": 0.5, "clip_on": False}
@@ -245,25 +218,30 @@ def draw_asked(axes: "Axes", asked: AskedReturns, task: str) -> None:
         axes.plot(data, at_axis, "|", transform=axes.get_xaxis_transform(), label=RUG, zorder=2, **style)
     margin = 0.03 * (high - low or 1.0)
     axes.set_xlim(low - (margin if low < 0 else 0), high + margin)
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.yaxis.set_major_formatter):
-        set_formatter(lambda value, _: brief(value))
-    axes.set_xlabel("return asked for")
-    axes.set_ylabel("return achieved")
+    number_axis(axes.xaxis)
+    number_axis(axes.yaxis)
+    axes.set_xlabel("target return")
+    axes.set_ylabel("return")
     axes.set_title(task, loc="left")
-    add_legend(axes, names_in(asked, task))
+    add_legend(axes, _legend(targets, task))
 
 
-def asked_drawing(asked: AskedReturns) -> Drawing:
-    """Return what policies achieved over what they were asked for."""
+def _legend(targets: TargetReturns, task: str) -> list[str]:
+    lines = [line.name for line in targets.lines if line.task == task]
+    return [*lines, *targets.bands(task), DIAGONAL, *([RUG] if task in targets.data else [])]
+
+
+def target_drawing(targets: TargetReturns) -> Drawing:
+    """What policies returned for their targets; a panel per task."""
     lines = []
     points: list[Sequence[Any]] = []
     rows = []
-    for line in asked.lines:
+    for line in targets.lines:
         ends = [None] * 2 if line.low is None or line.high is None else [line.low, line.high]
         columns = [line.targets, line.mean, *(line.mean if values is None else values for values in ends)]
         for target, mean, low, high in zip(*(values.tolist() for values in columns), strict=True):
             band = [low, high] if line.band else ["", ""]
-            points.append([line.name, line.task, target, mean, *band, len(line.runs), asked.aggregate, line.band])
+            points.append([line.name, line.task, target, mean, *band, len(line.runs), targets.aggregate, line.band])
             rows.append((line.name, brief(target), brief(mean), between(low, high) if line.band else "-"))
         lines.append(
             {
@@ -278,34 +256,33 @@ def asked_drawing(asked: AskedReturns) -> Drawing:
                 "checkpoints": list(line.checkpoints),
             }
         )
-    data = {task: returns.tolist() for task, returns in asked.data.items()}
+    data = {task: returns.tolist() for task, returns in targets.data.items()}
+    panels = [partial(draw_targets, targets=targets, task=task) for task in targets.tasks]
     return Drawing(
         name="asked",
-        document={"lines": lines, "data_returns": data, "caption": asked.caption(), "notes": asked.notes},
+        size=panel_grid(len(panels), [_legend(targets, task) for task in targets.tasks], MORE_INCHES),
+        draw=lambda figure: draw_panels(figure, panels),
+        in_terminal=partial(_target_rows, targets),
+        document={"lines": lines, "data_returns": data, "caption": targets.caption(), "notes": targets.notes},
         fields=("label", "task", "asked", "achieved", "low", "high", "num_runs", "aggregate", "band"),
         points=points,
-        numbers=[float(value) for line in asked.lines for value in line.mean],
-        tables=[Table(["run", "asked", "achieved", "interval"], rows)],
-        write=lambda path: write_asked(asked, path),
-        in_terminal=lambda width: asked_rows(asked, width),
-        caption=asked.caption(),
-        notes=asked.notes,
+        numbers=[float(value) for line in targets.lines for value in line.mean],
+        tables=[Table(["run", "target", "return", "interval"], rows)],
+        caption=targets.caption(),
+        notes=targets.notes,
     )
 
 
-def asked_rows(asked: AskedReturns, width: int) -> list[Row]:
-    """Return the lines of each task in a terminal, with the diagonal."""
+def _target_rows(targets: TargetReturns, width: int) -> list[Row]:
     rows: list[Row] = []
-    for task in asked.tasks:
-        chosen = [line for line in asked.lines if line.task == task]
+    for task in targets.tasks:
+        chosen = [line for line in targets.lines if line.task == task]
         lines = [numbered(line.name, line.targets, line.mean, index) for index, line in enumerate(chosen)]
-        highest = max(float(line.targets[-1]) for line in chosen)
-        lowest = min(0.0, *(float(line.targets[0]) for line in chosen))
-        ends = np.array([lowest, highest])
+        ends = np.array([min(0.0, *(line.targets[0] for line in chosen)), max(line.targets[-1] for line in chosen)])
         lines.append(Line(DIAGONAL, ends, ends, DIM, "*"))
-        rows += [[(task, "")], *draw_lines(lines, width=width, x_name="asked for", y_name="return achieved")]
-        if task in asked.data:
-            low, *_, high = asked.data[task].tolist()
+        rows += [[(task, "")], *draw_lines(lines, width=width, x_name="target", y_name="return")]
+        if task in targets.data:
+            low, *_, high = targets.data[task].tolist()
             rows.append([(f"    the data returned {brief(low)} to {brief(high)}", "")])
         rows.append([])
     return rows

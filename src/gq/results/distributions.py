@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,22 @@ import numpy as np
 
 from gq.datasets.loading import load_dataset
 from gq.repair.health import Health, Histogram, histogram, suggested_targets
-from gq.results.drawing import Drawing, Table
-from gq.results.style import COLOURS, PANEL_INCHES, STRONG_GREY, brief, compact, picture
-from gq.results.terminal import Row
+from gq.results.style import (
+    COLOURS,
+    PANEL_INCHES,
+    STRONG_GREY,
+    Drawing,
+    Row,
+    Table,
+    brief,
+    count_axis,
+    number_axis,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROW_INCHES = (2 * PANEL_INCHES[0], 1.9)
 MIN_BAR_WIDTH = 8  # characters
@@ -41,7 +52,7 @@ class DataSummary:
     facts: dict[str, Any]  # numbers for tables and JSON
 
 
-def read_data(name: str) -> DataSummary:
+def read_summary(name: str) -> DataSummary:
     """Count the returns, lengths and rewards of a dataset.
 
     Args:
@@ -59,31 +70,29 @@ def read_data(name: str) -> DataSummary:
         "num_episodes": data.num_episodes,
         "num_transitions": data.num_transitions,
         "num_terminated": int(data.terminals[data.offsets[1:] - 1].sum()),
-        **statistics("return", returns),
-        **statistics("length", lengths),
-        **statistics("reward", data.rewards),
+        **_statistics("return", returns),
+        **_statistics("length", lengths),
+        **_statistics("reward", data.rewards),
     }
     rewards = Quantity("reward", "per step", "steps", histogram(data.rewards.astype(np.float64)), {})
-    quantities = (*of_episodes(histogram(returns), histogram(lengths), suggested_targets(returns)), rewards)
+    quantities = (*_of_episodes(histogram(returns), histogram(lengths), suggested_targets(returns)), rewards)
     source = Path(data.source).name if Path(data.source).is_absolute() else data.source
     return DataSummary(", ".join(filter(None, [source, data.task])), quantities, facts)
 
 
 def of_health(health: Health, title: str) -> DataSummary:
     """Return the histograms that `gq repair` made of a file's whole episodes."""
-    return DataSummary(title, of_episodes(health.returns, health.lengths, health.targets), {})
+    return DataSummary(title, _of_episodes(health.returns, health.lengths, health.targets), {})
 
 
-def of_episodes(returns: Histogram, lengths: Histogram, targets: dict[str, float]) -> tuple[Quantity, Quantity]:
-    """Return what is counted by episode."""
+def _of_episodes(returns: Histogram, lengths: Histogram, targets: dict[str, float]) -> tuple[Quantity, Quantity]:
     return (
         Quantity("return", "per episode", "episodes", returns, targets),
         Quantity("length", "steps", "episodes", lengths, {}),
     )
 
 
-def statistics(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return mean, standard deviation of these values, minimum and maximum under names that start with `name`."""
+def _statistics(name: str, values: np.ndarray) -> dict[str, float]:
     wide = values.astype(np.float64)
     found = {"mean": wide.mean(), "std": wide.std(), "min": wide.min(), "max": wide.max()}
     return {f"{name}_{key}": float(value) for key, value in found.items()}
@@ -96,21 +105,26 @@ def write_histograms(summaries: Sequence[DataSummary], path: Path) -> None:
         path: .png, .svg or .pdf; replaced if it is there.
 
     Raises:
-        GqError: matplotlib is not installed, or the file cannot be written.
+        GqError: the file cannot be written.
     """
-    num_columns = max(len(summary.quantities) for summary in summaries)
-    width, height = ROW_INCHES
-    with picture(path, (width, height * len(summaries))) as figure:
-        grid = figure.subplots(len(summaries), num_columns, squeeze=False)
-        for row, summary in zip(grid, summaries, strict=True):
-            for axes in row[len(summary.quantities) :]:
-                axes.set_axis_off()
-            for axes, quantity in zip(row, summary.quantities, strict=False):
-                draw_histogram(axes, quantity)
-            row[0].set_title(summary.title, loc="left", pad=14)
+    write_figure(path, _size(summaries), partial(_draw, summaries=summaries))
 
 
-def draw_histogram(axes: "Axes", quantity: Quantity) -> None:
+def _size(summaries: Sequence[DataSummary]) -> tuple[float, float]:
+    return ROW_INCHES[0], ROW_INCHES[1] * len(summaries)
+
+
+def _draw(figure: "Figure", summaries: Sequence[DataSummary]) -> None:
+    grid = figure.subplots(len(summaries), max(len(one.quantities) for one in summaries), squeeze=False)
+    for row, summary in zip(grid, summaries, strict=True):
+        for axes in row[len(summary.quantities) :]:
+            axes.set_axis_off()
+        for axes, quantity in zip(row, summary.quantities, strict=False):
+            _draw_histogram(axes, quantity)
+        row[0].set_title(summary.title, loc="left", pad=14)
+
+
+def _draw_histogram(axes: "Axes", quantity: Quantity) -> None:
     """Draw a histogram with its marks."""
     data = quantity.histogram
     axes.stairs(data.counts, data.edges, fill=True, color=COLOURS[0], alpha=0.35)
@@ -118,8 +132,8 @@ def draw_histogram(axes: "Axes", quantity: Quantity) -> None:
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(f"{quantity.name} ({quantity.unit})")
     axes.set_ylabel(quantity.counted)
-    axes.xaxis.set_major_formatter(lambda value, _: brief(value))
-    axes.yaxis.set_major_formatter(lambda value, _: compact(value))
+    number_axis(axes.xaxis)
+    count_axis(axes.yaxis)
     for value in quantity.marks.values():
         axes.axvline(value, color=STRONG_GREY, linewidth=0.7, linestyle=":")
     style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
@@ -149,7 +163,7 @@ def data_drawing(summaries: Sequence[DataSummary]) -> Drawing:
         rows.append((summary.title, *numbers, spread, brief(facts["return_max"]), brief(facts["length_mean"])))
     quantities = [(summary, quantity) for summary in summaries for quantity in summary.quantities]
     documents = [
-        summary.facts | {"histograms": {one.name: histogram_document(one) for one in summary.quantities}}
+        summary.facts | {"histograms": {one.name: _histogram_document(one) for one in summary.quantities}}
         for summary in summaries
     ]
     return Drawing(
@@ -165,19 +179,18 @@ def data_drawing(summaries: Sequence[DataSummary]) -> Drawing:
         ],
         numbers=[summary.facts["return_mean"] for summary in summaries],
         tables=[Table(headings, rows)],
-        write=lambda path: write_histograms(summaries, path),
-        in_terminal=lambda width: histogram_rows(summaries, width),
+        size=_size(summaries),
+        draw=partial(_draw, summaries=summaries),
+        in_terminal=partial(_histogram_rows, summaries),
     )
 
 
-def histogram_document(quantity: Quantity) -> dict[str, Any]:
-    """Return a histogram for JSON."""
+def _histogram_document(quantity: Quantity) -> dict[str, Any]:
     histogram = quantity.histogram
     return {"counted": quantity.counted, "edges": list(histogram.edges), "counts": list(histogram.counts)}
 
 
-def histogram_rows(summaries: Sequence[DataSummary], width: int) -> list[Row]:
-    """Return the histograms in a terminal, the bars as long as there is room for."""
+def _histogram_rows(summaries: Sequence[DataSummary], width: int) -> list[Row]:
     rows: list[Row] = []
     for summary in summaries:
         rows += [[(summary.title, "")], []]
