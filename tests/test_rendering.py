@@ -47,7 +47,8 @@ def test_a_gif_has_no_more_frames_than_players_show(run: Path, tmp_path: Path) -
 def test_two_films_at_once_have_names_of_their_own(run: Path, tmp_path: Path) -> None:
     copy = copy_run(run, tmp_path / "run")
     for _ in range(2):
-from gq.rollouts.episodes import EpisodeRequest, roll_out
+        render(copy, video=VideoOptions(width=32, height=32, overlay=False))
+    record_video(copy, Output(quiet=True))
     names = [path.name for path in (copy / "videos").iterdir()]
     assert all(re.fullmatch(r"\d{8}-\d{6}-\d{6}(-report)?\.mp4", name) for name in names), names
     assert len(names) == 3

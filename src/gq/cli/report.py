@@ -90,7 +90,7 @@ def record_video(run: Path, output: Output) -> None:
 
     output.note(f"recording a video of {run.name}")
     path = run / "videos" / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}-report.mp4"
-    render(run, video=VideoOptions(VIDEO_PIXELS, VIDEO_PIXELS, fps=VIDEO_FPS), output=path)
+    render(run, video=VideoOptions(width=VIDEO_PIXELS, height=VIDEO_PIXELS, fps=VIDEO_FPS), output=path)
 
 
 def overview(output: Output, facts: "Facts", path: str) -> Any:
