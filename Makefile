@@ -5,7 +5,10 @@ INSTALLED := $(VENV)/.installed
 # Passed to pip: the versions that are tested. An unpinned torch may bring gigabytes of CUDA packages.
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test lint types check-all completions commands package clean
+# A file's tests stay in one process: they share what takes long to make.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test other-arithmetic lint types check-all completions commands package clean
 
 demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
 	$(BIN)/gq download builtin/hopper/medium
@@ -14,7 +17,11 @@ demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its return
 	$(BIN)/gq render --latest --episodes 2
 
 test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+other-arithmetic: $(INSTALLED)  ## what computes, in bfloat16 where the processor has none, else in float32
+	GQ_PRECISION=$$($(BIN)/python -c "from gq.policies.compute import choose_compute as choose; \
+	  print('float32' if choose('cpu').bfloat16 else 'bfloat16')") $(PYTEST) -m "computes and not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,7 +31,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 check-all: $(INSTALLED)  ## with the slow tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 completions: $(INSTALLED)  ## regenerate the shell completions
 	$(BIN)/python scripts/write_completions.py

@@ -1,6 +1,7 @@
 """Settings, files and runs that the tests share."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,23 @@ if TYPE_CHECKING:
     from corruptions import Stream
     from downloading import Site
 
+# Each of several processes computes in its share of the cores.
+if num_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads.num_cores() // num_processes)))
 threads.prepare()
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let what libraries and children leave in the folder for temporary files go with the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,89 @@
+"""Run the tests in every arithmetic, with one and two threads, idle and under load; print a table.
+
+    .venv/bin/python scripts/test_matrix.py                            all rows, about ten minutes each on two cores
+    .venv/bin/python scripts/test_matrix.py --rows default avx2        some of them
+    .venv/bin/python scripts/test_matrix.py --python OTHER/bin/python     with another torch, say
+
+A row is an environment for pytest. Every row runs all tests but the slow ones, in one process for each core.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What makes torch and oneDNN compute as on a processor without AVX-512 and bfloat16.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "GQ_PRECISION": "float32",
+}
+ROWS = {
+    "default": {},
+    "again": {},
+    "and again": {},
+    "float32": {"GQ_PRECISION": "float32"},
+    "bfloat16": {"GQ_PRECISION": "bfloat16"},
+    "avx2": AVX2,
+    "avx2, bfloat16": AVX2 | {"GQ_PRECISION": "bfloat16"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
+    "load": {},
+}
+COUNTS = ("passed", "failed", "error", "skipped")
+BUSY = "while True: pass"
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def run(python: str, row: str, arguments: list[str]) -> dict[str, float]:
+    """Run the tests; return how many passed and so on, the seconds, and those of CPU in this process's children."""
+    environment = {**os.environ, **ROWS[row], "PYTHONPATH": str(ROOT / "src")}
+    command = [python, "-m", "pytest", "-o", "addopts=--strict-markers", "-m", "not slow", "--tb=short", "-n"]
+    command += [str(num_cores()), "--dist", "loadfile", *arguments]
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(num_cores() if row == "load" else 0)]
+    began, before = time.monotonic(), os.times()
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        after = os.times()
+        for process in busy:
+            process.kill()
+            process.wait()
+    last = done.stdout.splitlines()[-1] if done.stdout else done.stderr
+    print(f"{row}: {last}", file=sys.stderr)
+    if done.returncode:
+        print(done.stdout[-20_000:], done.stderr[-2_000:], file=sys.stderr)
+    counts = {name: float((re.search(rf"(\d+) {name}", last) or [0, 0])[1]) for name in COUNTS}
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return counts | {"seconds": time.monotonic() - began, "CPU seconds": cpu}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
+    parser.add_argument(
+        "--python", nargs="+", default=[sys.executable], help="interpreters, each with gq's requirements"
+    )
+    parser.add_argument("arguments", nargs="*", help="for pytest, after --: files, -k EXPRESSION")
+    given = parser.parse_args()
+    columns = [*COUNTS, "seconds", "CPU seconds"]
+    print("| torch | row | " + " | ".join(columns) + " |")
+    print("| --- | --- |" + " ---: |" * len(columns))
+    for python in given.python:
+        shown = "import torch; print(torch.__version__)"
+        version = subprocess.run([python, "-c", shown], capture_output=True, text=True, check=True).stdout.strip()
+        for row in given.rows:
+            found = run(python, row, given.arguments)
+            print(f"| {version} | {row} | " + " | ".join(f"{found[name]:.0f}" for name in columns) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
