@@ -23,6 +23,7 @@ threads.prepare()
 ROOT = Path(__file__).parents[1]
 KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
+OWN_RECORDINGS = Path(__file__).parent / "data" / "recorded"  # see the README there
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,10 +48,25 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fixtures() -> Path:
-    """Return the folder of arrays recorded from the original programs, or skip."""
+    """Return the folder of what was recorded from the original programs; without it, of what is kept here of it."""
     folder = Path(os.environ.get("GQ_FIXTURES", SHARED / "fixtures"))
+    return folder if folder.is_dir() else OWN_RECORDINGS
+
+
+@pytest.fixture
+def all_fixtures(fixtures: Path) -> Path:
+    """Return the folder of all that was recorded, or skip."""
+    if fixtures == OWN_RECORDINGS:
+        pytest.skip("this recording is not in the repository")
+    return fixtures
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Return the folder of real datasets beside the checkout, or skip."""
+    folder = SHARED / "data"
     if not folder.is_dir():
-        pytest.skip(f"no recorded arrays in {folder}")
+        pytest.skip(f"no datasets in {folder}")
     return folder
 
 

@@ -22,7 +22,7 @@ from gq.repair.transitions import replay_transitions
 from gq.repair.verdicts import BREAK, FOLLOWS, UNKNOWN, by_flags
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")
+needs_shared = pytest.mark.usefixtures("shared_data")
 FILES = {
     "hopper-medium": "Hopper-v5",
     "hopper-medium-replay": "Hopper-v5",

@@ -105,7 +105,7 @@ def test_a_file_that_names_another_environment_is_said_and_recorded(site: Site) 
     assert load_dataset(D4RL_HOPPER).task == "Hopper-v5"
 
 
-@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the shared data are absent")
+@pytest.mark.usefixtures("shared_data")
 def test_a_real_file_of_the_v0_layout(site: Site) -> None:
     site.start()
     source = SHARED / "data" / "hopper-medium-v0layout.hdf5"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import SHARED
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import differing_engines, installed_engines, mismatch, recorded_engines
@@ -296,11 +295,8 @@ def test_what_cannot_be_replayed_is_refused(
         "humanoid-medium",
     ],
 )
-def test_recorded_data_of_trained_policies(name: str) -> None:
-    path = SHARED / "data" / f"{name}.hdf5"
-    if not path.is_file():
-        pytest.skip(f"no recorded data in {path.parent}")
-    data = read_trajectories(path)
+def test_recorded_data_of_trained_policies(shared_data: Path, name: str) -> None:
+    data = read_trajectories(shared_data / f"{name}.hdf5")
     if differing_engines(recorded_engines(data.attributes), installed_engines()):
         pytest.skip("recorded with another engine")
     short = data.select(np.argsort(data.lengths)[: 1 if "humanoid" in name else 3])
@@ -310,11 +306,8 @@ def test_recorded_data_of_trained_policies(name: str) -> None:
     assert report.recorded["env_id"] == report.task
 
 
-def test_minari_and_pickle_forms_replay_alike() -> None:
-    folder: Path = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no recorded data in {folder}")
-    paths = [folder / "minari/mujoco/hopper/medium-v0", folder / "hopper-medium-20ep.pkl"]
+def test_minari_and_pickle_forms_replay_alike(shared_data: Path) -> None:
+    paths = [shared_data / "minari/mujoco/hopper/medium-v0", shared_data / "hopper-medium-20ep.pkl"]
     reports = [replay_drift(read_trajectories(path), 1) for path in paths]
     assert reports[0].error_quantiles == reports[1].error_quantiles
     assert reports[0].verdict == reports[1].verdict == "same physics"

@@ -20,7 +20,7 @@ from gq.data.trajectories import Trajectories
 from gq.errors import DataError, GqError, UsageError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")
+needs_shared = pytest.mark.usefixtures("shared_data")
 
 
 def rows(lengths: list[int], *, terminated: list[bool], width: int = 11, num_actions: int = 3) -> dict[str, np.ndarray]:

@@ -340,25 +340,25 @@ def test_an_imported_run_cannot_be_trained_on(reacher: ImportedRun) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("file", "layout"), [("a", "A"), ("c", "C"), ("cprime", "C'")])
-def test_recorded_files_become_runs(fixtures: Path, file: str, layout: str) -> None:
-    printed = document("download", fixtures / f"tdmpc2_layout_{file}.pt", "--task", "reacher-easy")
+def test_recorded_files_become_runs(all_fixtures: Path, file: str, layout: str) -> None:
+    printed = document("download", all_fixtures / f"tdmpc2_layout_{file}.pt", "--task", "reacher-easy")
     assert printed["layout"] == layout
     found = load_run(Path(printed["run"]), Acting(device="cpu")).model.state_dict()
-    expected = import_tdmpc2(fixtures / "tdmpc2_layout_a.pt").state
+    expected = import_tdmpc2(all_fixtures / "tdmpc2_layout_a.pt").state
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 @pytest.mark.parity
 def test_recorded_files_that_must_be_refused_are(
-    fixtures: Path, tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
+    all_fixtures: Path, tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(fixtures / "tdmpc2_layout_d.pt", "cartpole-swingup-1.pt")
+    shutil.copy(all_fixtures / "tdmpc2_layout_d.pt", "cartpole-swingup-1.pt")
     stderr = refused("download", "cartpole-swingup-1.pt", exit_code=1)
     assert (
         "hint: these can be read: gq download tdmpc2/cartpole-swingup-2, gq download tdmpc2/cartpole-swingup-3"
         in stderr
     )
-    refused("download", fixtures / "malicious_checkpoint.pt", "--task", "reacher-easy", exit_code=1)
+    refused("download", all_fixtures / "malicious_checkpoint.pt", "--task", "reacher-easy", exit_code=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cartpole-swingup-1.pt"]
     assert not own_home.exists()

@@ -77,9 +77,9 @@ def assert_same_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 @pytest.mark.parity
 @pytest.mark.parametrize(("file", "layout"), [("a", "A"), ("c", "C"), ("cprime", "C'")])
 @torch.no_grad()
-def test_an_official_file_computes_what_the_official_code_computes(fixtures, file, layout):
-    recorded = Recorded(fixtures / "tdmpc2_layouts_expected.npz")
-    found = import_tdmpc2(fixtures / f"tdmpc2_layout_{file}.pt")
+def test_an_official_file_computes_what_the_official_code_computes(all_fixtures, file, layout):
+    recorded = Recorded(all_fixtures / "tdmpc2_layouts_expected.npz")
+    found = import_tdmpc2(all_fixtures / f"tdmpc2_layout_{file}.pt")
     assert (found.layout, found.size, found.episodic, found.notes) == (layout, "", False, ())
     assert (found.observation_dim, found.action_dim) == (recorded.meta["obs_dim"], recorded.meta["action_dim"])
     names = {"encoder_dim": "enc_dim", "num_encoder_layers": "num_enc_layers", "simplex_dim": "simnorm_dim"}
@@ -101,17 +101,17 @@ def test_an_official_file_computes_what_the_official_code_computes(fixtures, fil
 
 
 @pytest.mark.parity
-def test_the_layouts_give_the_same_bits(fixtures):
-    states = [import_tdmpc2(fixtures / f"tdmpc2_layout_{file}.pt").state for file in ("a", "c", "cprime")]
+def test_the_layouts_give_the_same_bits(all_fixtures):
+    states = [import_tdmpc2(all_fixtures / f"tdmpc2_layout_{file}.pt").state for file in ("a", "c", "cprime")]
     assert_same_state(states[1], states[0])
     assert_same_state(states[2], states[0])
-    source = torch.load(fixtures / "tdmpc2_layout_a.pt", map_location="cpu", weights_only=True)["model"]
+    source = torch.load(all_fixtures / "tdmpc2_layout_a.pt", map_location="cpu", weights_only=True)["model"]
     assert_same_state(states[0], {name: source[official_name(name, "A")] for name in states[0]})
 
 
 @pytest.mark.parity
-def test_the_layout_from_before_the_release_is_refused_with_the_reason(fixtures, tmp_path):
-    path = fixtures / "tdmpc2_layout_d.pt"
+def test_the_layout_from_before_the_release_is_refused_with_the_reason(all_fixtures, tmp_path):
+    path = all_fixtures / "tdmpc2_layout_d.pt"
     with pytest.raises(DataError, match="layout from before the release, of which an operation is unknown") as caught:
         import_tdmpc2(path)
     assert "gq download --list tdmpc2" in caught.value.hint
@@ -124,17 +124,17 @@ def test_the_layout_from_before_the_release_is_refused_with_the_reason(fixtures,
 
 
 @pytest.mark.parity
-def test_the_malicious_file_is_refused_and_runs_nothing(fixtures, tmp_path, monkeypatch):
+def test_the_malicious_file_is_refused_and_runs_nothing(all_fixtures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"asks for io\.open"):
-        import_tdmpc2(fixtures / "malicious_checkpoint.pt")
+        import_tdmpc2(all_fixtures / "malicious_checkpoint.pt")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parity
 @torch.no_grad()
-def test_an_episodic_model_brings_its_termination_network(fixtures, tmp_path):
-    recorded = Recorded(fixtures / "tdmpc2_episodic.npz")
+def test_an_episodic_model_brings_its_termination_network(all_fixtures, tmp_path):
+    recorded = Recorded(all_fixtures / "tdmpc2_episodic.npz")
     found = imported(tmp_path, recorded.under("w/"))
     assert (found.layout, found.episodic) == ("C", True)
     assert_close(loaded(found).termination_logits(recorded["fwd/z"])[:, None], recorded["fwd/termination_logit"])

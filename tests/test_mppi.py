@@ -67,8 +67,8 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         ("tdmpc2_episodic", "eval_t0"),
     ],
 )
-def test_a_plan_with_recorded_draws_is_the_recorded_one(fixtures: Path, file: str, name: str) -> None:
-    arrays = read_arrays(fixtures / f"{file}.npz")
+def test_a_plan_with_recorded_draws_is_the_recorded_one(all_fixtures: Path, file: str, name: str) -> None:
+    arrays = read_arrays(all_fixtures / f"{file}.npz")
     call = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
     model = recorded_model(arrays, episodic=file == "tdmpc2_episodic")
     planner = Planner(model, SMALL, discount=DISCOUNT)

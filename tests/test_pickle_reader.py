@@ -166,7 +166,7 @@ def test_any_damage_ends_in_a_value_or_a_data_error(tmp_path, protocol, changes)
         load_pickle(path)
 
 
-@pytest.mark.skipif(not SHARED_PICKLE.exists(), reason="the shared data are absent")
+@pytest.mark.usefixtures("shared_data")
 def test_the_shared_pickle_equals_pickle():
     found = load_pickle(SHARED_PICKLE)
     assert_same(found, pickle.loads(SHARED_PICKLE.read_bytes()))

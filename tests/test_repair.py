@@ -18,7 +18,7 @@ from gq.files import sha256
 from gq.repair.repair import repair
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")
+needs_shared = pytest.mark.usefixtures("shared_data")
 
 
 # --- healthy files ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import SHARED
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
 from gq.envs.make import make
 from gq.envs.tasks import TASKS
@@ -166,17 +165,9 @@ FILES = {
 }
 
 
-@pytest.fixture
-def data_folder() -> Path:
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no recorded data in {folder}")
-    return folder
-
-
 @pytest.mark.parametrize(("name", "task"), FILES.items())
-def test_stored_steps_are_predicted_and_boundaries_are_not(data_folder: Path, name: str, task: str) -> None:
-    with h5py.File(data_folder / name) as file:
+def test_stored_steps_are_predicted_and_boundaries_are_not(shared_data: Path, name: str, task: str) -> None:
+    with h5py.File(shared_data / name) as file:
         if differing_engines(recorded_engines(file.attrs), installed_engines()):
             pytest.skip("recorded with another engine")
         ends = np.flatnonzero(file["terminals"][()] | file["timeouts"][()])[:-1]

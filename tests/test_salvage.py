@@ -16,7 +16,7 @@ from gq.errors import DataError
 from gq.repair.repair import repair
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are absent")
+needs_shared = pytest.mark.usefixtures("shared_data")
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_settings_beside_the_tensors_are_inert_and_their_modules_not_imported(tm
 # --- what must not run ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not MALICIOUS.exists(), reason="the shared fixtures are absent")
+@pytest.mark.usefixtures("all_fixtures")
 def test_the_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"asks for io\.open, which no checkpoint needs") as caught:
