@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,17 @@ threads.prepare()
 ROOT = Path(__file__).parents[1]
 KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
+NOT_KEPT = "not among the recordings in the repository; GQ_FIXTURES names a folder of all"
 OWN_RECORDINGS = Path(__file__).parent / "data" / "recorded"  # see the README there
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let `pytest -rs` list skipped tests by their reasons alone, however many places there are."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = ("tests", None, report.longrepr[2])  # type: ignore[assignment]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +67,7 @@ def fixtures() -> Path:
 def all_fixtures(fixtures: Path) -> Path:
     """Return the folder of all that was recorded, or skip."""
     if fixtures == OWN_RECORDINGS:
-        pytest.skip("this recording is not in the repository")
+        pytest.skip(NOT_KEPT)
     return fixtures
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import OWN_RECORDINGS
+from conftest import NOT_KEPT, OWN_RECORDINGS
 from gq.algos.dt import action_loss
 from gq.algos.supervised import SupervisedLearner
 from gq.config import OptimConfig, TrainConfig
@@ -45,7 +45,7 @@ class Recorded:
 
     @staticmethod
     def skip() -> None:
-        pytest.skip("this recording is not in the repository")
+        pytest.skip(NOT_KEPT)
 
     def has(self, name: str) -> bool:
         return name in self.arrays

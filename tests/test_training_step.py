@@ -187,14 +187,15 @@ def curve(learner: SupervisedLearner, *, after: Callable[[], None] = lambda: Non
 
 @pytest.mark.parametrize("model", [QWEN3, GPT2])
 def test_losses_in_bfloat16_follow_those_in_float32(model: ModelConfig) -> None:
-    """Within 15 % at every tenth of the way, while the loss falls by more than nine tenths.
+    """Within 12 % at the end and 25 % at every tenth of the way, while the loss falls by more than nine tenths.
 
-    Curves of four seeds in float32 differ by 13 to 60 %; another number of threads alone moves one by 8 %. Weights that
-    are themselves rounded to bfloat16 lose 50 to 70 % at the end.
+    With five seeds they were within 4 % at the end and 9 % on the way, where another number of threads alone moves a
+    curve by 8 %. Weights that are themselves rounded to bfloat16 lose 37 to 77 % at the end.
     """
     exact, rounded = curve(make_learner(model)), curve(make_learner(model, BFLOAT16))
     assert exact[-1] < 0.1 * exact[0]
-    np.testing.assert_allclose(rounded, exact, rtol=0.15)
+    np.testing.assert_allclose(rounded, exact, rtol=0.25)
+    assert rounded[-1] == pytest.approx(exact[-1], rel=0.12)
 
     faulty = make_learner(model, BFLOAT16)
 
@@ -203,7 +204,7 @@ def test_losses_in_bfloat16_follow_those_in_float32(model: ModelConfig) -> None:
             for weight in faulty.model.parameters():
                 weight.copy_(weight.bfloat16())
 
-    assert curve(faulty, after=round_weights)[-1] > 1.3 * exact[-1]
+    assert curve(faulty, after=round_weights)[-1] > 1.2 * exact[-1]
 
 
 # --- compiled and captured updates ------------------------------------------------------------------------------------
