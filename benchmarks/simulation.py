@@ -16,8 +16,7 @@ import statistics
 import time
 
 from gq.data.trajectories import Trajectories
-from gq.datasets.builtin import num_cores, simulate
-from gq.datasets.builtin_worker import NUM_SLOTS, simulate_in_workers
+from gq.datasets.builtin import NUM_SLOTS, num_cores, simulate, simulate_in_workers
 from gq.policies.packaged import ENVIRONMENTS, LEVELS
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gq.datasets.builtin_worker import simulate_policy
+from gq.datasets.builtin import simulate_policy
 from gq.envs.make import make
 from gq.files import atomic_path
 from gq.policies.packaged import Network, PackagedPolicy

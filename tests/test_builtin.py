@@ -13,8 +13,7 @@ import pytest
 from commandline import PATIENCE_S
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
-from gq.datasets.builtin import download_builtin, simulate
-from gq.datasets.builtin_worker import simulate_in_workers, simulate_policy
+from gq.datasets.builtin import download_builtin, simulate, simulate_in_workers, simulate_policy
 from gq.datasets.catalog import ENTRIES
 from gq.errors import GqError, UsageError
 from gq.policies.packaged import ENVIRONMENTS, NAMES, Network, PackagedPolicy, Slots, load_policy
@@ -276,7 +275,7 @@ def test_a_worker_that_fails_gives_one_error_with_its_reason(tmp_path: Path, mon
 def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     code = f"""
 import signal
-import gq.datasets.builtin_worker as worker
+import gq.datasets.builtin as worker
 from gq.datasets.builtin import simulate
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
 start, pids = worker.start_worker, []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LEGEND = "~ is about; returns with ~ are read off a training curve. More of a row: gq download --list WORD"
 
 
-def size_text(num_bytes: int, *, is_exact: bool) -> str:
+def size_text(num_bytes: int, is_exact: bool = False) -> str:
     """Return a size for people: `about 110 MB`, or `2.95 GB` where it is known; 0 bytes are of an unknown size."""
     if not num_bytes:
         return "unknown size"
@@ -80,33 +80,30 @@ def list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[
             continue
         yield (
             document["id"],
-            size_text(document["size_bytes"], is_exact=document["size_is_exact"]).replace("about ", "~"),
+            size_text(document["size_bytes"], document["size_is_exact"]).replace("about ", "~"),
             rows_text(document),
             return_text(document),
             document["licence"],
             {"cached": "yes", "damaged": "damaged"}.get(document["state"], "no"),
         )
     for word, of_kind in folded.items():
-        sizes = [size_text(size(document["size_bytes"] for document in of_kind), is_exact=True) for size in (min, max)]
+        sizes = [size_text(size(document["size_bytes"] for document in of_kind), True) for size in (min, max)]
         name = f"{of_kind[0]['kind']}: {len(of_kind)} more with --list {word}"
         yield name, f"~{sizes[0]} to {sizes[1]}", "", "", of_kind[0]["licence"], "no"
 
 
 def rows_text(document: dict[str, Any]) -> str:
     """Return a number of rows for people."""
-    if document["num_transitions"] is None:
-        return ""
     sign = "" if document["returns_source"] == "counted in the file" else "~"
-    return f"{sign}{document['num_transitions']:,}"
+    return "" if document["num_transitions"] is None else f"{sign}{document['num_transitions']:,}"
 
 
 def return_text(document: dict[str, Any]) -> str:
     """Return a mean return for people, with its standard deviation where that is known."""
-    if document["return_mean"] is None:
+    mean, std = document["return_mean"], document["return_std"]
+    if mean is None:
         return ""
-    if document["return_std"] is None:
-        return f"~{document['return_mean']:.0f}"
-    return f"{document['return_mean']:.0f} ± {document['return_std']:.0f}"
+    return f"~{mean:.0f}" if std is None else f"{mean:.0f} ± {std:.0f}"
 
 
 def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int | None, force: bool) -> None:
@@ -125,10 +122,10 @@ def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int
     total = sum(document["size_bytes"] for document in documents if not document["action"].startswith("nothing"))
     lines = []
     for document in documents:
-        size = size_text(document["size_bytes"], is_exact=document["size_is_exact"])
+        size = size_text(document["size_bytes"], document["size_is_exact"])
         lines.append(f"{document['id']}: {document['action']}, {size}, {document['licence']}")
         lines += [f"  from {document['from']}", f"  to   {document['path']}"]
-    lines.append(f"{size_text(total, is_exact=False)} in all; nothing was done")
+    lines.append(f"{size_text(total)} in all; nothing was done")
     paths = "\n".join(document["path"] for document in documents)
     output.result({"datasets": documents, "total_bytes": total}, quiet=paths, human="\n".join(lines))
 

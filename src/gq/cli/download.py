@@ -1,6 +1,7 @@
-"""`gq download`."""
+"""`gq download`: datasets and checkpoints into the cache, and runs of checkpoints."""
 
-import dataclasses
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from gq.errors import UsageError
 
 if TYPE_CHECKING:
     from gq.datasets.catalog import DatasetEntry
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth")
 
 EXAMPLES = """\b
 Examples:
@@ -79,13 +82,14 @@ def download(
     chosen = [name for name, is_on in modes.items() if is_on]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} do not go together", hint="give one of them")
-    from gq.cli import checkpoints, datasets
+    from gq.cli import datasets
 
+    names = names or []
     if list_all:
-        datasets.show_list(output, names or [])
+        datasets.show_list(output, names)
         return
-    files = [] if chosen else [name for name in names or [] if checkpoints.is_file_name(name)]
-    ids = [name for name in names or [] if name not in files]
+    files = [] if chosen else [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
+    ids = [name for name in names if name not in files]
     entries = selected(ids, level, all_levels)
     if verify:
         datasets.show_verified(output, entries)
@@ -99,11 +103,11 @@ def download(
         datasets.show_plan(output, entries, transitions=transitions, force=force)
     else:
         settings = {"num_transitions": transitions, "force": force, "offline": offline}
-        tasks = checkpoints.tasks_of(entries, files, task)
+        tasks = tasks_of(entries, files, task)
         documents = fetch_all(output, entries, settings, tasks)
         for file in files:
-            documents.append({"path": file, **checkpoints.import_file(output, Path(file), task, force=force)})
-        show_results(output, documents, is_single=len(names or []) == 1 and not all_levels)
+            documents.append({"path": file, **import_file(output, Path(file), task, force=force)})
+        show_results(output, documents, is_single=len(names) == 1 and not all_levels)
         if not (level or all_levels):
             tell_other_levels(output, ids)
 
@@ -124,31 +128,32 @@ def selected(names: list[str], level: str | None, all_levels: bool) -> "list[Dat
     return list({entry.id: entry for entry in found}.values())
 
 
+# --- getting ----------------------------------------------------------------------------------------------------------
+
+
 def fetch_all(
     output: Output, entries: "list[DatasetEntry]", settings: dict[str, Any], tasks: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Get datasets and checkpoints one after the other, import the latter for their tasks, and return documents."""
-    from gq.cli.checkpoints import import_fetched
     from gq.cli.datasets import size_text
     from gq.datasets.cache import cached
     from gq.datasets.download import address_of
     from gq.datasets.loading import download as download_dataset
 
+    missing = [entry for entry in entries if settings["force"] or not cached(entry)]
     if len(entries) > 1:
-        missing = [entry for entry in entries if settings["force"] or not cached(entry)]
-        size = size_text(sum(entry.size_bytes for entry in missing), is_exact=False)
+        size = size_text(sum(entry.size_bytes for entry in missing))
         output.note(f"{len(entries)} datasets, {len(missing)} of them to get: {size} in all")
     documents = []
     for entry in entries:
-        if entry.kind != "builtin" and (settings["force"] or not cached(entry)):
-            size = size_text(entry.size_bytes, is_exact=entry.size_is_exact)
-            output.note(f"{entry.id}: {size} from {address_of(entry)}")
+        if entry.kind != "builtin" and entry in missing:
+            output.note(f"{entry.id}: {size_text(entry.size_bytes, entry.size_is_exact)} from {address_of(entry)}")
         verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
         with output.progress(verb, unit=unit) as move:  # without the id, lest rate and time left wrap
             done = download_dataset(entry.id, **settings, progress=move, note=output.note)
-        document = {**dataclasses.asdict(done), "path": str(done.path)}
+        document = {**asdict(done), "path": str(done.path)}
         if entry.id in tasks:
-            document |= import_fetched(output, entry, done, tasks[entry.id], force=settings["force"])
+            document |= import_fetched(output, entry, done.path, tasks[entry.id], force=settings["force"])
         else:
             output.note(
                 f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
@@ -175,7 +180,59 @@ def tell_other_levels(output: Output, names: list[str]) -> None:
             continue
         got = registry.resolve(name)
         others = [entry for entry in GROUPS[got.group].values() if entry is not got]
-        listed = ", ".join(
-            f"--level {entry.level} ({size_text(entry.size_bytes, is_exact=entry.size_is_exact)})" for entry in others
-        )
-        output.note(f"this was {got.level}; gq download {name} {listed}, or --all")
+        sizes = [f"--level {entry.level} ({size_text(entry.size_bytes, entry.size_is_exact)})" for entry in others]
+        output.note(f"this was {got.level}; gq download {name} {', '.join(sizes)}, or --all")
+
+
+# --- official TD-MPC2 checkpoints, of which runs are made -------------------------------------------------------------
+
+
+def tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None) -> dict[str, str]:
+    """Return the task that each checkpoint is imported for, by id; "" where gq has none of its tasks.
+
+    Raises:
+        UsageError: a checkpoint holds many tasks and none was asked for, or is not for the one that was, or a file or
+            any checkpoint is missing.
+    """
+    from gq.official.names import checkpoint_task
+
+    for file in files:
+        if not Path(file).expanduser().is_file():
+            raise UsageError(f"there is no file {file}", hint="name a .pt file, or see gq download --list tdmpc2")
+    tasks = {entry.id: checkpoint_task(entry, asked) for entry in entries if entry.kind == "tdmpc2"}
+    if asked and not tasks and not files:
+        raise UsageError("--task is for checkpoints", hint="for example gq download tdmpc2/mt30-19M --task walker-walk")
+    return tasks
+
+
+def import_fetched(output: Output, entry: "DatasetEntry", file: Path, task: str, *, force: bool) -> dict[str, Any]:
+    """Make a run of a checkpoint in the cache; return what the document says of it, without a run nothing."""
+    if not task:
+        output.note(f"{entry.id} is kept as it is: gq does not simulate {entry.task}")
+        return {"run": None}
+    from gq.datasets.cache import read_record
+
+    source = read_record(entry).source
+    kind = "official" if entry.task == task else f"official-{entry.task}"
+    settings = {"source": source.where if source else "", "licence": entry.licence, "force": force}
+    return import_file(output, file, task, label=f"{kind}-{entry.level.lower()}", **settings)
+
+
+def import_file(output: Output, file: Path, task: str | None, **settings: Any) -> dict[str, Any]:
+    """Make a run of a file, say so, and return what the document says of it."""
+    from gq import threads
+
+    threads.prepare()
+    from gq.official.imported_runs import import_run
+
+    found = import_run(file.expanduser(), task or "", **settings)
+    state = "; it was imported before" if found.was_there else ""
+    output.note(
+        f"{found.task}: size {found.size}, {found.parameters:,} parameters, layout {found.provenance.layout}{state}"
+    )
+    for note in found.provenance.notes:
+        output.note(f"known of it: {note}")
+    output.note(f"next: gq eval {shlex.quote(found.run.name)}")
+    document = {**asdict(found), "run": str(found.run), **asdict(found.provenance)}
+    del document["provenance"]
+    return document
