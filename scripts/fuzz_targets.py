@@ -140,7 +140,7 @@ def load_plan_data(seeds: Path) -> Make:
     import numpy as np
     from fuzz_hdf5 import change_structure
 
-    from gq.speculation.plan_data import ARRAYS, PlanEpisode, read_plan_data, write_plan_data
+    from gq.speculation.samples import ARRAYS, PlanEpisode, read_plan_data, write_plan_data
 
     arrays: dict[str, Any] = {name: np.zeros((3, 2, 2)[: 1 + name.startswith("plan")], np.float32) for name in ARRAYS}
     episodes = [PlanEpisode(**arrays, number=number, round=0, driver="planner", seed=0) for number in range(2)]

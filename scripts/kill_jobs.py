@@ -165,7 +165,7 @@ class Files(Job):
         """Read every data file."""
         from gq.data.reading import read_trajectories
         from gq.errors import GqError
-        from gq.speculation.plan_data import read_plan_data
+        from gq.speculation.samples import read_plan_data
 
         for name in self.results:
             file = folder / name

@@ -25,12 +25,19 @@ from gq.policies.correctors import load_corrector
 from gq.policies.loading import Acting, load_run
 from gq.rollouts.collect import episode_start
 from gq.speculation.distil import distill
-from gq.speculation.lesson import DistillLearner, Lesson, ValueGap, action_errors, corrector_loss, value_scale
-from gq.speculation.plan_collection import PlannerDriver, StudentDriver, Teacher, collect_episode
-from gq.speculation.plan_data import PlanEpisode, read_plan_data, write_plan_data
-from gq.speculation.samples import Samples, build_samples
-from gq.speculation.settings import DistillSettings, prepare
-from gq.speculation.training import TrainSettings, measure, train_corrector
+from gq.speculation.drivers import PlannerDriver, StudentDriver, Teacher, collect_episode
+from gq.speculation.rounds import DistillSettings, prepare
+from gq.speculation.samples import Batch, PlanEpisode, Samples, build_samples, read_plan_data, write_plan_data
+from gq.speculation.training import (
+    CorrectorLearner,
+    TrainSettings,
+    ValueGap,
+    action_errors,
+    corrector_loss,
+    measure,
+    train_corrector,
+    value_scale,
+)
 from test_corrector import LATENT, make_corrector, make_inputs
 from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
@@ -65,27 +72,27 @@ def distilled(pendulum: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-def make_lesson(num: int = 5, action_dim: int = ACTION, std: float = 0.05) -> Lesson:
+def make_batch(num: int = 5, action_dim: int = ACTION, std: float = 0.05) -> Batch:
     inputs = make_inputs(num, action_dim)
-    return Lesson(inputs, inputs.plan_action * 0.5, torch.full_like(inputs.plan_action, std))
+    return Batch(inputs, inputs.plan_action * 0.5, torch.full_like(inputs.plan_action, std))
 
 
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_shapes_that_would_be_broadcast_are_refused(action_dim: int) -> None:
-    lesson = make_lesson(action_dim=action_dim)
-    assert action_errors(lesson.label, lesson).tolist() == [0] * 5
+    batch = make_batch(action_dim=action_dim)
+    assert action_errors(batch.label, batch).tolist() == [0] * 5
     with pytest.raises(AssertionError):
-        action_errors(lesson.label[:, 0], lesson)
+        action_errors(batch.label[:, 0], batch)
     with pytest.raises(AssertionError):
-        action_errors(lesson.label, lesson._replace(label=lesson.label[:, 0]))
+        action_errors(batch.label, batch._replace(label=batch.label[:, 0]))
 
 
 def test_errors_are_huber_and_count_less_where_the_teacher_is_unsure() -> None:
-    lesson = make_lesson(num=3, action_dim=1)._replace(label=torch.zeros(3, 1))
-    small, large, unsure = action_errors(torch.tensor([[0.02], [0.5], [0.5]]), lesson).tolist()
+    batch = make_batch(num=3, action_dim=1)._replace(label=torch.zeros(3, 1))
+    small, large, unsure = action_errors(torch.tensor([[0.02], [0.5], [0.5]]), batch).tolist()
     assert small == pytest.approx(0.02**2 / 2 / 0.1)
     assert large == pytest.approx(0.5 - 0.05)
-    unsure = float(action_errors(torch.full((3, 1), 0.5), lesson._replace(label_std=torch.full((3, 1), 0.5)))[0])
+    unsure = float(action_errors(torch.full((3, 1), 0.5), batch._replace(label_std=torch.full((3, 1), 0.5)))[0])
     assert unsure == pytest.approx(large / 10)
 
 
@@ -96,21 +103,21 @@ def test_the_value_term_pulls_to_actions_that_the_teacher_values(monkeypatch: py
         return 3 * actions[:, 0] * torch.ones(2, 1) + 0 * latents[:, 0]
 
     monkeypatch.setattr(teacher, "q_values", q_values)
-    lesson = make_lesson()
-    actions = lesson.label.clone().requires_grad_()
+    batch = make_batch()
+    actions = batch.label.clone().requires_grad_()
     gap = ValueGap(teacher, 6.0)
-    lost = gap(lesson.inputs.real, actions - 0.2, lesson.label)
+    lost = gap(batch.inputs.real, actions - 0.2, batch.label)
     assert lost.tolist() == pytest.approx([0.1] * 5)
     lost.sum().backward()
     assert actions.grad is not None
     assert actions.grad[:, 0].tolist() == pytest.approx([-0.5] * 5)
     assert actions.grad[:, 1].tolist() == [0] * 5
     corrector = make_corrector("two-tower", is_fresh=True)
-    without = corrector_loss(corrector, lesson)
-    terms = corrector_loss(corrector, lesson, value_gap=gap, value_weight=2.0)
+    without = corrector_loss(corrector, batch)
+    terms = corrector_loss(corrector, batch, value_gap=gap, value_weight=2.0)
     assert torch.equal(terms.action, without.loss.detach())
     torch.testing.assert_close(terms.loss.detach(), terms.action + 2 * terms.value)
-    assert value_scale(teacher, lesson.inputs.real, torch.linspace(-1, 1, 5)[:, None].expand(-1, 2)) == pytest.approx(
+    assert value_scale(teacher, batch.inputs.real, torch.linspace(-1, 1, 5)[:, None].expand(-1, 2)) == pytest.approx(
         5.4, abs=1e-5
     )
 
@@ -121,9 +128,9 @@ def test_updates_change_every_parameter_and_not_the_teacher(arch: Architecture) 
     corrector = make_corrector(arch, is_fresh=True)
     before = {name: parameter.clone() for name, parameter in corrector.named_parameters()}
     weights = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    learner = DistillLearner(corrector, value_gap=ValueGap(teacher, 1.0), value_weight=0.1)
+    learner = CorrectorLearner(corrector, TrainSettings(value_weight=0.1), ValueGap(teacher, 1.0))
     for _ in range(3):  # the first changes the last layer alone, which was zero
-        learner.update(make_lesson())
+        learner.update(make_batch())
     for name, parameter in corrector.named_parameters():
         assert not torch.equal(parameter, before[name]), name
     assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
@@ -131,19 +138,19 @@ def test_updates_change_every_parameter_and_not_the_teacher(arch: Architecture) 
 
 @pytest.mark.parametrize("action_dim", [1, 2])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_64_samples_are_learnt_by_heart(arch: Architecture, action_dim: int) -> None:
+def test_64_samples_are_overfitted(arch: Architecture, action_dim: int) -> None:
     inputs = make_inputs(64, action_dim, seed=3)
     label = torch.rand(64, action_dim, generator=torch.Generator().manual_seed(9)) * 2 - 1
-    lesson = Lesson(inputs, label, torch.full_like(label, 0.05))
+    batch = Batch(inputs, label, torch.full_like(label, 0.05))
     corrector = make_corrector(arch, action_dim=action_dim, is_fresh=True, hidden_dim=64)
     corrector.scale_inputs(inputs.real, inputs.predicted)
     corrector.bound_residual(label - inputs.plan_action)
-    learner = DistillLearner(corrector, learning_rate=3e-3, weight_decay=0)
-    first = float(learner.loss(lesson).loss)
+    learner = CorrectorLearner(corrector, TrainSettings(learning_rate=3e-3, weight_decay=0))
+    first = float(learner.loss(batch).loss)
     for _ in range(250):
-        learner.update(lesson)
+        learner.update(batch)
     assert first > 0.3
-    assert float(learner.loss(lesson).loss) < 0.005 * first
+    assert float(learner.loss(batch).loss) < 0.005 * first
     assert (corrector(inputs) - label).abs().max() < 0.1
 
 
@@ -224,16 +231,16 @@ def never(done: int) -> bool:
     return done < 0
 
 
-def collected(lecture: Any, driver: Any, number: int, *, num_plans: int = 3) -> PlanEpisode:
-    teacher = Teacher(lecture.planner, num_plans)
-    episode = collect_episode(teacher, driver, lecture.task, seed=7, number=number, round_number=0, stepped=never)
+def collected(job: Any, driver: Any, number: int, *, num_plans: int = 3) -> PlanEpisode:
+    teacher = Teacher(job.planner, num_plans)
+    episode = collect_episode(teacher, driver, job.task, seed=7, number=number, round_number=0, stepped=never)
     assert episode is not None
     return episode
 
 
 def test_where_the_planner_drives_episodes_are_those_of_an_evaluation_to_the_bit(pendulum: Path) -> None:
-    lecture = prepare(pendulum, Acting(device="cpu"), TINY)
-    episode = collected(lecture, PlannerDriver(), 2)
+    job = prepare(pendulum, Acting(device="cpu"), TINY)
+    episode = collected(job, PlannerDriver(), 2)
     policy = load_run(pendulum, Acting(mode="plan", device="cpu")).policy
     start, _ = episode_start(7, 2)
     assert episode.seed == start
@@ -248,15 +255,15 @@ def test_where_the_planner_drives_episodes_are_those_of_an_evaluation_to_the_bit
         observation, reward, terminated, truncated, _ = environment.step(action)
         assert episode.rewards[step] == np.float32(reward)
     assert terminated or truncated
-    alone = collected(lecture, PlannerDriver(), 2, num_plans=1)
+    alone = collected(job, PlannerDriver(), 2, num_plans=1)
     assert np.array_equal(alone.actions, episode.actions), "labels change nothing"
     assert np.array_equal(alone.label, alone.plan_mean[:, 0])
     assert not alone.label_std.any()
 
 
 def test_labels_are_means_over_plans_and_vary_less_than_drawn_elites(pendulum: Path) -> None:
-    lecture = prepare(pendulum, Acting(device="cpu"), TINY)
-    episode = collected(lecture, PlannerDriver(), 0, num_plans=8)
+    job = prepare(pendulum, Acting(device="cpu"), TINY)
+    episode = collected(job, PlannerDriver(), 0, num_plans=8)
     assert (episode.label_std > 0).all()
     assert np.sqrt((episode.label_std**2).mean() / 8) < 0.5 * np.sqrt((episode.elite_std**2).mean())
     assert (abs(episode.label - episode.plan_mean[:, 0]) <= np.sqrt(7) * episode.label_std + 1e-6).all()
@@ -279,17 +286,17 @@ def test_what_is_learnt_from_is_what_was_seen_when_acting(
     pendulum: Path, execution_horizon: int, plan_horizon: int
 ) -> None:
     settings = replace(TINY, execution_horizon=execution_horizon, plan_horizon=plan_horizon)
-    lecture = prepare(pendulum, Acting(device="cpu"), settings)
-    corrector = make_corrector("temporal", action_dim=1, latent_dim=lecture.model.config.latent_dim, history_length=3)
-    driver = StudentDriver(lecture.planner, corrector, "temporal", execution_horizon=execution_horizon, action_bound=3)
+    job = prepare(pendulum, Acting(device="cpu"), settings)
+    corrector = make_corrector("temporal", action_dim=1, latent_dim=job.model.config.latent_dim, history_length=3)
+    driver = StudentDriver(job.planner, corrector, "temporal", execution_horizon=execution_horizon, action_bound=3)
     witness = Witness(corrector)
     driver.recorder.corrector = witness  # type: ignore[assignment]
-    episode = collected(lecture, driver, 1)
+    episode = collected(job, driver, 1)
     steps = np.flatnonzero(episode.ages)
     assert episode.ages.tolist() == [step % execution_horizon for step in range(episode.num_decisions)]
     assert len(witness.asked) == len(steps) > 2
-    samples = build_samples([episode], lecture.model, execution_horizon=execution_horizon)
-    built = samples.lesson(np.arange(len(steps)), 3).inputs
+    samples = build_samples([episode], job.model, execution_horizon=execution_horizon)
+    built = samples.batch(np.arange(len(steps)), 3).inputs
     for name, part in built._asdict().items():
         seen = torch.cat([getattr(inputs, name) for inputs in witness.asked])
         assert seen.shape == part.shape, name
@@ -303,17 +310,17 @@ def test_what_is_learnt_from_is_what_was_seen_when_acting(
 
 def test_plans_that_a_student_executes_are_looked_up_as_a_planners_would_be(pendulum: Path) -> None:
     """Where nothing is corrected, a student's samples are the planner's: the plan it made, at every age."""
-    lecture = prepare(pendulum, Acting(device="cpu"), replace(TINY, execution_horizon=6))
+    job = prepare(pendulum, Acting(device="cpu"), replace(TINY, execution_horizon=6))
     fresh = make_corrector("two-tower", action_dim=1, latent_dim=16, history_length=3, is_fresh=True)
-    driver = StudentDriver(lecture.planner, fresh, "two-tower", execution_horizon=6, action_bound=3)
-    episode = collected(lecture, driver, 1)
+    driver = StudentDriver(job.planner, fresh, "two-tower", execution_horizon=6, action_bound=3)
+    episode = collected(job, driver, 1)
     planned = episode.plan_mean.copy()  # the student's plans, as far as they were executed, in place of the labels'
     for step in np.flatnonzero(episode.ages == 0):
         rest = episode.queued[step : step + 3]
         planned[step, : len(rest)] = rest
     assert episode.num_decisions > 4
     pretended = replace(episode, driver="planner", plan_mean=planned)
-    mine, theirs = (build_samples([each], lecture.model, execution_horizon=6) for each in (episode, pretended))
+    mine, theirs = (build_samples([each], job.model, execution_horizon=6) for each in (episode, pretended))
     keys = list(zip(theirs.uses.state.tolist(), theirs.uses.age.tolist(), strict=True))
     for row, state in enumerate(mine.uses.state.tolist()):
         other = keys.index((state, int(mine.uses.age[row])))

@@ -34,7 +34,7 @@ from gq.results.history import read_history
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint, verify_checkpoint
 from gq.runs.evaluations import read_rows
 from gq.runs.records import read_run
-from gq.speculation.plan_data import read_plan_data
+from gq.speculation.samples import read_plan_data
 from tiny import write_hopper_file
 
 ROOT = Path(__file__).parents[1]

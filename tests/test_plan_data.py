@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from gq.errors import DataError, UsageError
 from gq.models.world_config import WorldModelConfig
 from gq.models.world_model import WorldModel
-from gq.speculation.plan_data import (
+from gq.speculation.samples import (
     ARRAYS,
-    EpisodeParts,
     PlanEpisode,
+    Samples,
+    build_samples,
     is_validation,
     past_rows,
     read_plan_data,
+    thin,
     write_plan_data,
 )
-from gq.speculation.samples import Samples, build_samples, thin
 
 OBSERVATION, LATENT, ACTION, HORIZON = 5, 16, 2, 3
 ATTRIBUTES = {"teacher_sha256": "a" * 64, "plan_horizon": HORIZON}
@@ -74,7 +75,7 @@ def test_what_is_written_is_what_is_read_and_the_same_bytes_again(tmp_path: Path
         write_plan_data(tmp_path / name, episodes, ATTRIBUTES)
     assert (tmp_path / "a.hdf5").read_bytes() == (tmp_path / "b.hdf5").read_bytes()
     data = read_plan_data(tmp_path / "a.hdf5", teacher_sha256="a" * 64)
-    assert data.num_decisions == 11
+    assert [episode.num_decisions for episode in data.episodes] == [4, 7]
     assert data.attributes["plan_horizon"] == HORIZON
     for written, read in zip(episodes, data.episodes, strict=True):
         for field in fields(PlanEpisode):
@@ -130,14 +131,6 @@ def test_another_kind_of_file_and_half_a_file_are_refused(tmp_path: Path) -> Non
         root["observations"] = np.zeros(3)
     with pytest.raises(DataError, match="does not hold a planner's decisions"):
         read_plan_data(tmp_path / "c.hdf5")
-
-
-def test_parts_are_read_in_order_up_to_the_first_that_is_missing(tmp_path: Path) -> None:
-    parts = EpisodeParts(tmp_path, ATTRIBUTES)
-    for number in (1, 0, 3):
-        parts.append(make_episode(number, 4))
-    assert [episode.number for episode in parts] == [0, 1]
-    assert [parts.has(number) for number in range(5)] == [True, True, False, True, False]
 
 
 # --- indices ----------------------------------------------------------------------------------------------------------
@@ -206,7 +199,7 @@ def test_every_age_of_a_planners_plan_is_as_if_it_had_been_executed(
     assert sorted(keys) == sorted(wanted)
     assert samples.episode.tolist() == [wanted[key][0].number for key in keys]
     rows = np.arange(len(keys))
-    inputs, label, label_std = samples.lesson(rows, history_length)
+    inputs, label, label_std = samples.batch(rows, history_length)
     for row, key in enumerate(keys):
         episode, step, age = wanted[key]
         latents, actions = torch.from_numpy(episode.latents), torch.from_numpy(episode.actions)
@@ -239,7 +232,7 @@ def test_a_students_samples_are_what_it_corrected() -> None:
     steps = np.flatnonzero(episode.ages)
     assert (samples.uses.state[mine] - 3).tolist() == steps.tolist() == [1, 2, 3, 5, 6, 7, 9]
     assert samples.uses.age[mine].tolist() == [1, 2, 3, 1, 2, 3, 1]
-    inputs = samples.lesson(mine, 1).inputs
+    inputs = samples.batch(mine, 1).inputs
     for name in ("predicted", "queued", "queued_std"):
         part = inputs._asdict()[{"queued": "plan_action", "queued_std": "plan_std"}.get(name, name)]
         assert np.array_equal(part.numpy(), getattr(episode, name)[steps]), name
@@ -255,9 +248,9 @@ def test_near_latents_are_left_out_and_the_others_keep_their_rows() -> None:
     kept = np.flatnonzero(distance >= least)
     assert 0 < len(kept) < len(distance)
     assert [sample_keys(every)[row] for row in kept] == sample_keys(far)
-    lessons = every.lesson(kept, 4), far.lesson(np.arange(len(kept)), 4)
+    batches = every.batch(kept, 4), far.batch(np.arange(len(kept)), 4)
     for first, second in zip(
-        (*lessons[0].inputs, lessons[0].label), (*lessons[1].inputs, lessons[1].label), strict=True
+        (*batches[0].inputs, batches[0].label), (*batches[1].inputs, batches[1].label), strict=True
     ):
         assert torch.equal(first, second)
 
@@ -276,4 +269,4 @@ def test_the_drawn_elite_can_be_the_target() -> None:
     episodes = [make_episode(0, 5), replace(make_episode(1, 5), label=np.zeros((5, ACTION), np.float32))]
     samples = build_samples(episodes, make_teacher(), execution_horizon=2, target="elite")
     wanted = np.concatenate([episode.plan_elite[1:, 0] for episode in episodes])
-    assert np.array_equal(samples.lesson(np.arange(8), 1).label.numpy(), wanted)
+    assert np.array_equal(samples.batch(np.arange(8), 1).label.numpy(), wanted)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gq.results.report import report as report
     from gq.rollouts.episodes import EpisodeRequest as EpisodeRequest
     from gq.speculation.distil import distill as distill
-    from gq.speculation.settings import DistillSettings as DistillSettings
+    from gq.speculation.rounds import DistillSettings as DistillSettings
     from gq.training.finetuning import finetune as finetune
     from gq.training.finetuning import prepare_finetuning as prepare_finetuning
     from gq.training.offline import train as train
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Acting": ("gq.policies.loading", "Acting"),
     "CollectionRequest": ("gq.collecting", "CollectionRequest"),
-    "DistillSettings": ("gq.speculation.settings", "DistillSettings"),
+    "DistillSettings": ("gq.speculation.rounds", "DistillSettings"),
     "EpisodeRequest": ("gq.rollouts.episodes", "EpisodeRequest"),
     "GqError": ("gq.errors", "GqError"),
     "VideoOptions": ("gq.rendering", "VideoOptions"),

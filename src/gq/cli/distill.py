@@ -63,7 +63,7 @@ def distill(
     from gq.models.corrector import ARCHITECTURES
     from gq.policies.loading import Acting
     from gq.speculation.distil import distill as distill_run
-    from gq.speculation.settings import DistillSettings
+    from gq.speculation.rounds import DistillSettings
 
     archs = ARCHITECTURES if arch == "both" else (arch,)
     flags = {"archs": archs, "rounds": rounds, "num_episodes": episodes, "train.seed": seed}

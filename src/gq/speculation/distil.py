@@ -6,7 +6,7 @@ RUN/correctors/<name>/{model.safetensors, corrector.json}            what was le
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from gq.paths import read_json
 from gq.policies.correctors import correctors_folder, save_corrector
 from gq.policies.loading import Acting
 from gq.runs.card import refresh_card
-from gq.speculation.plan_data import PlanEpisode, read_plan_data
-from gq.speculation.rounds import Progress, collect, samples_of, train
-from gq.speculation.samples import Samples
-from gq.speculation.settings import DistillSettings, Lecture, prepare
+from gq.speculation.rounds import Distillation, DistillSettings, Progress, collect, prepare, samples_of, train
+from gq.speculation.samples import PlanEpisode, Samples, read_plan_data
 from gq.speculation.training import Trained, measure
 from gq.training.signals import StopRequest
 from gq.versions import versions
@@ -62,7 +60,7 @@ class Distilled:
     correctors: list[DistilledCorrector]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Plain values."""
         rows = [asdict(corrector) | {"folder": str(corrector.folder)} for corrector in self.correctors]
         return vars(self) | {"data": str(self.data), "correctors": rows}
 
@@ -80,7 +78,7 @@ def distill(
 ) -> Distilled:
     """Collect, unless `data` is given, and train a corrector of each architecture.
 
-    A call that was stopped or killed goes on when it is repeated, and ends with the same data.
+    A call that was stopped or killed continues when it is repeated, and ends with the same data.
 
     Args:
         data: use this file's decisions instead of collecting.
@@ -94,39 +92,33 @@ def distill(
         Interrupted: after SIGINT or SIGTERM; finished episodes are kept.
     """
     settings = with_settings(settings or DistillSettings(), {})  # raises for those out of range
-    lecture = prepare(run, acting or Acting(), settings)
+    job = replace(prepare(run, acting or Acting(), settings), note=note, progress=progress)
     folder = out or correctors_folder(run)
-    file, episodes = data or folder / DATA_FILE, [] if data is None else read_for(lecture, data)
+    file, episodes = data or folder / DATA_FILE, [] if data is None else _read_for(job, data)
     if not force:
-        refuse_to_replace(lecture, folder, file)
+        _refuse_to_replace(job, folder, file)
     with StopRequest(note) as stop:
-
-        def is_stopped() -> bool:
-            return bool(stop.requested)
-
+        job = replace(job, is_stopped=lambda: bool(stop.requested))
         if data is None:
-            episodes = collect(lecture, file, force=force, note=note, progress=progress, is_stopped=is_stopped)
+            episodes = collect(job, file, force=force)
         note(f"{file}: {len(episodes)} episodes, {sum(e.num_decisions for e in episodes):,} decisions")
-        samples = samples_of(lecture, episodes)
-        correctors = []
-        for arch in settings.archs:
-            trained = train(lecture, samples, arch, is_stopped, progress)
-            correctors.append(save(lecture, samples, arch, trained, folder, file))
+        samples = samples_of(job, episodes)
+        correctors = [_save(job, samples, arch, train(job, samples, arch), folder, file) for arch in settings.archs]
     if edited := refresh_card(run):
         note(edited)
-    return report(lecture, file, episodes, correctors)
+    return _report(job, file, episodes, correctors)
 
 
-def refuse_to_replace(lecture: Lecture, folder: Path, data: Path) -> None:
+def _refuse_to_replace(job: Distillation, folder: Path, data: Path) -> None:
     """Raise UsageError where a corrector would take the place of one of other data or settings."""
-    wanted = {name: value for name, value in asdict(lecture.settings).items() if name not in OF_THE_DATA}
-    for arch in lecture.settings.archs:
-        file = folder / lecture.settings.name(arch) / "corrector.json"
+    wanted = {name: value for name, value in asdict(job.settings).items() if name not in OF_THE_DATA}
+    for arch in job.settings.archs:
+        file = folder / job.settings.name(arch) / "corrector.json"
         if not file.is_file():
             continue
         known = read_json(file)
         is_same = wanted.items() <= known.get("settings", {}).items()
-        is_same &= known.get("teacher_sha256") == lecture.teacher_sha256
+        is_same &= known.get("teacher_sha256") == job.teacher_sha256
         is_same &= data.is_file() and known.get("data_sha256") == sha256(data)
         if not is_same:
             again = f"--force --data {data}" if data.is_file() else "--force"
@@ -134,28 +126,28 @@ def refuse_to_replace(lecture: Lecture, folder: Path, data: Path) -> None:
             raise UsageError(f"{file.parent} was distilled in another way", hint=hint)
 
 
-def read_for(lecture: Lecture, data: Path) -> list[PlanEpisode]:
-    """Return the episodes of a file that the teacher made.
+def _read_for(job: Distillation, data: Path) -> list[PlanEpisode]:
+    """The episodes of a file that the teacher made.
 
     Raises:
         UsageError: there is no such file, or another teacher or planner made it.
         DataError: it is damaged, or holds one episode only.
     """
-    found = read_plan_data(data, teacher_sha256=lecture.teacher_sha256)
+    found = read_plan_data(data, teacher_sha256=job.teacher_sha256)
     horizon = found.attributes.get("plan_horizon")
-    if horizon != lecture.planner.config.horizon:
+    if horizon != job.planner.config.horizon:
         hint = f"match it with --set plan_horizon={horizon}"
-        raise UsageError(f"{data} holds plans of {horizon} decisions, not {lecture.planner.config.horizon}", hint=hint)
+        raise UsageError(f"{data} holds plans of {horizon} decisions, not {job.planner.config.horizon}", hint=hint)
     if len(found.episodes) < 2:
         raise DataError(f"{data} holds one episode, which leaves none to validate with", hint="collect more")
     return found.episodes
 
 
-def save(
-    lecture: Lecture, samples: Samples, arch: Architecture, trained: Trained, folder: Path, data: Path
+def _save(
+    job: Distillation, samples: Samples, arch: Architecture, trained: Trained, folder: Path, data: Path
 ) -> DistilledCorrector:
     """Write a corrector with its errors on the episodes that it did not learn from."""
-    settings, corrector = lecture.settings, trained.corrector
+    settings, corrector = job.settings, trained.corrector
     made = DistilledCorrector(
         arch=arch,
         folder=folder / settings.name(arch),
@@ -164,16 +156,16 @@ def save(
         best_epoch=trained.best_epoch,
         samples=int((~samples.is_validation).sum()),
         validation_samples=int(samples.is_validation.sum()),
-        errors=measure(corrector, samples, lecture.model),
+        errors=measure(corrector, samples, job.model),
         history=trained.history,
     )
     document = {
-        "teacher": lecture.run.resolve().name,
-        "checkpoint": lecture.checkpoint.name,
-        "teacher_sha256": lecture.teacher_sha256,
-        "task": lecture.task.id,
+        "teacher": job.run.resolve().name,
+        "checkpoint": job.checkpoint.name,
+        "teacher_sha256": job.teacher_sha256,
+        "task": job.task.id,
         "execution_horizon": settings.execution_horizon,
-        "plan_horizon": lecture.planner.config.horizon,
+        "plan_horizon": job.planner.config.horizon,
         "settings": asdict(settings),
         "data_sha256": sha256(data),
         "parameters": made.parameters,
@@ -187,10 +179,10 @@ def save(
     return made
 
 
-def report(
-    lecture: Lecture, data: Path, episodes: list[PlanEpisode], correctors: list[DistilledCorrector]
+def _report(
+    job: Distillation, data: Path, episodes: list[PlanEpisode], correctors: list[DistilledCorrector]
 ) -> Distilled:
-    """Return what was done."""
+    """What was done."""
 
     def root_mean_square(name: str) -> float:
         squares = [(getattr(episode, name).astype(float) ** 2).mean(axis=1) for episode in episodes]
@@ -199,10 +191,10 @@ def report(
     rounds = sorted({episode.round for episode in episodes})
     of_round = [[float(e.rewards.sum()) for e in episodes if e.round == number] for number in rounds]
     return Distilled(
-        run=lecture.run.resolve().name,
-        task=lecture.task.id,
-        checkpoint=lecture.checkpoint.name,
-        teacher_sha256=lecture.teacher_sha256,
+        run=job.run.resolve().name,
+        task=job.task.id,
+        checkpoint=job.checkpoint.name,
+        teacher_sha256=job.teacher_sha256,
         data=data,
         episodes=len(episodes),
         decisions=sum(episode.num_decisions for episode in episodes),

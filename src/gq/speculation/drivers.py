@@ -19,7 +19,7 @@ from gq.planning.modes import Mode
 from gq.planning.mppi import Plan, Planner
 from gq.rollouts.collect import episode_start
 from gq.rollouts.episodes import Start, run_episodes
-from gq.speculation.plan_data import PlanEpisode
+from gq.speculation.samples import PlanEpisode
 
 
 class Opinion(NamedTuple):
