@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 import corruptions
 from corruptions import CUT, LIMIT, TERMINAL, Stream, simulated
 from gq.repair import boundaries
-from gq.repair.boundaries import examine
+from gq.repair.boundaries import BREAK, FOLLOWS, UNKNOWN, by_flags, examine, step_scores
 from gq.repair.examination import Examined, examine_file
-from gq.repair.motion import ROBOTS, looks_initial, robot_of, step_scores, terminates
-from gq.repair.restore import LAYOUTS
+from gq.repair.replay import replay_transitions
+from gq.repair.robots import ROBOTS, looks_initial, robot_of, terminates
 from gq.repair.segments import begins_inside, cut
-from gq.repair.transitions import replay_transitions
-from gq.repair.verdicts import BREAK, FOLLOWS, UNKNOWN, by_flags
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.usefixtures("shared_data")
@@ -297,7 +295,6 @@ def test_a_robot_is_what_the_simulator_says(name: str) -> None:
     from gq.envs.make import make
 
     robot = ROBOTS[name]
-    assert (robot.num_positions, robot.num_velocities, robot.velocity_limit) == tuple(LAYOUTS[name])[1:]
     env = make(f"{name}-v5")
     starts = np.stack([env.reset(seed=seed)[0] for seed in range(50)]).astype(np.float32)
     assert looks_initial(robot, starts).all()

@@ -15,7 +15,6 @@ from gq.data.trajectories import Trajectories
 from gq.envs.engines import differing_engines, installed_engines, mismatch, recorded_engines
 from gq.envs.make import make
 from gq.errors import DataError, UsageError
-from gq.repair import replaying
 from gq.repair.drift import DriftReport, replay_drift
 
 TASKS = ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
@@ -67,7 +66,7 @@ def replay_with(change: Callable[[Any], None], trajectories: Trajectories, **opt
         return env
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replaying, "make", make_changed)
+        patch.setattr("gq.envs.make.make", make_changed)
         return replay_drift(trajectories, 10, **options)
 
 

@@ -11,7 +11,8 @@ import pytest
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
 from gq.envs.make import make
 from gq.envs.tasks import TASKS
-from gq.repair.restore import can_restore, correct, position_velocity_columns, predict_in, restorable_rows, restore
+from gq.repair.replay import Simulator
+from gq.repair.robots import known_robot, robot_of
 
 RESTORABLE = [task for task in TASKS if task.split("-")[0] in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")]
 # Largest differences between predictions and what followed in float32 files of the same engine version.
@@ -35,16 +36,16 @@ def random_rows(task: str, num_steps: int, seed: int = 0) -> tuple[np.ndarray, .
 
 def predict_next(task: str, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what one step in an environment of its own makes of each state."""
-    with closing(make(task)) as env:
-        return predict_in(env, observations, actions)
+    with Simulator(task) as simulator:
+        return simulator.step_each(observations, actions, in_order=False)
 
 
 @pytest.mark.parametrize("task", RESTORABLE)
 def test_one_step_from_an_observation_is_what_followed(task: str) -> None:
     observations, actions, following, rewards = random_rows(task, 60)
     predicted, predicted_rewards = predict_next(task, observations.astype(np.float32), actions)
-    possible = restorable_rows(task, observations)
-    columns = position_velocity_columns(task)
+    possible = known_robot(task).shows_state(observations)
+    columns = known_robot(task).num_columns
     family = task.split("-")[0]
     assert possible.sum() >= 15, "random walkers often exceed the limit of 10"
     assert predicted.shape == following.shape
@@ -58,7 +59,7 @@ def test_one_step_from_an_observation_is_what_followed(task: str) -> None:
 def test_the_columns_of_positions_and_velocities_are_all_of_the_state(task: str) -> None:
     """Other columns may hold anything: they are outputs."""
     observations, actions, _, _ = random_rows(task, 3)
-    columns = position_velocity_columns(task)
+    columns = known_robot(task).num_columns
     spoilt = observations.copy()
     spoilt[:, columns:] = 7
     predicted, _ = predict_next(task, observations, actions)
@@ -80,9 +81,9 @@ def test_the_other_walker_moves_differently() -> None:
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task not in RESTORABLE])
 def test_other_tasks_cannot_be_restored(task: str) -> None:
-    assert not can_restore(task)
+    assert robot_of(task) is None
     with pytest.raises(AssertionError, match=task):
-        position_velocity_columns(task)
+        known_robot(task)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +110,10 @@ def test_what_cannot_be_predicted_is_nan_and_spoils_no_other_row(spoil: Callable
 def test_a_large_position_is_not_a_clipped_velocity() -> None:
     observations, _, _, _ = random_rows("Hopper-v5", 2)
     observations[1, 4] = 10.0
-    assert restorable_rows("Hopper-v5", observations).tolist() == [True, True]
+    assert known_robot("Hopper-v5").shows_state(observations).tolist() == [True, True]
     cheetah, _, _, _ = random_rows("HalfCheetah-v5", 2)
     cheetah[1, 16] = 12.0  # its velocities are shown as they are
-    assert restorable_rows("HalfCheetah-v5", cheetah).tolist() == [True, True]
+    assert known_robot("HalfCheetah-v5").shows_state(cheetah).tolist() == [True, True]
 
 
 def test_an_unstable_simulation_is_nan() -> None:
@@ -132,10 +133,10 @@ def test_no_rows_give_no_predictions() -> None:
 
 def test_a_restored_environment_shows_the_observation_again() -> None:
     observations, _, _, _ = random_rows("Humanoid-v5", 5)
-    with closing(make("Humanoid-v5")) as env:
-        env.reset(seed=3)
-        restore(env, observations[4])
-        data = env.unwrapped.data
+    with Simulator("Humanoid-v5") as simulator:
+        simulator.env.reset(seed=3)
+        simulator.restore(observations[4])
+        data = simulator.data
         assert np.array_equal(np.concatenate([data.qpos[2:], data.qvel]), observations[4, :45])
         assert data.qpos[:2].tolist() == [0, 0]
         assert data.time == 0
@@ -144,12 +145,12 @@ def test_a_restored_environment_shows_the_observation_again() -> None:
 @pytest.mark.parametrize(("task", "old_reward_error"), [("Ant-v5", 1e-3), ("Humanoid-v5", 1e-5)])
 def test_correcting_a_running_environment_keeps_what_no_observation_shows(task: str, old_reward_error: float) -> None:
     observations, actions, following, rewards = (column[:15] for column in random_rows(task, 15))
-    columns = position_velocity_columns(task)
-    with closing(make(task)) as env:
-        restore(env, observations[0])
+    columns = known_robot(task).num_columns
+    with Simulator(task) as simulator:
+        simulator.restore(observations[0])
         for row, action in enumerate(actions):
-            correct(env, observations[row].astype(np.float32))
-            observation, reward, _, _, _ = env.unwrapped.step(action)
+            simulator.correct(observations[row].astype(np.float32))
+            observation, reward, _, _, _ = simulator.unwrapped.step(action)
             assert np.abs(observation - following[row])[:columns].max() < 1e-4
             assert abs(reward - rewards[row]) < 5e-6
     _, alone = predict_next(task, observations, actions)
@@ -175,7 +176,7 @@ def test_stored_steps_are_predicted_and_boundaries_are_not(shared_data: Path, na
         observations, following = file["observations"][rows], file["observations"][rows + 1]
         actions, rewards = file["actions"][rows], file["rewards"][rows]
     predicted, predicted_rewards = predict_next(task, observations, actions)
-    columns = position_velocity_columns(task)
+    columns = known_robot(task).num_columns
     difference = np.abs(predicted - following)[:, :columns].max(axis=1)
     possible, is_end = ~np.isnan(predicted_rewards), np.isin(rows, ends)
     family = task.split("-")[0]

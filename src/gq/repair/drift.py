@@ -1,7 +1,8 @@
 """Tell whether stored data come from the physics of the installed simulator.
 
 The verdict rests on single steps from stored states, where errors do not add up. Measured with mujoco 3.17.0 on
-recorded data of Hopper, HalfCheetah, Walker2d, Ant and Humanoid, in typical steps (see gq.repair.replaying):
+recorded data of Hopper, HalfCheetah, Walker2d, Ant and Humanoid, in typical steps (a row's error is that of its worst
+column, one of rewards is in mean absolute rewards):
 - The same engine (3.11 to 3.17) stays within 3e-5 on every row: the rounding of float32.
 - With 1 % more gravity, 1 % more motor force or actions scaled by 0.9, nine rows of ten are off by 1e-3 or more.
 - With 10 % more friction, a mujoco before 3.5 (in Hopper, Ant, Humanoid) or the other version of Walker2d, 35 to 60 %
@@ -12,7 +13,7 @@ Actions alone, from the first state, are chaotic: with the same physics the roun
 within 35 steps in HalfCheetah, 54 in Ant, 240 in Humanoid, 340 in Walker2d, 600 in Hopper.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,25 @@ from gq.data.trajectories import Trajectories
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
 from gq.envs.tasks import TASKS, resolve_task
 from gq.errors import DataError, UsageError
-from gq.repair.replaying import Errors, pooled, replay
-from gq.repair.restore import can_restore
+from gq.repair.replay import SMALLEST, Simulator, typical_step
+from gq.repair.robots import known_robot, robot_of
 
 AGREES = 1e-4  # typical steps, or mean absolute rewards
 CLEARLY_OFF = 1e-3
 DIVERGED = 0.1  # for whole episodes
 ENOUGH, FEW = 0.99, 0.1  # shares of the rows
 MIN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of T replayed rows; NaN where nothing can be compared."""
+
+    state: np.ndarray  # [T] of one step from the stored state
+    outputs: np.ndarray  # [T] of the same step, in the columns that are not state; -inf where there are none
+    rewards: np.ndarray  # [T] of the same step
+    open_state: np.ndarray  # [T] of the episode's actions from its first state
+    open_rewards: np.ndarray  # [T]
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ def replay_drift(trajectories: Trajectories, num_episodes: int, *, task: str | N
         raise UsageError(f"cannot replay {num_episodes} episodes", hint="ask for one at least")
     name = check_task(trajectories, task)
     chosen = np.unique(np.linspace(0, trajectories.num_episodes - 1, num_episodes).round().astype(int))
-    errors = replay(name, trajectories, chosen)
+    errors = replay_episodes(name, trajectories, chosen)
     pool = pooled(errors)
     state = pool.state[~np.isnan(pool.state)]
     recorded, installed = recorded_engines(trajectories.attributes), installed_engines()
@@ -152,14 +164,49 @@ def replay_drift(trajectories: Trajectories, num_episodes: int, *, task: str | N
     )
 
 
+def replay_episodes(task: str, trajectories: Trajectories, episodes: np.ndarray) -> list[Errors]:
+    """Replay the given episodes in a task and return the errors of each."""
+    rows = [np.arange(*trajectories.offsets[i : i + 2]) for i in episodes]
+    scale = typical_step(trajectories.observations, np.concatenate([row[:-1] for row in rows]))
+    typical_reward = max(float(np.abs(trajectories.rewards[np.concatenate(rows)]).mean()), SMALLEST)
+    num_columns = known_robot(task).num_columns
+    errors = []
+    with Simulator(task) as simulator:
+        for row in rows:
+            observations, actions = trajectories.observations[row].astype(np.float64), trajectories.actions[row]
+            one_step = simulator.step_each(observations, actions, in_order=True)
+            by_actions = simulator.step_through(observations[0], actions)
+            compared = []
+            for predicted, rewards in (one_step, by_actions):
+                difference = np.full(observations.shape, np.nan)  # the last row has no next one
+                difference[:-1] = np.abs(predicted[:-1] - observations[1:]) / scale
+                compared.append((difference, np.abs(rewards - trajectories.rewards[row]) / typical_reward))
+            (difference, reward_errors), (open_difference, open_reward_errors) = compared
+            errors.append(
+                Errors(
+                    state=difference[:, :num_columns].max(axis=1),
+                    outputs=difference[:, num_columns:].max(axis=1, initial=-np.inf),
+                    rewards=reward_errors,
+                    open_state=open_difference[:, :num_columns].max(axis=1),
+                    open_rewards=open_reward_errors,
+                )
+            )
+    return errors
+
+
+def pooled(errors: list[Errors]) -> Errors:
+    """Return the errors of all episodes as one."""
+    return Errors(*(np.concatenate(parts) for parts in zip(*(astuple(error) for error in errors), strict=True)))
+
+
 def check_task(trajectories: Trajectories, task: str | None) -> str:
     """Return the id of the task to replay in; raise UsageError or DataError where that is impossible."""
     asked = task or trajectories.task
     if asked is None:
         raise UsageError(f"{trajectories.source} does not say its task", hint="name it, for example --task Hopper-v5")
     name = resolve_task(asked).id
-    if not can_restore(name):
-        known = ", ".join(known for known in TASKS if known.endswith("v5") and can_restore(known))
+    if robot_of(name) is None:
+        known = ", ".join(known for known in TASKS if known.endswith("v5") and robot_of(known) is not None)
         message = f"{name} cannot be replayed: its observations do not show the simulator's state"
         raise UsageError(message, hint=f"replay works for {known}")
     widths = (trajectories.observations.shape[1], trajectories.actions.shape[1])
@@ -180,7 +227,7 @@ def fitting_sibling(task: str, trajectories: Trajectories, episodes: np.ndarray)
     """Return another version of a task in which the data agree, or None."""
     for other in TASKS:
         if other != task and other.split("-")[0] == task.split("-")[0] and dims(other) == dims(task):
-            agreement = share(pooled(replay(other, trajectories, episodes)).state)
+            agreement = share(pooled(replay_episodes(other, trajectories, episodes)).state)
             if agreement is not None and agreement >= ENOUGH:
                 return other
     return None

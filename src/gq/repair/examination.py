@@ -8,7 +8,7 @@ import numpy as np
 
 from gq.data.rows import Rows, read_rows
 from gq.envs.tasks import TASKS
-from gq.repair.boundaries import Evidence, Simulate, examine
+from gq.repair.boundaries import UNKNOWN, Evidence, Simulate, examine
 from gq.repair.boundary_findings import boundary_findings
 from gq.repair.content import (
     action_findings,
@@ -19,10 +19,9 @@ from gq.repair.content import (
     repeated_pieces,
 )
 from gq.repair.findings import Finding, findings_of
-from gq.repair.motion import ROUNDING, looks_initial, robot_of, terminates
+from gq.repair.robots import ROUNDING, looks_initial, robot_of, terminates
 from gq.repair.segments import Segments, cut
 from gq.repair.task_columns import fit_columns
-from gq.repair.verdicts import UNKNOWN
 
 Progress = Callable[[str, int, int | None], None]
 

@@ -15,7 +15,7 @@ from gq.files import atomic_path, sha256
 from gq.repair.examination import Examined
 from gq.repair.findings import several
 from gq.repair.fragment_values import Estimator
-from gq.repair.motion import robot_of
+from gq.repair.robots import robot_of
 
 Fragments = Literal["drop", "keep", "bootstrap"]
 # Attributes that describe the episodes of the original, which the copy may not have.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gq.repair.verdicts import BREAK, UNKNOWN
+from gq.repair.boundaries import BREAK, UNKNOWN
 
 
 @dataclass(frozen=True)
