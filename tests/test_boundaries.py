@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import corruptions
 from corruptions import CUT, LIMIT, TERMINAL, Stream, simulated
+from gq.data.rows import Rows
 from gq.repair import boundaries
 from gq.repair.boundaries import BREAK, FOLLOWS, UNKNOWN, by_flags, examine, step_scores
 from gq.repair.examination import Examined, examine_file
 from gq.repair.replay import replay_transitions
 from gq.repair.robots import ROBOTS, looks_initial, robot_of, terminates
-from gq.repair.segments import begins_inside, cut
+from gq.repair.segments import Physics, begins_inside, cut
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.usefixtures("shared_data")
@@ -41,6 +42,11 @@ def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def recorded(name: str) -> Stream:
     return corruptions.load(SHARED / f"{name}.hdf5", num_rows=NUM_ROWS.get(name, 3_600))
+
+
+def unknown_end(rows: np.ndarray) -> np.ndarray:
+    """Say of no row whether the step from there ends an episode."""
+    return np.full(len(rows), UNKNOWN, np.int8)
 
 
 def found_in(stream: Stream, path: Path, task: str, simulate: str = "auto") -> Examined:
@@ -172,8 +178,9 @@ def test_episodes_that_all_begin_in_the_middle_are_fragments_of_a_known_environm
     assert examined.segments.inside.tolist() == [True, True, True]
     offsets = examined.segments.offsets
     nowhere = np.zeros(stream.num_rows, bool)
-    assert begins_inside(nowhere, offsets, is_standard=True).all()
-    assert not begins_inside(nowhere, offsets, is_standard=False).any()  # resets may put another one there
+    physics = Physics(limit=None, ends_by_itself=unknown_end, initial=nowhere, is_standard=True)
+    assert begins_inside(physics, offsets).all()
+    assert not begins_inside(replace(physics, is_standard=False), offsets).any()  # resets may put another one there
 
 
 @pytest.mark.parametrize(("task", "noise"), [("Hopper-v5", 0.05), ("Walker2d-v5", 0.02)])
@@ -196,20 +203,27 @@ def test_an_end_is_no_lost_terminal_where_episodes_go_on_after_falls(tmp_path: P
     assert "missing-terminals" not in codes(examined)
 
 
+def unknown_rows(observations: np.ndarray, terminals: np.ndarray) -> Rows:
+    """Return rows of a robot of which nothing is known."""
+    zeros = np.zeros((len(observations), 2), np.float32)
+    return Rows(
+        layout="d4rl",
+        observations=observations,
+        actions=zeros,
+        rewards=zeros[:, 0],
+        terminals=terminals,
+        timeouts=None,
+        task=None,
+        lost=zeros[:, 0] != 0,
+    )
+
+
 def test_next_observations_tell_without_a_known_robot() -> None:
     generator = np.random.default_rng(0)
     observations = generator.standard_normal((100, 4)).astype(np.float32)
     continues = np.ones(99, bool)
     continues[[29, 59]] = False
-    evidence = examine(
-        observations,
-        np.zeros((100, 2), np.float32),
-        task=None,
-        limit=None,
-        terminals=np.zeros(100, bool),
-        timeouts=None,
-        continues=continues,
-    )
+    evidence = examine(replace(unknown_rows(observations, np.zeros(100, bool)), continues=continues))
     assert evidence.method == "next_observations"
     assert np.flatnonzero(evidence.follows == BREAK).tolist() == [29, 59]
 
@@ -221,9 +235,7 @@ def test_a_jump_in_the_data_of_an_unknown_robot_is_found_and_flags_settle_the_re
     observations[300:] += 0.7
     flagged = np.zeros(600, bool)
     flagged[449] = True
-    evidence = examine(
-        observations, np.zeros((600, 1), np.float32), task=None, limit=None, terminals=flagged, timeouts=None
-    )
+    evidence = examine(unknown_rows(observations, flagged))
     assert np.flatnonzero(evidence.follows == BREAK).tolist() == [299]
     assert evidence.follows[449] == UNKNOWN  # nothing speaks against the flag
     assert evidence.method == "statistics"
@@ -240,9 +252,7 @@ def cut_plainly(follows: list[int], terminals: list[int], timeouts: list[int] | 
         np.array(follows, np.int8),
         flags(terminals),
         None if timeouts is None else flags(timeouts),
-        limit=limit,
-        initial=None,
-        ends_by_itself=lambda rows: np.full(len(rows), -1, np.int8),
+        Physics(limit=limit, ends_by_itself=unknown_end),
     )
 
 

@@ -48,11 +48,11 @@ class Rows:
     rewards: np.ndarray  # float32 [N]
     terminals: np.ndarray  # bool [N]
     timeouts: np.ndarray | None  # bool [N]; where episodes are stored apart, each end but terminals is one
-    offsets: np.ndarray | None  # int64 [E + 1] where episodes are stored apart; else flags tell where they end
-    labels: list[str]  # of these episodes in the file
-    task: str | None
     lost: np.ndarray  # bool [N], rows that could not be read; their observations are NaN
-    attributes: dict[str, Any]
+    task: str | None
+    offsets: np.ndarray | None = None  # int64 [E + 1] where episodes are stored apart; else flags tell where they end
+    labels: list[str] = field(default_factory=list)  # of these episodes in the file
+    attributes: dict[str, Any] = field(default_factory=dict)
     continues: np.ndarray | None = None  # bool [N - 1], next_observations are the next row's; None: they do not tell
     final_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows with a next one on record
     final_observations: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [F, S]
@@ -61,6 +61,11 @@ class Rows:
     def num_rows(self) -> int:
         """Number of rows."""
         return len(self.rewards)
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Rows that a flag ends, bool [N]."""
+        return self.terminals if self.timeouts is None else self.terminals | self.timeouts
 
 
 def read_rows(path: Path, task: str | None = None, *, refuse: bool = False) -> tuple[Rows | None, list[Problem]]:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from gq.data.rows import Rows
+from gq.envs.tasks import TASKS
 from gq.repair.replay import Replayed, replay_transitions, typical_step
 from gq.repair.robots import Robot, looks_initial, robot_of
 
@@ -117,37 +119,32 @@ class Evidence:
         return self.judge.task if self.judge else None
 
 
-def examine(
-    observations: np.ndarray,
-    actions: np.ndarray,
-    *,
-    task: str | None,
-    limit: int | None,
-    terminals: np.ndarray,
-    timeouts: np.ndarray | None,
-    continues: np.ndarray | None = None,
-    simulate: Simulate = "auto",
-    progress: Progress = lambda done, total: None,
-) -> Evidence:
-    """Tell for each row whether the next one follows from it.
+def known_task(rows: Rows) -> str | None:
+    """Return the task if gq knows it and the observations have its width, so that it says what the columns are."""
+    task = TASKS.get(rows.task or "")
+    return rows.task if task and task.observation_dim == rows.observations.shape[1] else None
+
+
+def time_limit(rows: Rows) -> int | None:
+    """Return the steps after which an episode of the rows' task ends, if gq knows it."""
+    task = TASKS.get(rows.task or "")
+    return task.max_episode_steps if task else None
+
+
+def examine(rows: Rows, *, simulate: Simulate = "auto", progress: Progress = lambda done, total: None) -> Evidence:
+    """Find out for each row whether the next one follows from it.
 
     Args:
-        observations: [N, S].
-        actions: [N, A] in the environment's units.
-        task: its robot's name tells what is known of it; None: nothing is.
-        limit: steps after which an episode ends; longer stretches are looked at more closely.
-        terminals: bool [N], as stored.
-        timeouts: bool [N], as stored, or None.
-        continues: bool [N - 1], whether the stored next observation is the next row's; None where the file has none.
         simulate: whether the simulator looks at chosen steps, at all of them or at none.
     """
+    task, limit, flagged = known_task(rows), time_limit(rows), rows.flagged
+    observations, actions = rows.observations, rows.actions
     robot = robot_of(task)
-    flagged = terminals if timeouts is None else terminals | timeouts
     scores = step_scores(observations, actions, robot)
     finite = np.isfinite(scores)
     initial = looks_initial(robot, observations) if robot else np.zeros(len(observations), bool)
     ordinary = np.flatnonzero(finite & (scores < 2) & ~near(flagged)[:-1] & ~initial[1:])
-    likely = by_score(scores, initial, flagged) if robot else by_flags(scores, terminals, timeouts, limit)
+    likely = by_score(scores, initial, flagged) if robot else by_flags(scores, rows.terminals, rows.timeouts, limit)
 
     def call_judge() -> Judge | None:
         if robot is None or task is None or simulate == "off" or not len(ordinary):
@@ -157,17 +154,17 @@ def examine(
 
     judge, follows = None, likely
     method: Method = "statistics"
-    if continues is not None:
-        follows, method = np.where(finite, continues, UNKNOWN).astype(np.int8), "next_observations"
+    if rows.continues is not None:
+        follows, method = np.where(finite, rows.continues, UNKNOWN).astype(np.int8), "next_observations"
     elif judge := call_judge():
         chosen = finite.copy()
         if simulate == "auto" and robot is not None:
             chosen &= worth_a_look(scores, initial, flagged, robot)
         follows, method = np.where(finite, FOLLOWS, UNKNOWN).astype(np.int8), "simulator"
         follows = look(judge, follows, np.flatnonzero(chosen), otherwise=likely, progress=progress)
-    rows = np.flatnonzero(finite & too_long(follows, flagged, limit))
-    if len(rows) and simulate != "all" and (judge := judge or call_judge()):
-        follows = look(judge, follows, rows, otherwise=follows, progress=progress)
+    doubtful = np.flatnonzero(finite & too_long(follows, flagged, limit))
+    if len(doubtful) and simulate != "all" and (judge := judge or call_judge()):
+        follows = look(judge, follows, doubtful, otherwise=follows, progress=progress)
     return Evidence(follows, method, judge)
 
 

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
+from gq.data.old_columns import EXACT_COLUMNS, keep_columns
 from gq.data.rows import Rows, read_rows
 from gq.envs.tasks import TASKS
-from gq.repair.boundaries import UNKNOWN, Evidence, Simulate, examine
-from gq.repair.boundary_findings import boundary_findings
-from gq.repair.content import (
+from gq.repair.boundaries import UNKNOWN, Evidence, Simulate, examine, known_task, time_limit
+from gq.repair.findings import (
+    Finding,
     action_findings,
+    boundary_findings,
     constant_findings,
+    findings_of,
     finite_rows,
     non_finite_findings,
     repeated_findings,
     repeated_pieces,
 )
-from gq.repair.findings import Finding, findings_of
 from gq.repair.robots import ROUNDING, looks_initial, robot_of, terminates
-from gq.repair.segments import Segments, cut
-from gq.repair.task_columns import fit_columns
+from gq.repair.segments import Physics, Segments, cut
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -58,20 +59,8 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     findings += fit_columns(raw)
     finite = finite_rows(raw)
     progress("finding episodes", 0, None)
-    task_known = TASKS.get(raw.task or "")
-    limit = task_known.max_episode_steps if task_known else None
-    evidence = examine(
-        raw.observations,
-        raw.actions,
-        task=known_task(raw),
-        limit=limit,
-        terminals=raw.terminals,
-        timeouts=raw.timeouts,
-        continues=raw.continues,
-        simulate=simulate,
-        progress=lambda done, total: progress("replaying steps", done, total),
-    )
-    segments = find_episodes(raw, evidence, limit)
+    evidence = examine(raw, simulate=simulate, progress=lambda done, total: progress("replaying steps", done, total))
+    segments = find_episodes(raw, evidence)
     usable = np.logical_and.reduceat(finite, segments.offsets[:-1])
     repeated = repeated_pieces(raw, segments, usable)
     findings += boundary_findings(raw, segments, usable)
@@ -80,13 +69,7 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     return Examined(raw, segments, evidence, usable, repeated, tuple(findings))
 
 
-def known_task(raw: Rows) -> str | None:
-    """Return the task if gq knows it and the observations have its width, so that it says what the columns are."""
-    task = TASKS.get(raw.task or "")
-    return raw.task if task and task.observation_dim == raw.observations.shape[1] else None
-
-
-def find_episodes(raw: Rows, evidence: Evidence, limit: int | None) -> Segments:
+def find_episodes(raw: Rows, evidence: Evidence) -> Segments:
     """Cut the rows into episodes and fragments."""
     robot = robot_of(known_task(raw))
 
@@ -103,13 +86,59 @@ def find_episodes(raw: Rows, evidence: Evidence, limit: int | None) -> Segments:
             states[unknown] = evidence.judge.predicted(rows[unknown])
         return terminates(robot, states)
 
-    return cut(
-        evidence.follows,
-        raw.terminals,
-        raw.timeouts,
-        limit=limit,
-        initial=looks_initial(robot, raw.observations) if robot else None,
-        is_standard=evidence.judge is not None and evidence.judge.is_exact,
-        fallen=terminates(robot, raw.observations, rounding=-ROUNDING) == 1 if robot else None,
+    physics = Physics(
+        limit=time_limit(raw),
         ends_by_itself=ends_by_itself,
+        initial=looks_initial(robot, raw.observations) if robot else None,
+        fallen=terminates(robot, raw.observations, rounding=-ROUNDING) == 1 if robot else None,
+        is_standard=evidence.judge is not None and evidence.judge.is_exact,
     )
+    return cut(evidence.follows, raw.terminals, raw.timeouts, physics)
+
+
+def fit_columns(raw: Rows) -> list[Finding]:
+    """Give data a task that fits their widths, and its columns; return what did not fit.
+
+    A task whose version gq does not know (Hopper-v2) becomes the newest one of its robot if the widths are the same;
+    without any task, the widths name it if only one robot has them.
+    """
+    widths = (raw.observations.shape[1], raw.actions.shape[1])
+    fitting = [task.id for task in TASKS.values() if widths == (task.observation_dim, task.action_dim)]
+    if raw.task is None:
+        raw.task = only_robot(fitting) or {(111, 8): "Ant-v5"}.get(widths)
+    family = (raw.task or "").split("-")[0]
+    if raw.task not in TASKS:
+        raw.task = next((known for known in TASKS if known.split("-")[0] == family), raw.task)  # v5 comes first
+    if raw.task in fitting or raw.task not in TASKS:
+        return []
+    assert raw.task is not None
+    task = TASKS[raw.task]
+    found = f"{widths[0]} observation and {widths[1]} action columns, {task.id} has {task.observation_dim} and "
+    found += str(task.action_dim)
+    kept = EXACT_COLUMNS.get((raw.task, widths[0]))
+    if kept is not None and widths[1] == task.action_dim:
+        return [mapped(raw, kept, found)]
+    same_family = [known for known in fitting if known.split("-")[0] == family]
+    if same_family:
+        raw.task = same_family[0]
+        return [
+            Finding("dimension-mismatch", widths[0], f"{found}; these are the widths of {raw.task}, which is taken")
+        ]
+    hint = f"; these are the widths of {' or '.join(fitting[:3])}: try --task {fitting[0]}" if fitting else ""
+    return [Finding("dimension-mismatch", widths[0], f"{found}{hint}")]
+
+
+def only_robot(fitting: list[str]) -> str | None:
+    """Return the first of some tasks if all are of one robot."""
+    return fitting[0] if len({task.split("-")[0] for task in fitting}) == 1 else None
+
+
+def mapped(raw: Rows, kept: np.ndarray, found: str) -> Finding:
+    """Reduce observations to some of their columns; return the finding, which says if the others were not zero."""
+    count = raw.observations.shape[1]
+    raw.observations, are_zero = keep_columns(raw.observations, kept)
+    if raw.final_observations.shape[1:] == (count,):
+        raw.final_observations = raw.final_observations[:, kept]
+    is_exact = raw.task == "Ant-v4" or are_zero
+    exactness = "exactly" if is_exact else "but columns that should be zero and are left out are not"
+    return Finding("dimension-mismatch", count, f"{found}; the columns of {raw.task} are among them, {exactness}")
