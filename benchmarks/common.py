@@ -189,8 +189,8 @@ def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     import torch
 
+    from gq.envs.engines import versions
     from gq.threads import num_cores
-    from gq.versions import versions
 
     info = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]

@@ -26,6 +26,7 @@ threads.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from gq.envs.engines import versions  # noqa: E402
 from gq.files import sha256, write_json, write_text  # noqa: E402
 from gq.paths import read_json  # noqa: E402
 from gq.planning import acting  # noqa: E402
@@ -37,7 +38,6 @@ from gq.results.evaluate import play_and_log, summarise_mode  # noqa: E402
 from gq.results.frontier import Point, best  # noqa: E402
 from gq.rollouts.episodes import Start  # noqa: E402
 from gq.rollouts.statistics import retention  # noqa: E402
-from gq.versions import versions  # noqa: E402
 
 BEGIN, END = "<!-- begin: scripts/measure_speculation.py -->", "<!-- end -->"
 WANTED_RETENTION, WANTED_CALLS = 0.98, 0.4  # of the baseline's

@@ -241,7 +241,7 @@ def test_removal_needs_an_id_and_a_yes() -> None:
 @pytest.mark.usefixtures("site")
 def test_removal_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     succeed("hopper")
-    monkeypatch.setattr("gq.cli.asking.is_terminal", lambda: True)
+    monkeypatch.setattr("gq.cli.output.is_terminal", lambda: True)
     from typer.testing import CliRunner
 
     from gq.cli import app

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from gq.cli.tables import Listing
+from gq.cli.output import Listing
 
 HEADINGS = ["return by updates", "1k", "last", "band"]
 ROWS = [("a run with a name", "1", "2 at 1k", "1 … 3"), ("another", "", "20 at 1k", "")]

@@ -14,7 +14,7 @@ FILES = sorted((SOURCE / "gq").rglob("*.py"))
 # A module may import from its own floor and from those below it. The front house comes first; it imports no annex.
 FRONT = [
     {"errors", "parsing", "threads"},
-    {"files", "paths", "versions"},
+    {"files", "paths"},
     {"models", "envs", "devices"},
     {"config", "data"},
     {"presets", "algos", "planning"},

@@ -328,7 +328,7 @@ def test_nothing_is_removed_without_being_sure(run: Path, monkeypatch: pytest.Mo
         result = gq("runs", *command)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.splitlines()[-1] == "hint: add --yes"
-    monkeypatch.setattr("gq.cli.asking.is_terminal", lambda: True)
+    monkeypatch.setattr("gq.cli.output.is_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda *_, **__: (_ for _ in ()).throw(SystemExit(1)))
     assert gq("runs", "remove", run.name).exit_code == 1
     assert gq("runs", "remove", run.name, "--dry-run", "-q").stdout == f"{run}\n"

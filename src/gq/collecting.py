@@ -18,7 +18,7 @@ from gq.data.hdf5 import open_hdf5, plain_attributes
 from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.replay import EpisodeLog
 from gq.data.trajectories import Trajectories
-from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of
+from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of, versions
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.files import sha256, sync, write_error
@@ -31,7 +31,6 @@ from gq.rollouts.collect import BLOCK_SIZE, Plan, Recipe, run_plan
 from gq.rollouts.episodes import Policy
 from gq.rollouts.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
 from gq.training.signals import StopRequest
-from gq.versions import versions
 
 DEFAULT_NUM_EPISODES = 100
 MAX_NUM_TARGETS = 1000  # an attribute of the file holds them

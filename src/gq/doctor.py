@@ -27,13 +27,13 @@ from gq import __version__
 from gq.datasets.download import DEFAULT_D4RL_URL
 from gq.datasets.hub import DEFAULT_ENDPOINT, is_offline
 from gq.envs import gl
+from gq.envs.engines import versions
 from gq.errors import GqError
 from gq.files import sha256
 from gq.paths import all_runs, checkpoint_folders, datasets_folder, json_or_empty, read_settings, runs_folder
 from gq.runs.checkpoint import pointed, verify_checkpoint
 from gq.runs.state import is_in_use
 from gq.threads import num_cores
-from gq.versions import versions
 
 PACKAGE = "gym-qwen"
 DEVELOPERS = "dev"  # the extra that users do not need

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gq.cli.asking import ask
-from gq.cli.output import Output
+from gq.cli.output import Output, ask
 from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:

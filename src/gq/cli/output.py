@@ -3,17 +3,21 @@
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gq.errors import UsageError
 from gq.training.processes import rank
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
 
+HARD_SPACE = "\u00a0"  # where lines do not break
+ANY_WIDTH = 100_000  # more than tables have
 JsonMode = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what a script needs: a path, or numbers.")]
 Verbose = Annotated[
@@ -46,8 +50,6 @@ class Output:
     def console(self, *, stderr: bool = False) -> "Console":
         """Return a Rich console on stdout or stderr; in a pipe it has no colours, and room for any table."""
         from rich.console import Console
-
-        from gq.cli.tables import ANY_WIDTH
 
         stream = sys.stderr if stderr else sys.stdout
         return Console(
@@ -89,8 +91,6 @@ class Output:
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> Any:
         """Return a table for `result`; the first columns are aligned to the left, all others to the right."""
-        from gq.cli.tables import Listing
-
         return Listing(headings, rows, num_left=num_left, ruled=sys.stdout.isatty())
 
     @contextmanager
@@ -113,3 +113,60 @@ class Output:
                 bars.update(bar, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed else "")
 
             yield move
+
+
+class Listing:
+    """A table that Rich can print; where the terminal is too narrow for it, every row becomes a paragraph.
+
+    The first columns are aligned to the left, all others to the right.
+    """
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int, ruled: bool) -> None:
+        self.headings, self.rows, self.num_left, self.ruled = headings, rows, num_left, ruled
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
+        from rich import box
+        from rich.measure import Measurement
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD if self.ruled else None, pad_edge=False)
+        for index, heading in enumerate(self.headings):
+            table.add_column(heading, justify="left" if index < self.num_left else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        if Measurement.get(console, options.update(max_width=ANY_WIDTH), table).maximum <= options.max_width:
+            yield table
+        else:
+            yield "\n".join(self.narrow(options.max_width))
+
+    def narrow(self, width: int) -> list[str]:
+        """Return a paragraph for each row: the columns on the left, and below them the values, named by headings."""
+        lines = []
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)][: self.num_left - 1]
+        for row in self.rows:
+            *padded, last = row[: self.num_left]
+            lines.append("  ".join([*(cell.ljust(n) for cell, n in zip(padded, widths, strict=True)), last]))
+            named = zip(self.headings[self.num_left :], row[self.num_left :], strict=True)
+            pairs = [f"{heading} {value}".strip().replace(" ", HARD_SPACE) for heading, value in named if value]
+            options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+            wrapped = textwrap.wrap("  ".join(pairs), max(width - 2, 1), **options)
+            lines += [f"  {line.replace(HARD_SPACE, ' ')}" for line in wrapped]
+        return lines
+
+
+def is_terminal() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
+def ask(question: str, *, refusal: str, yes: bool) -> None:
+    """Return if the answer is yes, given beforehand or now; end the command if it is no.
+
+    Raises:
+        UsageError: there is nobody to ask; the message is `refusal`.
+    """
+    if yes:
+        return
+    if not is_terminal():
+        raise UsageError(refusal, hint="add --yes")
+    typer.confirm(question, abort=True, err=True)

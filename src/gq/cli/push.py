@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gq.cli import options
-from gq.cli.asking import ask
-from gq.cli.output import Output
+from gq.cli.output import Output, ask
 from gq.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import typer
 import typer.core
 
 from gq.cli import options
-from gq.cli.asking import ask
-from gq.cli.output import Output
+from gq.cli.output import Output, ask
 from gq.errors import UsageError
 
 if TYPE_CHECKING:

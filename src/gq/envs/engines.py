@@ -1,4 +1,4 @@
-"""Which physics engine numbers come from, and whether another one gives the same.
+"""Which versions, of physics engines above all, numbers come from, and whether others give the same.
 
 Measured on one-step predictions from stored states (mujoco 2.3.7 to 4.0.0, gymnasium 1.4.0): contacts are solved
 differently since mujoco 3.5 in Hopper, Ant and Humanoid, by up to a typical step; Walker2d and HalfCheetah agree to
@@ -6,6 +6,7 @@ rounding from 2.3.7 on; 4.0 moves Ant and Humanoid by about 1e-4 of a typical st
 rewards of its tasks, and matters to no other.
 """
 
+import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,6 +16,19 @@ from gq.envs.tasks import CONTROL_TASKS
 
 ENGINES = ("mujoco", "gymnasium")
 CONTROL_ENGINES = ("mujoco", "dm_control")
+
+
+def versions() -> dict[str, str]:
+    """Return versions of everything that can change a number, by name; what is not installed is left out."""
+    from gq import __version__
+
+    found = {"gq": __version__, "python": platform.python_version()}
+    for name in ("torch", "mujoco", "gymnasium", "dm_control", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def engines_of(task: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gq.config import TDMPC2Config, to_toml
+from gq.envs.engines import versions
 from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, resolve_task
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256, write_json, write_text
@@ -16,7 +17,6 @@ from gq.presets import tdmpc2
 from gq.runs.card import write_card
 from gq.runs.checkpoint import choose_checkpoint, save_checkpoint, verify_checkpoint
 from gq.runs.folder import lock_run
-from gq.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)

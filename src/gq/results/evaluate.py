@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gq.config import TransformerConfig
-from gq.envs.engines import installed_engines, mismatch
+from gq.envs.engines import installed_engines, mismatch, versions
 from gq.envs.scores import Reference, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
@@ -25,7 +25,6 @@ from gq.rollouts.episodes import EpisodeRequest, Start, Step, Watch, roll_out
 from gq.rollouts.statistics import Episode, Summary, retention, summarise
 from gq.runs.card import refresh_card
 from gq.runs.folder import read_config
-from gq.versions import versions
 
 NUM_EPISODES = 20
 Begin = Callable[[str, int, int], None]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gq.config import with_settings
+from gq.envs.engines import versions
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.models.corrector import Architecture
@@ -22,7 +23,6 @@ from gq.speculation.rounds import Distillation, DistillSettings, Progress, colle
 from gq.speculation.samples import PlanEpisode, Samples, read_plan_data
 from gq.speculation.training import Trained, measure
 from gq.training.signals import StopRequest
-from gq.versions import versions
 
 DATA_FILE = "decisions.hdf5"
 OF_THE_DATA = ("archs", "rounds", "num_episodes")  # settings that one corrector's training does not see

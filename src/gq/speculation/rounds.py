@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 
 from gq.config import Natural, NonNegative
+from gq.envs.engines import versions
 from gq.envs.tasks import Task, resolve_task
 from gq.errors import Interrupted, UsageError
 from gq.files import sha256
@@ -22,7 +23,6 @@ from gq.rollouts.parts import Request, begin, lock_parts, remove
 from gq.speculation.drivers import Driver, PlannerDriver, StudentDriver, Teacher, collect_episode
 from gq.speculation.samples import PlanEpisode, Samples, Target, build_samples, read_plan_data, write_plan_data
 from gq.speculation.training import Trained, TrainSettings, train_corrector
-from gq.versions import versions
 
 MIN_EPISODES = 2  # of a round: one to learn from, one to validate with
 Progress = Callable[[str, int, int | None], None]  # what is being done, how much of it, and of how much

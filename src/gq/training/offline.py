@@ -11,7 +11,7 @@ import numpy as np
 from gq.config import DataRunConfig, LogConfig, OfflineConfig
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
-from gq.envs.engines import recorded_engines
+from gq.envs.engines import recorded_engines, versions
 from gq.envs.scores import origin_of, reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
@@ -23,7 +23,6 @@ from gq.runs.card import write_card
 from gq.runs.folder import SELECTION_SEED, opened_run, refuse_filled
 from gq.runs.metrics import Listener, Silence
 from gq.training.trackers import Trackers
-from gq.versions import versions
 
 if TYPE_CHECKING:
     from gq.algos.supervised import SupervisedLearner

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gq import presets
 from gq.config import LogConfig, TDMPC2Config
+from gq.envs.engines import versions
 from gq.envs.scores import reference_for
 from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
@@ -16,7 +17,6 @@ from gq.runs.card import write_card
 from gq.runs.folder import SELECTION_SEED, opened_run, refuse_filled, refuse_imported
 from gq.runs.metrics import Listener, Silence
 from gq.training.trackers import Trackers
-from gq.versions import versions
 
 if TYPE_CHECKING:
     from gq.planning.mppi import Planner
