@@ -17,7 +17,7 @@ from gq.errors import DataError, GqError, UsageError
 from gq.models.world_config import WORLD_MODEL_SIZES, WorldModelConfig
 from gq.models.world_model import WorldModel
 from gq.official.importing import ImportedModel, import_tdmpc2, infer_shape, official_name
-from gq.official.task_slice import MT30
+from gq.official.names import MT30
 from test_parity import Recorded, assert_close
 
 TINY = WorldModelConfig(encoder_dim=12, mlp_dim=10, latent_dim=16, num_q=3)

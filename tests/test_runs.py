@@ -17,7 +17,7 @@ from commandline import child_environment, copy_run, gq
 from gq.config import FinetuneConfig, to_toml
 from gq.errors import GqError, Interrupted
 from gq.files import write_json, write_text
-from gq.hub.files import run_uploads
+from gq.hub.uploads import run_uploads
 from gq.paths import all_runs, checkpoint_folders
 from gq.runs.card import is_own, write_card
 from gq.runs.changes import REMOVED, rename

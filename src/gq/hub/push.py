@@ -11,8 +11,7 @@ from gq import __version__
 from gq.datasets.hub import endpoint, hub_client, refuse_offline
 from gq.datasets.names import parse_reference
 from gq.errors import GqError, UsageError
-from gq.hub.dataset_cards import dataset_uploads
-from gq.hub.files import Upload, is_run_file, run_uploads
+from gq.hub.uploads import Upload, dataset_uploads, is_run_file, run_uploads
 from gq.runs.card import CARD, is_own
 from gq.runs.state import is_in_use
 
