@@ -19,8 +19,8 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     for whole, small in {
         '"builtin/hopper/medium")': '"builtin/hopper/medium", num_transitions=2000)',
         '"train.steps": 2000': '"train.steps": 4, "eval.num_episodes": 1',
-        "num_episodes=20": "num_episodes=2",
-        "targets=[3000])": "targets=[3000], width=64, height=64)",
+        "EpisodeRequest(20,": "EpisodeRequest(2,",
+        "targets=[3000]))": "targets=[3000]), video=gq.VideoOptions(width=64, height=64))",
     }.items():
         assert whole in code
         code = code.replace(whole, small)

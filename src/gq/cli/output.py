@@ -155,7 +155,7 @@ class Listing:
 
 
 def is_terminal() -> bool:
-    """Tell whether there is somebody to ask."""
+    """Whether there is somebody to ask."""
     return sys.stdin.isatty()
 
 

@@ -1,7 +1,6 @@
 """`gq params`."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,70 +25,27 @@ Examples:
   gq params runs/a --json"""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The transformers that are reported on: a size, all sizes or a run, and with which data and batch."""
-
-    size: str | None  # None: a run, or all sizes
-    config: "TransformerConfig | None"  # a run's
-    task: "Task"
-    num_transitions: int | None
-    batch_size: int | None
-
-    @property
-    def sizes(self) -> list[str]:
-        """The named sizes."""
-        from gq.models.config import SIZES
-
-        return [self.size] if self.size else list(SIZES)
-
-
-ModelName = Annotated[
-    str | None,
-    options.completed(
-        "SIZE|RUN|tdmpc2",
-        "tdmpc2 for world models; default: all sizes of transformers.",
-        options.known_sizes,
-        lambda: [WORLD],
-        options.known_runs,
-        kind=typer.Argument,
-    ),
-]
-TaskName = Annotated[
-    str | None,
-    options.completed(
-        "ID",
-        "Default: the dataset's or run's, else Humanoid-v5, for tdmpc2 dog-run.",
-        options.known_tasks,
-        options.known_control_tasks,
-    ),
-]
-SizeName = Annotated[
-    str | None,
-    options.completed(
-        "SIZE",
-        "As SIZE; of tdmpc2: 1, 5, 19, 48 or 317; default: all.",
-        options.known_sizes,
-        options.known_world_model_sizes,
-    ),
-]
+MODEL_HELP = "tdmpc2 for world models; default: all sizes of transformers."
+TASK_HELP = "Default: the dataset's or run's, else Humanoid-v5, for tdmpc2 dog-run."
+SIZE_HELP = "As SIZE; of tdmpc2: 1, 5, 19, 48 or 317; default: all."
+DATASET_HELP = "Dataset id or file, for the tokens per parameter."
 BATCH_HELP = "Windows computed at once, for the memory, or in an update of --device; default: 64, of tdmpc2 256."
 DEVICE_HELP = "Memory and time of training on it: h100, l4, ..., or cpu for this one."
-DATASET_HELP = "Dataset id or file, for the tokens per parameter."
+MODELS = (options.known_sizes, lambda: [WORLD], options.known_runs)
+TASKS = (options.known_tasks, options.known_control_tasks)
+ALL_SIZES = (options.known_sizes, options.known_world_model_sizes)
 
 
 @options.grouped
 def params(
-    model: ModelName = None,
+    model: Annotated[str | None, options.completed("SIZE|RUN|tdmpc2", MODEL_HELP, *MODELS, kind=typer.Argument)] = None,
     latest: options.Latest = False,
-    task: TaskName = None,
-    size: SizeName = None,
+    task: Annotated[str | None, options.completed("ID", TASK_HELP, *TASKS)] = None,
+    size: Annotated[str | None, options.completed("SIZE", SIZE_HELP, *ALL_SIZES)] = None,
     dataset: Annotated[str | None, options.completed("ID|PATH", DATASET_HELP, options.known_datasets)] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_HELP)] = None,
     device: Annotated[str | None, options.completed("NAME", DEVICE_HELP, options.known_devices)] = None,
-    world_size: Annotated[
-        int | None, typer.Option(metavar="N", help="This many of the devices in one machine; default: 1.")
-    ] = None,
+    world_size: Annotated[int | None, typer.Option(metavar="N", help="Devices in one machine; default: 1.")] = None,
     *,
     output: Output,
 ) -> None:
@@ -115,15 +71,18 @@ def params(
         return
     if size:
         raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
+    from gq import presets
     from gq.envs.tasks import resolve_task
 
     task, num_transitions = data_facts(dataset, task)
     found = resolve_task(task or (config.task if config else "Humanoid-v5"))
-    subject = Subject(model if config is None else None, config, found, num_transitions, batch_size)
+    configs = [config] if config else [presets.dt(name) for name in ([model] if model else SIZES)]
     if device:
-        show_plans(output, subject, device, world_size or 1)
+        changed = {"task": found.id} | ({"train.batch_size": batch_size} if batch_size else {})
+        configs = [config.replace(changed) for config in configs]
+        show_plans(output, configs, num_transitions, device, world_size or 1)
     else:
-        show_transformers(output, subject)
+        show_transformers(output, configs, found, num_transitions, batch_size or 64)
 
 
 def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int | None]:
@@ -163,17 +122,15 @@ def run_config(name: str) -> Any:
 # Transformers
 
 
-def show_transformers(output: Output, subject: Subject) -> None:
+def show_transformers(
+    output: Output, configs: list["TransformerConfig"], task: "Task", num_transitions: int | None, batch_size: int
+) -> None:
     """Print what Decision Transformers cost."""
-    from gq.costs.transformers import report, report_config
+    from gq.costs.transformers import report_config
 
-    task = subject.task
-    known: dict[str, Any] = {"num_transitions": subject.num_transitions, "batch_size": subject.batch_size or 64}
-    if (config := subject.config) is None:
-        reports = [report(size, task=task.id, **known) for size in subject.sizes]
-    else:
-        dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
-        reports = [report_config(config.model, size=config.size, **dims, **known)]
+    known: dict[str, Any] = {"num_transitions": num_transitions, "batch_size": batch_size}
+    known |= {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+    reports = [report_config(config.model, size=config.size, **known) for config in configs]
     document = {"task": task.id, "models": [dataclasses.asdict(report) for report in reports]}
     too_large = [report for report in reports if report.warning]
     if len(too_large) == 1:
@@ -215,35 +172,32 @@ def transformer_tables(output: Output, reports: list["ParamsReport"], task: str)
 # Transformers on a device
 
 
-def show_plans(output: Output, subject: Subject, device_name: str, world_size: int) -> None:
+def show_plans(
+    output: Output,
+    configs: list["TransformerConfig"],
+    num_transitions: int | None,
+    device_name: str,
+    world_size: int,
+) -> None:
     """Print what training takes on a device: of one size or run in all ways, or of all sizes in their best ways."""
     from rich.console import Group
 
-    from gq import presets
     from gq.costs.transformers import ASSUMED_TRANSITIONS, UTILISATION, best_way, devices_needed, ways_to_train
     from gq.devices import resolve_device
 
-    task, num_transitions = subject.task, subject.num_transitions or ASSUMED_TRANSITIONS
-    changed: dict[str, Any] = {"task": task.id}
-    if subject.batch_size:
-        changed["train.batch_size"] = subject.batch_size
-    configs = [subject.config] if subject.config else [presets.dt(name) for name in subject.sizes]
-    configs = [config.replace(changed) for config in configs]
+    assumed = "" if num_transitions else ", assumed"
+    num_transitions = num_transitions or ASSUMED_TRANSITIONS
     device = resolve_device(device_name)
     ways = [ways_to_train(one, device, world_size=world_size, num_transitions=num_transitions) for one in configs]
     needed = [devices_needed(config, device, num_transitions) for config in configs]
     best = [best_way(each) for each in ways]
+    as_dicts = [[dataclasses.asdict(way) for way in each] for each in ways]
     models = [
-        {
-            "size": one.size,
-            "devices_needed": number,
-            "best": dataclasses.asdict(one),
-            "ways": [dataclasses.asdict(way) for way in each],
-        }
-        for one, number, each in zip(best, needed, ways, strict=True)
+        {"size": one.size, "devices_needed": number, "best": dataclasses.asdict(one), "ways": each}
+        for one, number, each in zip(best, needed, as_dicts, strict=True)
     ]
     document = {
-        "task": task.id,
+        "task": configs[0].task,
         "device": dataclasses.asdict(device),
         "world_size": world_size,
         "num_transitions": num_transitions,
@@ -252,12 +206,12 @@ def show_plans(output: Output, subject: Subject, device_name: str, world_size: i
     name = device.name if world_size == 1 else f"{world_size} x {device.name}"
     rate = f"{device.flops(best[0].bfloat16) / 1e12:.3g} TFLOP/s{', measured here' if device.measured else ''}"
     human = Group(
-        f"Training Decision Transformers for {task.id} on {name}",
+        f"Training Decision Transformers for {configs[0].task} on {name}",
         plan_table(output, ways[0] if len(ways) == 1 else best),
         *(verdict(one, number) for one, number in zip(best, needed, strict=True) if len(best) == 1 or not one.fits),
         f"time: if matrix products reach {100 * UTILISATION:.0f} % of {rate}; small models reach less, see mfu in a "
         "run's times.jsonl",
-        f"data: {num_transitions:,} transitions" + ("" if subject.num_transitions else ", assumed"),
+        f"data: {num_transitions:,} transitions{assumed}",
     )
     output.result(document, quiet="\n".join(str(one.memory_bytes) for one in best), human=human)
 
@@ -310,12 +264,8 @@ def show_world_models(
     found = resolve_task(task or (config.task if config else "dog-run"))
     configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
     reports = [report_world(dataclasses.replace(one, task=found.id), batch_size=batch_size) for one in configs]
-    document = {
-        "task": found.id,
-        "observation_dim": found.observation_dim,
-        "action_dim": found.action_dim,
-        "models": [dataclasses.asdict(report) for report in reports],
-    }
+    dims = {"observation_dim": found.observation_dim, "action_dim": found.action_dim}
+    document = {"task": found.id, **dims, "models": [dataclasses.asdict(report) for report in reports]}
     counts = "\n".join(str(report.parameters) for report in reports)
     output.result(document, quiet=counts, human=world_tables(output, reports, found))
 

@@ -128,7 +128,7 @@ def plan_prune(
         failed: runs whose training ended with an error.
         empty: runs without a checkpoint.
         checkpoints: of the other runs, the checkpoints that are neither the best nor the last.
-        older_than_days: only what has not changed for so long; without any of the others, such runs.
+        older_than_days: only what has not changed for this long; without any of the others, such runs.
     """
     found = []
     latest = time.time() - (older_than_days or 0.0) * SECONDS_PER_DAY

@@ -176,7 +176,7 @@ def children_of(run: Path) -> list[Path]:
 
 
 def dependants_of(run: Path) -> list[Path]:
-    """Return the children that cannot go on without a run: they have no checkpoint of their own yet."""
+    """Return the children that cannot be trained without a run: they have no checkpoint of their own yet."""
     return [child for child in children_of(run) if not checkpoint_folders(child)]
 
 
