@@ -42,6 +42,7 @@ def environment_options(task: str) -> dict[str, bool]:
 def make_own(backbone: str, context: str, task: str, device: str) -> Evaluate:
     """Return the evaluation of `gq eval`."""
     from gq.algos.dt import DTPolicy
+    from gq.envs.tasks import resolve_task
     from gq.policies.compute import choose_compute
     from gq.rollouts.episodes import Start, roll_out
 
@@ -50,7 +51,7 @@ def make_own(backbone: str, context: str, task: str, device: str) -> Evaluate:
 
     def run(seed: int, num_episodes: int, num_steps: int) -> int:
         starts = [Start(seed + index, TARGET) for index in range(num_episodes)]
-        episodes = roll_out(policy, task, starts, max_steps=num_steps, **environment_options(task))
+        episodes = roll_out(policy, resolve_task(task), starts, max_steps=num_steps, **environment_options(task))
         return sum(episode.length for episode in episodes)
 
     return run

@@ -23,9 +23,10 @@ from gq.policies.packaged import ENVIRONMENTS, LEVELS
 def step_recorded(recorded: Trajectories, first: int, stride: int) -> float:
     """Replay every stride-th recorded episode's actions; return the seconds, without building the environment."""
     from gq.envs.make import make
+    from gq.envs.tasks import resolve_task
 
     assert recorded.task is not None
-    env = make(recorded.task)
+    env = make(resolve_task(recorded.task))
     env.reset(seed=0)
     start = time.perf_counter()
     for episode in range(first, recorded.num_episodes, stride):

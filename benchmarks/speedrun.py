@@ -150,7 +150,7 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
 
     def evaluate() -> float:
         learner.model.eval()
-        episodes = roll_out(policy, TASK, starts)
+        episodes = roll_out(policy, config.environment, starts)
         learner.model.train()
         return sum(episode.episode_return for episode in episodes) / len(episodes)
 

@@ -23,6 +23,7 @@ import mujoco.rollout
 import numpy as np
 
 from gq.envs.make import make
+from gq.envs.tasks import resolve_task
 from gq.rollouts.episodes import Stepper
 
 Step = Callable[[np.ndarray], Any]  # of actions [E, A]
@@ -35,7 +36,7 @@ def options_of(task: str) -> dict[str, bool]:
 
 def started(task: str, number: int) -> list[Any]:
     """Return environments that are reset."""
-    environments = [make(task, **options_of(task)) for _ in range(number)]
+    environments = [make(resolve_task(task), **options_of(task)) for _ in range(number)]
     for seed, environment in enumerate(environments):
         environment.reset(seed=seed)
     return environments
@@ -52,7 +53,7 @@ def stepper(task: str, number: int, cores: int) -> Step:
 
 
 def vector(kind: Any, task: str, number: int, **settings: Any) -> Step:
-    environments = kind([lambda: make(task, **options_of(task))] * number, **settings)
+    environments = kind([lambda: make(resolve_task(task), **options_of(task))] * number, **settings)
     environments.reset(seed=0)
     return lambda actions: environments.step(actions)
 
@@ -102,7 +103,7 @@ WAYS = {
 
 def measure(task: str, cores: int, options: argparse.Namespace) -> None:
     """Print one row."""
-    space = make(task).action_space
+    space = make(resolve_task(task)).action_space
     actions = 0.1 * np.random.default_rng(0).uniform(
         space.low, space.high, (options.steps, options.environments, *space.shape)
     ).astype(np.float32)

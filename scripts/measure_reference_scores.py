@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gq.envs.make import make
-from gq.envs.tasks import TASKS
+from gq.envs.tasks import TASKS, resolve_task
 from gq.files import write_json
 from gq.policies.packaged import NAMES, Slots, load_policy
 from gq.rollouts.statistics import mean_interval
@@ -68,7 +68,7 @@ def expert_policy(task: str) -> Act:
 def run_episode(index: int, *, task: str, kind: str) -> tuple[float, int]:
     """Run one episode and return its undiscounted return and its length."""
     act = expert_policy(task) if kind == "expert" else random_policy(task, index)
-    env = make(task)
+    env = make(resolve_task(task))
     observation, _ = env.reset(seed=SEED + index)
     total, length = 0.0, 0
     while True:

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from gq.datasets.builtin import simulate_policy
 from gq.envs.make import make
+from gq.envs.tasks import resolve_task
 from gq.files import atomic_path
 from gq.policies.packaged import Network, PackagedPolicy
 
@@ -52,7 +53,7 @@ def load_network(folder: Path, iteration: int) -> Network:
 
 def make_policy(env_id: str, networks: list[Network], probabilities: list[float], noise: float) -> PackagedPolicy:
     """Return networks as a policy that can be simulated."""
-    space: Any = make(env_id).action_space
+    space: Any = make(resolve_task(env_id)).action_space
     return PackagedPolicy(
         env_id=env_id,
         networks=tuple(networks),
@@ -140,7 +141,7 @@ def export(arguments: argparse.Namespace) -> None:
         "levels": levels,
         **{f"{package}_version": version(package) for package in ("gymnasium", "mujoco", "numpy")},
     }
-    space: Any = make(search["env_id"]).action_space
+    space: Any = make(resolve_task(search["env_id"])).action_space
     arrays = {"action_low": space.low, "action_high": space.high}
     for iteration, network in networks.items():
         arrays[f"{iteration}.mean"] = network.mean

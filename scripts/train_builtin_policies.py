@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gq.envs.make import make
+from gq.envs.tasks import resolve_task
 from gq.files import atomic_path
 
 
@@ -58,7 +59,7 @@ class Result(NamedTuple):
 def start_worker(env_id: str) -> None:
     """Build this process's environment once."""
     global _environment
-    _environment = make(env_id)
+    _environment = make(resolve_task(env_id))
 
 
 def roll_out(weight: np.ndarray, mean: np.ndarray, std: np.ndarray, seed: int) -> Result:
@@ -108,7 +109,7 @@ def search(arguments: argparse.Namespace) -> None:
     method = f"linear policy by augmented random search V2-t, seed {arguments.seed}"
     document = {"env_id": arguments.env, "method": method, "seed": arguments.seed, **recipe._asdict()}
     (arguments.out / "search.json").write_text(json.dumps(document, indent=2))
-    probe: Any = make(arguments.env)
+    probe: Any = make(resolve_task(arguments.env))
     (observation_dim,), (action_dim,) = probe.observation_space.shape, probe.action_space.shape
     weight, statistics, start = np.zeros((action_dim, observation_dim)), Statistics(observation_dim), 0
     if existing := sorted(arguments.out.glob("iteration-*.npz")):

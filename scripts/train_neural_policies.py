@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gq.envs.make import make
+from gq.envs.tasks import resolve_task
 from gq.files import atomic_path
 
 
@@ -150,7 +151,7 @@ class Collector:
 
     def __init__(self, env_id: str, settings: Settings, seed: int) -> None:
         self.num_observed, number = settings.num_observed, settings.num_environments
-        self.environments: list[Any] = [make(env_id) for _ in range(number)]
+        self.environments: list[Any] = [make(resolve_task(env_id)) for _ in range(number)]
         space = self.environments[0].action_space
         self.half_range = (space.high - space.low) / 2  # the boxes are symmetric
         self.num_actions = len(space.high)

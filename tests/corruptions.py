@@ -59,7 +59,7 @@ def simulated(task: str, num_rows: int, **options: object) -> Stream:
     Args:
         options: of the environment.
     """
-    from gq.envs.make import make
+    from simulator import make
 
     env = make(task, **options)
     env.action_space.seed(0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gq.envs.tasks import Task, box
 from gq.errors import UsageError
 from gq.models.corrector import Corrector, CorrectorConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig
@@ -22,6 +23,7 @@ OBSERVATION_DIM, ACTION_DIM, LATENT_DIM = 5, 2, 16
 SHAPE = WorldModelConfig(encoder_dim=16, mlp_dim=24, latent_dim=LATENT_DIM, num_q=2)
 SMALL = PlannerConfig(iterations=2, num_samples=16, num_policy_samples=4, num_elites=4)
 BOUND = 0.4
+TASK = Task("made up", OBSERVATION_DIM, **box(ACTION_DIM, BOUND))
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +79,7 @@ def stacked(policy: PlanningPolicy, name: str) -> np.ndarray:
 def test_planning_at_every_decision_is_the_planner_in_a_loop_to_the_bit(
     planner: Planner, mode: str, stochastic: bool
 ) -> None:
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode=mode, stochastic=stochastic)
+    policy = PlanningPolicy(planner, task=TASK, mode=mode, stochastic=stochastic)
     actions = walk(policy, 6)
     assert policy.block_size == 1
     for row in range(2):
@@ -96,7 +98,7 @@ def test_planning_at_every_decision_is_the_planner_in_a_loop_to_the_bit(
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_policy_alone_is_its_network_in_blocks_to_the_bit(planner: Planner, stochastic: bool) -> None:
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode="policy", stochastic=stochastic)
+    policy = PlanningPolicy(planner, task=TASK, mode="policy", stochastic=stochastic)
     actions = walk(policy, 4, 3)
     assert policy.block_size == 3
     generators = [generator_of(7 + row, CPU) for row in range(3)]
@@ -122,7 +124,8 @@ ALL = [
 def test_every_mode_acts_with_a_world_model(mode: str, action_dim: int) -> None:
     planner = make_planner(action_dim=action_dim, episodic=True)
     corrector = make_corrector("temporal", action_dim, trained=True)
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=corrector)
+    task = Task("made up", OBSERVATION_DIM, **box(action_dim, BOUND))
+    policy = PlanningPolicy(planner, task=task, mode=mode, corrector=corrector)
     actions = walk(policy)
     assert actions.shape == (8, 2, action_dim)
     assert np.abs(actions).max() <= np.float32(BOUND)
@@ -138,12 +141,12 @@ def test_every_mode_acts_with_a_world_model(mode: str, action_dim: int) -> None:
 
 
 def test_a_plan_horizon_of_its_own_leaves_the_planner_as_it_was(planner: Planner) -> None:
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode="naive6h6")
+    policy = PlanningPolicy(planner, task=TASK, mode="naive6h6")
     walk(policy)
     assert set(stacked(policy, "source")[1:6].flatten()) == {Source.FOLLOW}
     assert policy.planner.config == replace(SMALL, horizon=6)
     assert planner.config == SMALL
-    short = PlanningPolicy(planner, action_bound=BOUND, mode="naive6")
+    short = PlanningPolicy(planner, task=TASK, mode="naive6")
     walk(short)
     assert stacked(short, "source")[:7, 0].tolist() == [
         *(Source.PLAN, Source.FOLLOW, Source.FOLLOW),
@@ -157,11 +160,11 @@ def test_a_plan_horizon_of_its_own_leaves_the_planner_as_it_was(planner: Planner
 def test_an_untrained_corrector_is_the_plan_to_the_bit_and_a_trained_one_is_not(
     planner: Planner, arch: str, horizon: str
 ) -> None:
-    naive = walk(PlanningPolicy(planner, action_bound=BOUND, mode="naive6" + horizon))
+    naive = walk(PlanningPolicy(planner, task=TASK, mode="naive6" + horizon))
     mode = f"spec6{horizon}+never"
-    untrained = PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=make_corrector(arch))
+    untrained = PlanningPolicy(planner, task=TASK, mode=mode, corrector=make_corrector(arch))
     assert np.array_equal(walk(untrained), naive)
-    trained = PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=make_corrector(arch, trained=True))
+    trained = PlanningPolicy(planner, task=TASK, mode=mode, corrector=make_corrector(arch, trained=True))
     corrected = walk(trained)
     assert np.array_equal(corrected[0], naive[0])
     is_corrected = stacked(trained, "source") == Source.CORRECT
@@ -171,17 +174,17 @@ def test_an_untrained_corrector_is_the_plan_to_the_bit_and_a_trained_one_is_not(
 
 def test_modes_that_correct_need_a_corrector(planner: Planner) -> None:
     with pytest.raises(UsageError, match="spec3 needs a corrector") as caught:
-        PlanningPolicy(planner, action_bound=1, mode="spec3")
+        PlanningPolicy(planner, task=TASK, mode="spec3")
     assert "gq distill" in caught.value.hint
     with pytest.raises(UsageError, match="unknown mode 'spek3'"):
-        PlanningPolicy(planner, action_bound=1, mode="spek3")
+        PlanningPolicy(planner, task=TASK, mode="spek3")
 
 
 @pytest.mark.parametrize("mode", ["naive3", "hybrid6", "spec6+response@0.1", "naive6+response@0.1", "beam", "refine3"])
 def test_bits_do_not_depend_on_which_other_episodes_run(planner: Planner, mode: str) -> None:
     """In blocks as on a GPU."""
     policies = [
-        PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=make_corrector(trained=True), block_size=4)
+        PlanningPolicy(planner, task=TASK, mode=mode, corrector=make_corrector(trained=True), block_size=4)
         for _ in range(2)
     ]
     found: list[list[np.ndarray]] = []
@@ -199,7 +202,7 @@ def test_bits_do_not_depend_on_which_other_episodes_run(planner: Planner, mode: 
 
 
 def test_events_are_in_the_order_of_the_rows_over_blocks(planner: Planner) -> None:
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode="naive3", block_size=2)
+    policy = PlanningPolicy(planner, task=TASK, mode="naive3", block_size=2)
     policy.reset(np.zeros(5), range(5))
     rows = np.array([4, 0, 3])
     policy.act(rows, observations_at(0, rows))
@@ -215,7 +218,7 @@ def test_events_are_in_the_order_of_the_rows_over_blocks(planner: Planner) -> No
 
 def test_looking_on_or_not_changes_no_action(planner: Planner) -> None:
     for mode in ("plan", "naive6", "spec6+response@0.5", "beam"):
-        policy = PlanningPolicy(planner, action_bound=BOUND, mode=mode, corrector=make_corrector(trained=True))
+        policy = PlanningPolicy(planner, task=TASK, mode=mode, corrector=make_corrector(trained=True))
         recorded = walk(policy)
         policy.reset(np.zeros(2), [7, 8])
         rows = np.arange(2)
@@ -223,7 +226,7 @@ def test_looking_on_or_not_changes_no_action(planner: Planner) -> None:
 
 
 def test_what_is_executed_instead_is_what_consequences_are_expected_of(planner: Planner) -> None:
-    policy = PlanningPolicy(planner, action_bound=BOUND, mode="naive3")
+    policy = PlanningPolicy(planner, task=TASK, mode="naive3")
     rows = np.array([0])
     policy.reset(np.zeros(1), [0])
     policy.act(rows, observations_at(0, rows))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import corruptions
 from corruptions import CUT, LIMIT, TERMINAL, Stream, simulated
 from gq.data.rows import Rows
+from gq.envs.tasks import Task
 from gq.repair import boundaries
 from gq.repair.boundaries import BREAK, FOLLOWS, UNKNOWN, by_flags, examine, step_scores
 from gq.repair.examination import Examined, examine_file
@@ -302,7 +303,7 @@ def test_a_length_that_is_there_twice_by_chance_is_no_limit() -> None:
 
 @pytest.mark.parametrize("name", sorted(ROBOTS))
 def test_a_robot_is_what_the_simulator_says(name: str) -> None:
-    from gq.envs.make import make
+    from simulator import make
 
     robot = ROBOTS[name]
     env = make(f"{name}-v5")
@@ -365,7 +366,7 @@ def test_other_physics_are_noticed_and_resets_still_found(tmp_path: Path, monkey
 
     make = making.make
 
-    def make_heavier(task: str, **options: object):
+    def make_heavier(task: Task, **options: object):
         env = make(task, **options)
         env.unwrapped.model.opt.gravity[:] *= 1.02
         env.unwrapped.model.actuator_gear[:] *= 1.02

@@ -83,7 +83,7 @@ def test_arrays_are_float32_in_the_units_of_the_environment(medium: Trajectories
 
 
 def test_replaying_the_stored_actions_gives_the_stored_episode(medium: Trajectories) -> None:
-    from gq.envs.make import make
+    from simulator import make
 
     env = make("Hopper-v5")
     observation, _ = env.reset(seed=int(np.random.default_rng([0, 0]).integers(2**31)))

@@ -25,10 +25,10 @@ from gq.collecting import Collected, CollectionRequest, collect
 from gq.data.reading import read_trajectories
 from gq.data.replay import EpisodeLog, LoggedEpisode
 from gq.data.trajectories import Trajectories
-from gq.envs.make import make
 from gq.errors import DataError, GqError, UsageError
 from gq.policies.loading import Acting
 from gq.rollouts.collect import BLOCK_SIZE, Recipe, episode_start, record_episodes
+from simulator import make
 from tiny import write_hopper_file
 
 BUILTIN = "builtin/hopper/expert"

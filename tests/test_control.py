@@ -13,12 +13,14 @@ from gymnasium.spaces import Box
 from commandline import child_environment
 from gq.datasets.catalog import TDMPC2
 from gq.envs import control_extras, gl
-from gq.envs.make import make
-from gq.envs.tasks import CONTROL_SUITE, CONTROL_TASKS, TASKS, Task, resolve_task
+from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, resolve_task
 from gq.errors import GqError, UsageError
+from simulator import make
 
 SOURCE = Path(__file__).parents[1] / "src"
-ONE_OF_EACH = [f"{domain}-{names.split()[0]}" for domain, _, _, names in CONTROL_SUITE]
+# The first task of each width of a domain's observations.
+WIDTHS = {(name.split("-")[0], task.observation_dim): name for name, task in reversed(CONTROL_TASKS.items())}
+ONE_OF_EACH = list(WIDTHS.values())
 
 
 @pytest.fixture
@@ -344,7 +346,7 @@ import os, sys
 from gq.envs import tasks, make
 tasks.resolve_task("dog-run")
 assert "dm_control" not in sys.modules
-environment = make.make("cheetah-run")
+environment = make.make(tasks.resolve_task("cheetah-run"))
 environment.reset(seed=0)
 environment.step(environment.action_space.sample())
 environment.close()

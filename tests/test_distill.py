@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from commandline import child_environment, copy_run, gq
-from gq.envs.make import make
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.files import sha256
@@ -38,6 +37,7 @@ from gq.speculation.training import (
     train_corrector,
     value_scale,
 )
+from simulator import make
 from test_corrector import LATENT, make_corrector, make_inputs
 from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
@@ -288,7 +288,7 @@ def test_what_is_learnt_from_is_what_was_seen_when_acting(
     settings = replace(TINY, execution_horizon=execution_horizon, plan_horizon=plan_horizon)
     job = prepare(pendulum, Acting(device="cpu"), settings)
     corrector = make_corrector("temporal", action_dim=1, latent_dim=job.model.config.latent_dim, history_length=3)
-    driver = StudentDriver(job.planner, corrector, "temporal", execution_horizon=execution_horizon, action_bound=3)
+    driver = StudentDriver(job.planner, corrector, "temporal", execution_horizon=execution_horizon, task=job.task)
     witness = Witness(corrector)
     driver.recorder.corrector = witness  # type: ignore[assignment]
     episode = collected(job, driver, 1)
@@ -312,7 +312,7 @@ def test_plans_that_a_student_executes_are_looked_up_as_a_planners_would_be(pend
     """Where nothing is corrected, a student's samples are the planner's: the plan it made, at every age."""
     job = prepare(pendulum, Acting(device="cpu"), replace(TINY, execution_horizon=6))
     fresh = make_corrector("two-tower", action_dim=1, latent_dim=16, history_length=3, is_fresh=True)
-    driver = StudentDriver(job.planner, fresh, "two-tower", execution_horizon=6, action_bound=3)
+    driver = StudentDriver(job.planner, fresh, "two-tower", execution_horizon=6, task=job.task)
     episode = collected(job, driver, 1)
     planned = episode.plan_mean.copy()  # the student's plans, as far as they were executed, in place of the labels'
     for step in np.flatnonzero(episode.ages == 0):
@@ -353,7 +353,7 @@ def test_a_distillation_leaves_data_of_all_rounds_and_both_correctors(pendulum: 
         assert {"corrected", "plan", "policy", "samples"} == set(metrics["errors"]["all"])
         policy = PlanningPolicy(
             load_run(pendulum, Acting(device="cpu")).policy.planner,  # type: ignore[attr-defined]
-            action_bound=resolve_task("InvertedPendulum-v5").action_bound,
+            task=resolve_task("InvertedPendulum-v5"),
             mode="spec3",
             corrector=loaded.corrector,
         )

@@ -13,9 +13,9 @@ import pytest
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import differing_engines, installed_engines, mismatch, recorded_engines
-from gq.envs.make import make
 from gq.errors import DataError, UsageError
 from gq.repair.drift import DriftReport, replay_drift
+from simulator import make
 
 TASKS = ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
 HERE = {f"{name}_version": version for name, version in installed_engines().items()}

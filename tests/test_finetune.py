@@ -21,7 +21,6 @@ from comparing import assert_equal
 from gq.algos.odt import ODTLearner
 from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer
 from gq.datasets.loading import load_dataset
-from gq.envs.make import make
 from gq.envs.scores import GQ_V5
 from gq.policies.loading import Acting
 from gq.results.evaluate import evaluate
@@ -37,6 +36,7 @@ from gq.training.finetuning import Evaluations, FinetuneResult, finetune, online
 from gq.training.loop import Loop
 from gq.training.offline import SELECTION_SEED
 from gq.training.online import EXPLORATION_SEED
+from simulator import make
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 PRETRAINING = {
@@ -503,7 +503,7 @@ def test_episodes_are_compared_in_pairs(parent: Path, tmp_path: Path, monkeypatc
     (compared,) = finetuned(parent, tmp_path / "run", **given).comparison
     assert (compared.start_mean, compared.end_mean, compared.num_episodes) == (50.0, 60.0, 3)
     assert compared.difference_mean == pytest.approx(10.0)
-    assert 9 <= compared.difference_ci95[0] <= compared.difference_ci95[1] <= 11
+    assert compared.difference_ci95 == pytest.approx((10 - 2.484, 10 + 2.484), abs=1e-3), "Student's t of three"
     assert compared.start_ci95[1] - compared.start_ci95[0] > 50, "far wider than that of the pairs"
 
 

@@ -52,7 +52,8 @@ def test_a_setting_that_works_is_kept_and_normalised(backend: str, monkeypatch: 
 def test_gymnasium_renders_even_when_mujoco_was_imported_before_the_choice() -> None:
     program = (
         "import mujoco; from gq.envs.gl import select_backend; select_backend(); from gq.envs.make import make\n"
-        "env = make('Hopper-v5', render_mode='rgb_array', width=64, height=48); env.reset(seed=0)\n"
+        "from gq.envs.tasks import TASKS\n"
+        "env = make(TASKS['Hopper-v5'], render_mode='rgb_array', width=64, height=48); env.reset(seed=0)\n"
         "frame = env.render(); print(frame.shape, bool(frame.any())); env.close()"
     )
     environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"} | {"PYTHONPATH": str(SOURCE)}

@@ -12,6 +12,7 @@ from commandline import copy_run, gq, train_tiny
 from gq import rendering, video
 from gq.cli.output import Output
 from gq.cli.report import record_video
+from gq.envs.tasks import TASKS
 from gq.errors import GqError, UsageError
 from gq.rendering import VideoOptions, camera_option, render, tile
 from gq.results.evaluate import evaluate
@@ -105,10 +106,10 @@ def test_the_same_seed_gives_the_same_episodes_as_evaluation(run: Path, tmp_path
 
 
 def test_the_camera_follows_the_robot_where_the_model_has_one() -> None:
-    assert camera_option("Hopper-v5", None) == {"camera_name": "track"}
-    assert camera_option("Reacher-v5", None) == {}
+    assert camera_option(TASKS["Hopper-v5"], None) == {"camera_name": "track"}
+    assert camera_option(TASKS["Reacher-v5"], None) == {}
     with pytest.raises(UsageError, match="Hopper-v5 has no camera front") as refused:
-        camera_option("Hopper-v5", "front")
+        camera_option(TASKS["Hopper-v5"], "front")
     assert refused.value.hint == "it has: track"
 
 

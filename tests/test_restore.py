@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gq.envs.engines import differing_engines, installed_engines, recorded_engines
-from gq.envs.make import make
 from gq.envs.tasks import TASKS
 from gq.repair.replay import Simulator
 from gq.repair.robots import known_robot, robot_of
+from simulator import make
 
 RESTORABLE = [task for task in TASKS if task.split("-")[0] in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")]
 # Largest differences between predictions and what followed in float32 files of the same engine version.

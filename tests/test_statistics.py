@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gq.envs.make import make
 from gq.envs.scores import D4RL, GQ_V5, Reference, reference_for
+from gq.envs.tasks import TASKS, Task
 from gq.rollouts import episodes as rollout
 from gq.rollouts.episodes import Start, Step, roll_out
 from gq.rollouts.statistics import Episode, interquartile_mean, mean_interval, summarise
@@ -190,7 +191,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
     """Return the environments that roll_out makes from here on."""
     made: list[Watched] = []
 
-    def make_watched(task: str, **options: Any) -> Watched:
+    def make_watched(task: Task, **options: Any) -> Watched:
         made.append(Watched(make(task, **options)))
         return made[-1]
 
@@ -200,7 +201,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
 
 def play_alone(policy: NumpyPolicy, task: str, seed: int) -> tuple[float, int, bool]:
     """Run one episode by the plain loop."""
-    with closing(make(task)) as environment:
+    with closing(make(TASKS[task])) as environment:
         box = environment.action_space
         assert isinstance(box, gymnasium.spaces.Box)
         observation, _ = environment.reset(seed=seed)
@@ -223,7 +224,7 @@ def test_returns_do_not_depend_on_how_many_episodes_run_side_by_side(
 ) -> None:
     monkeypatch.setattr(rollout, "MAX_PARALLEL_EPISODES", num_parallel)
     policy = NumpyPolicy(11, 3)
-    episodes = roll_out(policy, "Hopper-v5", STARTS)
+    episodes = roll_out(policy, TASKS["Hopper-v5"], STARTS)
     alone = [play_alone(NumpyPolicy(11, 3), "Hopper-v5", seed) for seed in SEEDS]
     assert [(e.episode_return, e.length, e.terminated) for e in episodes] == alone
     assert [(e.seed, e.target_return) for e in episodes] == list(zip(SEEDS, TARGETS, strict=True))
@@ -238,7 +239,7 @@ def test_returns_do_not_depend_on_how_many_episodes_run_side_by_side(
 
 def test_a_long_episode_counts_as_much_as_a_short_one() -> None:
     """The bias to avoid: stopping at a number of finished episodes keeps the short ones."""
-    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", [Start(seed) for seed in SEEDS])
+    episodes = roll_out(NumpyPolicy(11, 3), TASKS["Hopper-v5"], [Start(seed) for seed in SEEDS])
     lengths = sorted(e.length for e in episodes)
     assert len(episodes) == 7
     (summary,) = summarise(episodes, None)
@@ -247,30 +248,30 @@ def test_a_long_episode_counts_as_much_as_a_short_one() -> None:
 
 
 def test_actions_are_clipped_to_the_box_of_humanoid(watched: list[Watched]) -> None:
-    roll_out(NumpyPolicy(348, 17, gain=10), "Humanoid-v5", [Start(0), Start(1)], max_steps=4)
+    roll_out(NumpyPolicy(348, 17, gain=10), TASKS["Humanoid-v5"], [Start(0), Start(1)], max_steps=4)
     actions = np.array([action for environment in watched for action in environment.actions])
     assert len(actions) == 8
     assert np.abs(actions).max() == np.float32(0.4)
 
 
 def test_a_time_limit_is_not_a_termination() -> None:
-    (episode,) = roll_out(NumpyPolicy(10, 2), "Reacher-v5", [Start(0)])
+    (episode,) = roll_out(NumpyPolicy(10, 2), TASKS["Reacher-v5"], [Start(0)])
     assert (episode.length, episode.terminated) == (50, False)
-    shortened = roll_out(NumpyPolicy(10, 2), "Reacher-v5", [Start(0), Start(1)], max_steps=7)
+    shortened = roll_out(NumpyPolicy(10, 2), TASKS["Reacher-v5"], [Start(0), Start(1)], max_steps=7)
     assert [(e.length, e.terminated) for e in shortened] == [(7, False)] * 2
-    (hopper,) = roll_out(NumpyPolicy(11, 3), "Hopper-v5", [Start(100)])
+    (hopper,) = roll_out(NumpyPolicy(11, 3), TASKS["Hopper-v5"], [Start(100)])
     assert hopper.terminated
 
 
 def test_options_reach_the_environment() -> None:
     policy = NumpyPolicy(10, 2)
-    (episode,) = roll_out(policy, "Reacher-v5", [Start(0)], max_episode_steps=5)
+    (episode,) = roll_out(policy, TASKS["Reacher-v5"], [Start(0)], max_episode_steps=5)
     assert episode.length == 5
 
 
 def test_whoever_watches_sees_every_step() -> None:
     steps: list[Step] = []
-    episodes = roll_out(NumpyPolicy(11, 3), "Hopper-v5", STARTS[:3], on_step=steps.append)
+    episodes = roll_out(NumpyPolicy(11, 3), TASKS["Hopper-v5"], STARTS[:3], on_step=steps.append)
     assert [step.index for step in steps] == list(range(max(e.length for e in episodes)))
     totals = np.zeros(3)
     for step in steps:
@@ -286,7 +287,7 @@ def test_environments_are_closed_when_the_policy_fails(watched: list[Watched]) -
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        roll_out(Broken(11, 3), "Hopper-v5", [Start(0), Start(1)])
+        roll_out(Broken(11, 3), TASKS["Hopper-v5"], [Start(0), Start(1)])
     assert [environment.num_closings for environment in watched] == [1, 1]
 
 
@@ -301,9 +302,9 @@ def test_autocast_lasts_for_the_whole_group() -> None:
 
     policy = NumpyPolicy(11, 3)
     policy.autocast = autocast
-    roll_out(policy, "Hopper-v5", [Start(0), Start(1)], max_steps=3)
+    roll_out(policy, TASKS["Hopper-v5"], [Start(0), Start(1)], max_steps=3)
     assert entered == ["in", "out"]
 
 
 def test_no_episodes_give_no_results() -> None:
-    assert roll_out(NumpyPolicy(11, 3), "Hopper-v5", []) == []
+    assert roll_out(NumpyPolicy(11, 3), TASKS["Hopper-v5"], []) == []

@@ -8,9 +8,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from gq.envs.make import make
+from gq.envs.tasks import resolve_task
 from gq.rollouts import episodes as rollout
 from gq.rollouts.episodes import MIN_SHARE, Start, Stepper, roll_out, shares
+from simulator import make
 
 NUM_EPISODES = 3 * MIN_SHARE + 1
 MAX_STEPS = 60
@@ -69,7 +70,7 @@ def test_many_give_to_the_bit_what_each_gives_alone(task: str, num_cores: int, m
     monkeypatch.setattr(rollout, "num_cores", lambda: num_cores)
     environment = make(task)
     policy, seeds = Shaking(environment.action_space), list(range(NUM_EPISODES))
-    episodes = roll_out(policy, task, [Start(seed) for seed in seeds], max_steps=MAX_STEPS)
+    episodes = roll_out(policy, resolve_task(task), [Start(seed) for seed in seeds], max_steps=MAX_STEPS)
     found = [(episode.episode_return, episode.length, episode.terminated) for episode in episodes]
     assert found == [alone(task, seed) for seed in seeds]
     if task in ("Hopper-v5", "Humanoid-v5"):

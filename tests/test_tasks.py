@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from gq.envs.make import make
 from gq.envs.tasks import TASKS, Task, resolve_task, task_in_name
 from gq.errors import UsageError
+from simulator import make
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from gq import presets
 from gq.collecting import CollectionRequest, collect
 from gq.config import TDMPC2Config
 from gq.data.reading import read_trajectories
-from gq.envs.make import make
 from gq.errors import Interrupted, UsageError
 from gq.planning.acting import MAX_BLOCK_SIZE, PlanningPolicy
 from gq.policies.loading import Acting, load_run
@@ -27,6 +26,7 @@ from gq.results.evaluate import evaluate
 from gq.rollouts.collect import episode_start
 from gq.rollouts.episodes import EpisodeRequest
 from gq.training.world import train_world_model
+from simulator import make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.replay import EpisodeLog
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of, versions
-from gq.envs.tasks import resolve_task
+from gq.envs.tasks import TASKS, Task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.files import sha256, sync, write_error
 from gq.paths import find_run
@@ -75,7 +75,7 @@ class Source:
     """A policy to collect with."""
 
     policy: Policy
-    env_id: str
+    task: Task
     description: dict[str, Any]  # what a file says about it
     target: float  # where none is asked for
     noise: float
@@ -125,10 +125,9 @@ def collect(
             note(f"{output} is there already")
             return collected
         begin(parts, request, force=force, note=note)
-        task = resolve_task(loaded.env_id)
-        dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
+        dims = {"observation_dim": loaded.task.observation_dim, "action_dim": loaded.task.action_dim}
         with StopRequest(note) as stop, EpisodeLog(parts / "episodes", **dims) as log:
-            plan = Plan(log, task, num_episodes=wanted.num_episodes, num_transitions=wanted.num_transitions)
+            plan = Plan(log, loaded.task, num_episodes=wanted.num_episodes, num_transitions=wanted.num_transitions)
             run_plan(
                 plan,
                 loaded.policy,
@@ -180,7 +179,7 @@ def load_source(source: str | Path, acting: Acting) -> Source:
             raise UsageError(f"{source} has no planner and acts in one way only", hint="leave --mode away")
         packaged = load_policy(source)
         description = {"policy": source, "policy_sha256": packaged.sha256}
-        return Source(BuiltinPolicy(packaged), packaged.env_id, description, 0.0, packaged.noise)
+        return Source(BuiltinPolicy(packaged), TASKS[packaged.env_id], description, 0.0, packaged.noise)
     run, folder = find_run(source) if isinstance(source, str) else (source, None)
     loaded = load_run(run, replace(acting, checkpoint=folder) if folder else acting)
     description = {
@@ -194,7 +193,7 @@ def load_source(source: str | Path, acting: Acting) -> Source:
     if loaded.corrector:
         description["corrector_sha256"] = loaded.corrector.document["sha256"]
     target = max(loaded.config.targets, default=0.0)
-    return Source(loaded.policy, loaded.config.task, description, float(target), 0.0)
+    return Source(loaded.policy, loaded.config.environment, description, float(target), 0.0)
 
 
 def describe(compute: Compute) -> str:
@@ -224,13 +223,13 @@ def make_request(source: Source, recipe: Recipe, wanted: CollectionRequest) -> R
     """Return everything that the data depend on."""
     return {
         "format": FORMAT,
-        "env_id": source.env_id,
+        "env_id": source.task.id,
         **source.description,
         **asdict(recipe),
         "targets": list(recipe.targets),
         "num_requested_episodes": wanted.num_episodes,
         "num_requested_transitions": wanted.num_transitions,
-        **{f"{name}_version": version for name, version in versions_for(source.env_id).items()},
+        **{f"{name}_version": version for name, version in versions_for(source.task.id).items()},
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from gq.envs.tasks import Task, resolve_task
 from gq.errors import UsageError, suggest
 from gq.files import parse_toml
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
@@ -124,6 +125,11 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def environment(self) -> Task:
+        """The task that `task` names. Raises UsageError if there is none."""
+        return resolve_task(self.task)
 
     @property
     def dataset(self) -> str:

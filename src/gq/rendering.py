@@ -12,7 +12,7 @@ import numpy as np
 
 from gq.envs import gl
 from gq.envs.make import make
-from gq.envs.tasks import CONTROL_TASKS
+from gq.envs.tasks import Task
 from gq.errors import GqError, UsageError
 from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
@@ -94,7 +94,10 @@ def render(
         targets = [max(targets)]
     loaded, starts = load_run(run, acting), episodes.starts(targets)
     options: dict[str, Any] = {"width": video.width, "height": video.height}
-    options |= {"render_mode": "human" if video.live else "rgb_array", **camera_option(config.task, video.camera)}
+    options |= {
+        "render_mode": "human" if video.live else "rgb_array",
+        **camera_option(config.environment, video.camera),
+    }
     if video.live:
         if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
             raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
@@ -104,7 +107,7 @@ def render(
     if reason:
         note(f"writing {path.name} instead of mp4: {reason}")
     with VideoRecorder(loaded, [start.target for start in starts], path, video, progress) as recorder:
-        finished = roll_out(loaded.policy, config.task, starts, on_step=recorder.add, **options)
+        finished = roll_out(loaded.policy, config.environment, starts, on_step=recorder.add, **options)
     return Rendering(
         path, recorder.num_frames, recorder.fps, run.name, loaded.checkpoint.name, mode_of(loaded), finished
     )
@@ -115,20 +118,20 @@ def mode_of(loaded: LoadedRun) -> str | None:
     return loaded.policy.mode if isinstance(loaded.policy, PlanningPolicy) else None
 
 
-def camera_option(task: str, camera: str | None) -> dict[str, str]:
+def camera_option(task: Task, camera: str | None) -> dict[str, str]:
     """Return the constructor option that selects a camera; by default the one that follows the robot, if there is one.
 
     Raises:
         UsageError: the model has no such camera.
     """
-    if camera is None and task in CONTROL_TASKS:
+    if camera is None and task.kind == "control":
         return {}  # these choose themselves, as their suite's films do
     model = make(task).unwrapped.model  # type: ignore[attr-defined]
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera is None:
         return {"camera_name": "track"} if "track" in names else {}
     if camera not in names:
-        raise UsageError(f"{task} has no camera {camera}", hint=f"it has: {', '.join(names) or 'none'}")
+        raise UsageError(f"{task.id} has no camera {camera}", hint=f"it has: {', '.join(names) or 'none'}")
     return {"camera_name": camera}
 
 
@@ -149,7 +152,7 @@ def check_request(episodes: EpisodeRequest, video: VideoOptions, output: Path | 
 def watch_live(loaded: LoadedRun, starts: Sequence[Start], options: dict[str, Any]) -> Rendering:
     """Show one episode in a window."""
     try:
-        episodes = roll_out(loaded.policy, loaded.config.task, starts, **options)
+        episodes = roll_out(loaded.policy, loaded.config.environment, starts, **options)
     except Exception as error:  # GLFW raises what it likes when there is no display
         raise GqError(
             f"cannot open a window: {error}", hint="is there a display? without --live a video is written"

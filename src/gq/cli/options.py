@@ -124,10 +124,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def max_steps(run: Path) -> int:
     """Return the most steps that an episode of a run's task can have, for progress bars."""
-    from gq.envs.tasks import resolve_task
     from gq.runs.folder import read_config
 
-    return resolve_task(read_config(run).task).max_episode_steps
+    return read_config(run).environment.max_episode_steps
 
 
 RunName = Annotated[

@@ -189,12 +189,11 @@ def simulate_missing(output: Output, name: str) -> None:
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
     """Return what follows from a configuration without loading torch, and say so."""
     from gq.config import DTConfig, ODTConfig
-    from gq.envs.tasks import resolve_task
     from gq.models.costs import parameter_formula, training_memory_bytes
 
     if not isinstance(config, DTConfig | ODTConfig):
         return {}
-    task = resolve_task(config.task)
+    task = config.environment
     dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
     parameters = parameter_formula(config.model, **dims)
     num_windows = -(-config.train.batch_size // config.train.num_micro_batches)

@@ -98,10 +98,9 @@ def new_run(size: str | None, given: dict[str, Any]) -> "TDMPC2Config":
 
 def world_model_facts(output: Output, config: "TDMPC2Config") -> dict[str, int]:
     """Return what follows from a configuration without loading torch, and say so."""
-    from gq.envs.tasks import resolve_task
     from gq.models.world_config import parameter_counts
 
-    task = resolve_task(config.task)
+    task = config.environment
     counts = parameter_counts(
         config.model,
         observation_dim=task.observation_dim,

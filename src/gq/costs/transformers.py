@@ -219,7 +219,7 @@ def plan_training(
     checkpointing: bool = False,
 ) -> DevicePlan:
     """Memory and time of training a configuration for its task; without bfloat16 where the device has none."""
-    model, train, task = config.model, config.train, resolve_task(config.task)
+    model, train, task = config.model, config.train, config.environment
     dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
     bfloat16 = train.precision != "float32" and device.bfloat16_flops > device.float32_flops
     arithmetic = costs.Arithmetic(bfloat16=bfloat16, on_cpu=device.name == CPU)

@@ -6,7 +6,6 @@ Multiply-adds are those of matrix products. N samples of a plan, P of them from 
 from dataclasses import dataclass
 
 from gq.config import TDMPC2Config
-from gq.envs.tasks import resolve_task
 from gq.models.costs import FLOAT32_BYTES, TRAINED_BYTES
 from gq.models.world_config import PlannerConfig, WorldModelConfig, parameter_counts
 
@@ -43,7 +42,7 @@ def report_world(config: TDMPC2Config, *, batch_size: int | None = None) -> Worl
     Raises:
         UsageError: no such task.
     """
-    task, model = resolve_task(config.task), config.model
+    task, model = config.environment, config.model
     dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
     networks = parameter_counts(model, **dims, episodic=task.can_terminate)
     rows = row_costs(model, **dims, episodic=task.can_terminate)

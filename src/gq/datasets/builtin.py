@@ -220,7 +220,7 @@ def simulate_policy(
     from gq.envs.make import make
 
     # Without Gymnasium's wrappers, which cost a twentieth of a step: `Simulation` keeps the time limit itself.
-    environments = [make(policy.env_id).unwrapped for _ in range(num_slots)]
+    environments = [make(TASKS[policy.env_id]).unwrapped for _ in range(num_slots)]
     try:
         simulation = Simulation(policy, environments, seed, count(first, stride))
         finished: dict[int, Episode] = {}

@@ -13,7 +13,7 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from gymnasium.spaces import Box
 
 from gq.envs.control_extras import EXTRAS
-from gq.envs.tasks import CONTROL_TASKS
+from gq.envs.tasks import Task
 from gq.errors import GqError, UsageError
 
 
@@ -52,7 +52,7 @@ class ControlEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(
         self,
-        task: str,
+        task: Task,
         *,
         render_mode: str | None = None,
         width: int = 480,
@@ -60,11 +60,11 @@ class ControlEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         camera_id: int | None = None,
         camera_name: str | None = None,
     ) -> None:
-        """Load a task, a name in `CONTROL_TASKS`. The size in pixels and the camera are those of `render`."""
-        self.task = CONTROL_TASKS[task]
+        """Load a task of the suite. The size in pixels and the camera are those of `render`."""
+        self.task = task
         # MuJoCo warns of cheetah's model, and of diverging states, which are errors here; dm_control would print it.
         mujoco.set_mju_user_warning(lambda message: None)
-        self.environment = load(task)
+        self.environment = load(task.id)
         self.model, self.data = self.environment.physics.model.ptr, self.environment.physics.data.ptr
         spec = self.environment.action_spec()
         self.centre, self.half_range = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
@@ -164,7 +164,7 @@ class ControlEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def load(task: str) -> Any:
-    """Return the suite's environment of a name in `CONTROL_TASKS`, a `dm_control.rl.control.Environment`.
+    """Return the suite's environment of a task's name, a `dm_control.rl.control.Environment`.
 
     It takes a tenth of a second to load, that of dog most of one.
     """

@@ -1,90 +1,85 @@
 """The MuJoCo tasks of Gymnasium and of DeepMind Control that gq knows by name, with what needs no MuJoCo to check."""
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
 
 from gq.errors import UsageError, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class Task:
-    """One environment's interface, as `gq.envs.make.make` gives it."""
+    """One environment's interface, as `gq.envs.make.make` gives it; S observation_dim, A action_dim."""
 
     id: str
     observation_dim: int
-    action_dim: int
-    action_bound: float  # the action box is [-bound, bound] in each dimension
+    action_low: tuple[float, ...]  # [A], ends of the action box
+    action_high: tuple[float, ...]  # [A]
     max_episode_steps: int = 1000  # in decisions
     kind: Literal["gymnasium", "control"] = "gymnasium"
     action_repeat: int = 1  # frames, which are control steps of the simulator, per decision
     can_terminate: bool = False  # else an episode only ends at its time limit, which is a truncation
 
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.action_low)
 
-TASKS = {
-    task.id: task
-    for task in [
-        Task("Hopper-v5", 11, 3, 1.0, can_terminate=True),
-        Task("HalfCheetah-v5", 17, 6, 1.0),
-        Task("Walker2d-v5", 17, 6, 1.0, can_terminate=True),
-        Task("Ant-v5", 105, 8, 1.0, can_terminate=True),
-        Task("Humanoid-v5", 348, 17, 0.4, can_terminate=True),
-        Task("HumanoidStandup-v5", 348, 17, 0.4),
-        Task("Swimmer-v5", 8, 2, 1.0),
-        Task("Reacher-v5", 10, 2, 1.0, 50),
-        Task("Pusher-v5", 23, 7, 2.0, 100),
-        Task("InvertedPendulum-v5", 4, 1, 3.0, can_terminate=True),
-        Task("InvertedDoublePendulum-v5", 9, 1, 1.0, can_terminate=True),
-        Task("Hopper-v4", 11, 3, 1.0, can_terminate=True),
-        Task("HalfCheetah-v4", 17, 6, 1.0),
-        Task("Walker2d-v4", 17, 6, 1.0, can_terminate=True),
-        Task("Ant-v4", 27, 8, 1.0, can_terminate=True),
-        Task("Humanoid-v4", 376, 17, 0.4, can_terminate=True),
-    ]
-}
+    @property
+    def action_bound(self) -> float:
+        """The largest size of an action's component."""
+        return max(*self.action_high, *(-low for low in self.action_low))
 
-# Domain, widths of observations and actions, tasks. The names are those of the TD-MPC2 paper; in dm_control `cup` is
-# ball_in_cup, `pointmass` point_mass and `humanoid-cmu` humanoid_CMU. Seen through the environment, actions are scaled.
-CONTROL_SUITE = [
-    ("acrobot", 6, 1, "swingup swingup-sparse"),
-    ("cartpole", 5, 1, "balance balance-sparse swingup swingup-sparse"),
-    ("cartpole", 8, 1, "two-poles"),
-    ("cartpole", 11, 1, "three-poles"),
-    ("cheetah", 17, 6, "run run-back run-backwards run-front jump"),
-    ("cup", 8, 2, "catch spin"),
-    ("dog", 223, 38, "stand walk trot run"),
-    ("dog", 232, 38, "fetch"),
-    ("finger", 9, 2, "spin"),
-    ("finger", 12, 2, "turn-easy turn-hard"),
-    ("fish", 21, 5, "upright"),
-    ("fish", 24, 5, "swim"),
-    ("hopper", 15, 4, "stand hop hop-backwards"),
-    ("humanoid", 67, 21, "stand walk run"),
-    ("humanoid", 55, 21, "run-pure-state"),
-    ("humanoid-cmu", 137, 56, "stand walk run"),
-    ("manipulator", 44, 5, "bring-ball bring-peg insert-ball insert-peg"),
-    ("pendulum", 3, 1, "swingup spin"),
-    ("pointmass", 4, 2, "easy hard"),
-    ("quadruped", 78, 12, "walk run"),
-    ("quadruped", 90, 12, "fetch"),
-    ("reacher", 6, 2, "easy hard"),
-    ("stacker", 49, 5, "stack-2"),
-    ("stacker", 63, 5, "stack-4"),
-    ("swimmer", 25, 5, "swimmer6"),
-    ("swimmer", 61, 14, "swimmer15"),
-    ("walker", 24, 6, "stand walk run walk-backwards run-backwards"),
-]
-CONTROL_TASKS = {
-    f"{domain}-{name}": Task(
-        f"{domain}-{name}", observation_dim, action_dim, 1.0, max_episode_steps=500, kind="control", action_repeat=2
-    )
-    for domain, observation_dim, action_dim, names in CONTROL_SUITE
-    for name in names.split()
-}
-LEFT_OUT = {
-    "reacher-three-": "its robot is not part of dm_control",
-    "quadruped-escape": "it wants a display for every new terrain",
-    "lqr-": "its episodes have no time limit",
-}
+    def scale(self, actions: "np.ndarray") -> "np.ndarray":
+        """Return actions [..., A] within [-1, 1] in the environment's units, float32 for float32."""
+        middle, half_range = self._box
+        scaled: np.ndarray = actions * half_range
+        return scaled + middle if middle.any() else scaled  # adding 0 would turn -0 into 0
+
+    def unscale(self, actions: "np.ndarray") -> "np.ndarray":
+        """Return actions [..., A] in the environment's units as they are within [-1, 1], float32 for float32."""
+        middle, half_range = self._box
+        unscaled: np.ndarray = (actions - middle if middle.any() else actions) / half_range
+        return unscaled
+
+    @cached_property
+    def _box(self) -> "tuple[np.ndarray, np.ndarray]":
+        import numpy as np
+
+        low, high = np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+        return (high + low) / 2, (high - low) / 2
+
+
+def box(action_dim: int, bound: float) -> dict[str, Any]:
+    """Return the ends of an action box that is [-bound, bound] in each dimension."""
+    return {"action_low": (-bound,) * action_dim, "action_high": (bound,) * action_dim}
+
+
+def read_tasks(table: dict[str, Any]) -> tuple[dict[str, Task], dict[str, Task]]:
+    """Return Gymnasium's tasks and those of DeepMind Control by name.
+
+    The latter's names are those of the TD-MPC2 paper; in dm_control `cup` is ball_in_cup, `pointmass` point_mass and
+    `humanoid-cmu` humanoid_CMU. Seen through the environment, their actions are scaled.
+    """
+    gymnasium = {
+        entry["id"]: Task(**box(entry.pop("action_dim"), entry.pop("action_bound")), **entry)
+        for entry in table["gymnasium"]
+    }
+    names = [(f"{entry['domain']}-{name}", entry) for entry in table["control"] for name in entry["tasks"]]
+    shared: dict[str, Any] = {"max_episode_steps": 500, "kind": "control", "action_repeat": 2}
+    control = {
+        name: Task(name, entry["observation_dim"], **box(entry["action_dim"], 1.0), **shared) for name, entry in names
+    }
+    return gymnasium, control
+
+
+_TABLE = json.loads((resources.files("gq.envs") / "tasks.json").read_text(encoding="utf-8"))
+TASKS, CONTROL_TASKS = read_tasks(_TABLE)
 
 
 def resolve_task(name: str) -> Task:
@@ -103,7 +98,7 @@ def resolve_task(name: str) -> Task:
         return CONTROL_TASKS[wanted]
     newest = ", ".join(known for known in TASKS if known.endswith("v5"))
     otherwise = f"known tasks: {newest}, and DeepMind Control's such as dog-run"
-    reason = next((f": {reason}" for start, reason in LEFT_OUT.items() if wanted.startswith(start)), "")
+    reason = next((f": {reason}" for start, reason in _TABLE["left_out"].items() if wanted.startswith(start)), "")
     raise UsageError(
         f"there is no task {name}{reason}", hint=suggest(name, [*TASKS, *CONTROL_TASKS], otherwise=otherwise)
     )

@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from gq.envs.tasks import Task
 from gq.errors import UsageError
 from gq.planning.execution import Execution
 from gq.planning.interfaces import CorrectionNetwork, Events
@@ -26,7 +27,7 @@ class PlanningPolicy:
     CPU each plan is a block of its own: two or four at once are a tenth faster, but plan on for episodes that ended.
 
     Args:
-        action_bound: what actions within [-1, 1] are multiplied by.
+        task: whose action box the planner's actions within [-1, 1] are scaled to.
         mode: how plans are executed, or the name of a mode: `plan` at every decision, `policy` for the policy network
             alone, or any other of `gq.planning.modes`.
         corrector: what corrects actions, for the modes that need it.
@@ -46,7 +47,7 @@ class PlanningPolicy:
         self,
         planner: Planner,
         *,
-        action_bound: float,
+        task: Task,
         mode: Mode | str = "plan",
         corrector: CorrectionNetwork | None = None,
         stochastic: bool = False,
@@ -60,7 +61,7 @@ class PlanningPolicy:
         self.planner = planner.resized(horizon=settings.plan_horizon)
         num_samples = min(NUM_REFINING_SAMPLES, self.planner.config.num_samples)
         self.refiner = self.planner.resized(iterations=1, num_samples=num_samples)
-        self.action_bound, self.fixed_block_size = action_bound, block_size
+        self.task, self.fixed_block_size = task, block_size
         self.returns_to_go = np.zeros(0)
         self.device = next(planner.model.parameters()).device
 
@@ -96,7 +97,7 @@ class PlanningPolicy:
         self.events.append(join(parts))
         planned = self.events[-1].planned
         self.planned_values[rows[planned]] = self.events[-1].value[planned]
-        self.given[rows] = actions * self.action_bound
+        self.given[rows] = self.task.scale(actions)
         given: np.ndarray = self.given[rows]
         return given
 
@@ -105,7 +106,7 @@ class PlanningPolicy:
         differs = (actions.astype(np.float32) != self.given[rows]).any(axis=1)
         for block in np.unique(rows // self.block_size):
             chosen = differs & (rows // self.block_size == block)
-            executed = np.clip(actions[chosen] / self.action_bound, -1, 1)
+            executed = np.clip(self.task.unscale(actions[chosen]), -1, 1)
             self._execution(int(block)).record(rows[chosen] % self.block_size, executed)
             self._execution(int(block)).settle()
 

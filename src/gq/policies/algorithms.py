@@ -17,7 +17,7 @@ from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.algos.supervised import Execution, SupervisedLearner, num_valid_steps, num_windows
 from gq.config import BCConfig, DTConfig, FinetuneConfig, ODTConfig, TDMPC2Config, TrainedConfig
 from gq.data.windows import Sampler
-from gq.envs.tasks import Task, resolve_task
+from gq.envs.tasks import Task
 from gq.errors import UsageError
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
@@ -49,7 +49,7 @@ class Algorithm:
 
 def build_model(config: TrainedConfig) -> nn.Module:
     """Return the configured model with fresh weights."""
-    return ALGORITHMS[config.algo].build_model(config, resolve_task(config.task))
+    return ALGORITHMS[config.algo].build_model(config, config.environment)
 
 
 def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, stochastic: bool = False) -> Policy:
@@ -154,13 +154,13 @@ def build_planner(config: TDMPC2Config, model: WorldModel, compute: Compute) -> 
 
 def discount_of(config: TDMPC2Config) -> float:
     """Return the discount per decision."""
-    return config.train.discount or discount_factor(resolve_task(config.task).max_episode_steps)
+    return config.train.discount or discount_factor(config.environment.max_episode_steps)
 
 
 def _planning_policy(config: TDMPC2Config, model: WorldModel, compute: Compute, stochastic: bool) -> PlanningPolicy:
     return PlanningPolicy(
         build_planner(config, model, compute),
-        action_bound=resolve_task(config.task).action_bound,
+        task=config.environment,
         mode=resolve_mode("plan"),
         stochastic=stochastic,
     )

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from gq.config import DataRunConfig, TrainedConfig
-from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import sha256
 from gq.models.config import Context
@@ -160,7 +159,7 @@ def act_in(loaded: LoadedRun, mode: Mode, *, block_size: int = 0) -> LoadedRun:
     found = load_corrector_for(loaded, mode)
     policy = PlanningPolicy(
         loaded.planner,
-        action_bound=resolve_task(loaded.config.task).action_bound,
+        task=loaded.config.environment,
         mode=mode,
         corrector=found.corrector if found else None,
         stochastic=loaded.acting.stochastic,

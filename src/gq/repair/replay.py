@@ -48,9 +48,10 @@ class Simulator:
 
     def __init__(self, task: str) -> None:
         from gq.envs.make import make
+        from gq.envs.tasks import resolve_task
 
         self.robot: Robot = known_robot(task)
-        env: Any = make(task)
+        env: Any = make(resolve_task(task))
         self.env, self.unwrapped = env, env.unwrapped
         self.model, self.data = self.unwrapped.model, self.unwrapped.data
 

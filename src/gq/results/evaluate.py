@@ -11,7 +11,6 @@ import numpy as np
 from gq.config import TransformerConfig
 from gq.envs.engines import installed_engines, mismatch, versions
 from gq.envs.scores import Reference, reference_for
-from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.files import sha256, write_json
 from gq.paths import check_still_there
@@ -105,7 +104,7 @@ def evaluate(
     starts = episodes.starts(targets)
     loaded = load_run(run, replace(acting, mode=None, mode_options={}))
     if not loaded.planner:
-        finished = roll_out(loaded.policy, config.task, starts, on_step=watch)
+        finished = roll_out(loaded.policy, config.environment, starts, on_step=watch)
         evaluation = report(loaded, summarise(finished, reference_of(loaded)), seed=episodes.seed)
         return write(run, evaluation, [asdict(episode) for episode in finished])
     evaluation, rows = evaluate_modes(loaded, chosen_modes, starts, watch, begin)
@@ -163,7 +162,7 @@ def play_and_log(
         log.steps.append(policy.events[-1])
         return watch(step) if watch else None
 
-    return roll_out(policy, way.config.task, starts, on_step=watch_and_log, **options), log
+    return roll_out(policy, way.config.environment, starts, on_step=watch_and_log, **options), log
 
 
 def summarise_mode(way: LoadedRun, episodes: Sequence[Episode], log: DecisionLog) -> ModeSummary:
@@ -236,7 +235,7 @@ def reference_of(loaded: LoadedRun) -> Reference | None:
 def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int) -> Evaluation:
     """Return the results with all that they depend on."""
     config, state = loaded.config, loaded.state
-    decisions, repeat = state.get("progress", {}).get("decisions"), resolve_task(config.task).action_repeat
+    decisions, repeat = state.get("progress", {}).get("decisions"), config.environment.action_repeat
     return Evaluation(
         run=loaded.run.name,
         task=config.task,

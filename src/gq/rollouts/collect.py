@@ -168,6 +168,9 @@ def run_plan(
     """
     log, environments, num_rows = plan.log, list[Any](), plan.log.num_rows
 
+    def finished(number: int, episode: LoggedEpisode) -> None:
+        log.append(number, episode)
+
     def stepped(num_steps: int) -> bool:
         nonlocal num_rows
         num_rows += num_steps
@@ -178,8 +181,8 @@ def run_plan(
     try:
         while not plan.is_complete and not is_stopped():
             numbers = plan.next_numbers(num_envs)
-            environments += [make(plan.task.id) for _ in range(len(numbers) - len(environments))]
-            record_episodes(policy, environments, numbers, recipe, finished=log.append, stepped=stepped)
+            environments += [make(plan.task) for _ in range(len(numbers) - len(environments))]
+            record_episodes(policy, environments, numbers, recipe, finished=finished, stepped=stepped)
             log.sync()
             plan.update()
     finally:

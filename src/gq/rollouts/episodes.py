@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from gq.envs.make import make
+from gq.envs.tasks import Task
 from gq.rollouts.statistics import Episode
 from gq.threads import num_cores
 
@@ -81,7 +82,7 @@ Explore = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of rows and proposed
 
 def roll_out(
     policy: Policy,
-    task: str,
+    task: Task,
     starts: Sequence[Start],
     *,
     on_step: Watch | None = None,

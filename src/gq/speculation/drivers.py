@@ -117,11 +117,11 @@ class StudentDriver:
     """Execute plans for several decisions each, corrected, and never plan before their time."""
 
     def __init__(
-        self, planner: Planner, corrector: Corrector, name: str, *, execution_horizon: int, action_bound: float
+        self, planner: Planner, corrector: Corrector, name: str, *, execution_horizon: int, task: Task
     ) -> None:
-        self.name, self.action_bound, self.recorder = name, action_bound, Recorder(corrector)
+        self.name, self.task, self.recorder = name, task, Recorder(corrector)
         mode = Mode(name="student", execution_horizon=execution_horizon, between="corrector")
-        self.policy = PlanningPolicy(planner, action_bound=action_bound, mode=mode, corrector=self.recorder)
+        self.policy = PlanningPolicy(planner, task=task, mode=mode, corrector=self.recorder)
 
     def reset(self, seed: int) -> None:
         """Begin an episode, with plans of its own."""
@@ -131,7 +131,7 @@ class StudentDriver:
     def decide(self, observation: np.ndarray, latent: Tensor, opinion: Opinion) -> Choice:
         """Return the corrected action of the plan in use, or the first of a new one."""
         self.recorder.asked = None
-        acted = self.policy.act(np.zeros(1, np.int64), observation[None])[0] / self.action_bound
+        acted = self.task.unscale(self.policy.act(np.zeros(1, np.int64), observation[None])[0])
         action = torch.from_numpy(acted.astype(np.float32)).clamp(-1, 1).to(latent.device)
         asked = self.recorder.asked
         if asked is None:  # a new plan
@@ -146,8 +146,8 @@ class TaughtPolicy:
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     returns_to_go = np.zeros(0)
 
-    def __init__(self, teacher: Teacher, driver: Driver, action_bound: float) -> None:
-        self.teacher, self.driver, self.action_bound = teacher, driver, action_bound
+    def __init__(self, teacher: Teacher, driver: Driver, task: Task) -> None:
+        self.teacher, self.driver, self.task = teacher, driver, task
         self.model = teacher.planner.model.eval()
         self.decisions: list[dict[str, Any]] = []
 
@@ -164,8 +164,7 @@ class TaughtPolicy:
         opinion = self.teacher.consider(latent)
         choice = self.driver.decide(observations[0], latent, opinion)
         self.decisions.append(row_of(observations[0], latent, opinion, choice))
-        action: np.ndarray = self.decisions[-1]["actions"][None] * self.action_bound
-        return action
+        return self.task.scale(self.decisions[-1]["actions"][None])
 
     def record(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
         """Keep the reward."""
@@ -188,8 +187,8 @@ def collect_episode(
         stepped: called with the decisions so far; True stops the episode, and nothing is returned.
     """
     start, _ = episode_start(seed, number)
-    policy = TaughtPolicy(teacher, driver, task.action_bound)
-    environment = make(task.id)
+    policy = TaughtPolicy(teacher, driver, task)
+    environment = make(task)
     try:
         if not run_episodes(policy, [environment], [Start(start)], on_step=lambda step: stepped(step.index + 1)):
             return None

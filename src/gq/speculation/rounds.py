@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from gq.config import Natural, NonNegative
 from gq.envs.engines import versions
-from gq.envs.tasks import Task, resolve_task
+from gq.envs.tasks import Task
 from gq.errors import Interrupted, UsageError
 from gq.files import sha256
 from gq.models.config import Count
@@ -92,7 +92,7 @@ def prepare(run: Path, acting: Acting, settings: DistillSettings) -> Distillatio
         raise UsageError(message, hint="train one: gq train tdmpc2")
     digest = sha256(loaded.checkpoint / "model.safetensors")
     planner = loaded.planner.resized(horizon=settings.plan_horizon)
-    model, task = planner.model.eval().requires_grad_(False), resolve_task(loaded.config.task)
+    model, task = planner.model.eval().requires_grad_(False), loaded.config.environment
     return Distillation(run, loaded.checkpoint, digest, task, model, planner, settings)
 
 
@@ -191,7 +191,7 @@ def _drivers_of(job: Distillation, episodes: list[PlanEpisode], number: int) -> 
     longest, samples = job.settings.execution_horizon, samples_of(job, episodes)
     students = {arch: train(job, samples, arch).corrector for arch in job.settings.archs}
     return [
-        StudentDriver(job.planner, corrector, arch, execution_horizon=horizon, action_bound=job.task.action_bound)
+        StudentDriver(job.planner, corrector, arch, execution_horizon=horizon, task=job.task)
         for horizon in dict.fromkeys([longest, max(longest // 2, 2)])
         for arch, corrector in students.items()
     ]

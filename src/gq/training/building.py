@@ -9,7 +9,6 @@ from gq.algos.supervised import Execution, SupervisedLearner
 from gq.config import OfflineConfig
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WHOLE, Share, StreamingSampler, WindowSampler, is_to_be_streamed
-from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.models.decision_transformer import TrajectoryTransformer
 from gq.models.transformer import recompute
@@ -107,13 +106,11 @@ def build_learner(
     algorithm, model, device = ALGORITHMS[config.algo], build_model(config), placement.compute.device
     assert algorithm.build_learner
     mean, std = trajectories.observation_statistics()
-    task = resolve_task(config.task)
-    bound = np.full(task.action_dim, task.action_bound, np.float32)
     model.scaling.set(  # type: ignore[operator, union-attr]
         observation_mean=mean,
         observation_std=std,
-        action_low=-bound,
-        action_high=bound,
+        action_low=np.array(config.environment.action_low, np.float32),
+        action_high=np.array(config.environment.action_high, np.float32),
         return_scale=config.data.return_scale,
     )
     if config.train.checkpoint_activations:

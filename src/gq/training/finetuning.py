@@ -13,7 +13,6 @@ from gq.config import FinetuneConfig, ODTConfig, TrainedConfig, flatten, to_toml
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.scores import Reference, origin_of, reference_for
-from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import sha256, write_json, write_text
 from gq.paths import new_run_folder, read_json
@@ -183,7 +182,7 @@ def run_finetuning(
     checkpoint = last_checkpoint(run)
     refuse_changed_data(checkpoint, digest, config.data.dataset)
     torch.manual_seed(config.train.seed)
-    model = build_odt(config, resolve_task(config.task)).to(compute.device)
+    model = build_odt(config, config.environment).to(compute.device)
     store = ReplayStore(config, run, trajectories, compute.device)
     learner = build_odt_learner(config, model, store.buffer, Execution(compute.autocast))
     if checkpoint:
@@ -322,4 +321,4 @@ class Evaluations:
 
         self.policy.model.eval()
         starts = EpisodeRequest(num_episodes, seed=first_seed).starts(list(dict.fromkeys(self.config.eval.targets)))
-        return roll_out(self.policy, self.config.task, starts)
+        return roll_out(self.policy, self.config.environment, starts)

@@ -14,7 +14,7 @@ from gq.algos.random_states import restore_generator
 from gq.config import TDMPC2Config
 from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
 from gq.envs.make import make
-from gq.envs.tasks import Task, resolve_task
+from gq.envs.tasks import Task
 from gq.errors import GqError
 from gq.planning.mppi import Planner
 
@@ -39,7 +39,7 @@ class Interaction:
     def __init__(self, config: TDMPC2Config, planner: Planner, run: Path, device: torch.device, rank: int = 0) -> None:
         """Take the settings, what plans, the run's folder, the model's device and the number of this process."""
         self.task, self.planner, self.device, self.run, self.rank = (
-            resolve_task(config.task),
+            config.environment,
             planner,
             device,
             run,
@@ -59,7 +59,7 @@ class Interaction:
             storage=choose_storage(device, num_ticks * num * self.width * 4),
             seed=self.seed_of(rank, "batches"),
         )
-        self.environments = [make(task.id) for _ in range(num)]
+        self.environments = [make(task) for _ in range(num)]
         self.generators = [
             torch.Generator(device).manual_seed(self.seed_of(self.first_environment + i, "plans")) for i in range(num)
         ]
@@ -183,7 +183,7 @@ class Interaction:
 
     def _step(self, i: int, action: np.ndarray) -> None:
         """Take one decision, with an action [A] within [-1, 1], and write its row."""
-        observation, reward, terminated, truncated, _ = self.environments[i].step(action * self.task.action_bound)
+        observation, reward, terminated, truncated, _ = self.environments[i].step(self.task.scale(action))
         kind = TERMINATED if terminated else TRUNCATED if truncated else GOES_ON
         self.rows[i] = np.concatenate([observation, action, [float(reward), kind]], dtype=np.float32)
         self.returns[i] += float(reward)

@@ -13,7 +13,6 @@ from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.engines import recorded_engines, versions
 from gq.envs.scores import origin_of, reference_for
-from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
 from gq.files import write_json
 from gq.models.costs import data_warning
@@ -56,7 +55,7 @@ def prepare(config: DataRunConfig) -> tuple[DataRunConfig, Trajectories]:
         UsageError, DataError: no such dataset, a file that must not be trained on, or another task's dimensions.
     """
     name = config.data.dataset or last_dataset()
-    trajectories = load_dataset(name, task=resolve_task(config.task).id if config.task else None)
+    trajectories = load_dataset(name, task=config.environment.id if config.task else None)
     if trajectories.task is None:
         widths = (
             f"observations of width {trajectories.observations.shape[1]}, actions of {trajectories.actions.shape[1]}"
@@ -151,7 +150,7 @@ def run_training(
     listener.note(f"{parameters:,} parameters on {where}")
     if compute.device.type == "cuda" or config.train.compile != "auto":
         listener.note(str(compilation))
-    task = resolve_task(config.task)
+    task = config.environment
     dims = (task.observation_dim, task.action_dim)
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
         listener.note(f"warning: {warning}")
@@ -230,7 +229,7 @@ def build_evaluation(
         if learner.is_sharded:
             copy_whole(learner.model, model)
         model.eval()
-        return summarise(processes.merge(roll_out(policy, config.task, own)), reference_for(config.task, origin))
+        return summarise(processes.merge(roll_out(policy, config.environment, own)), reference_for(config.task, origin))
 
     return evaluate
 

@@ -13,7 +13,6 @@ from gq.config import FinetuneConfig
 from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
-from gq.envs.tasks import resolve_task
 from gq.errors import DataError
 from gq.rollouts.collect import Recipe, record_episodes
 from gq.training.loop import Loop, Progress
@@ -39,7 +38,7 @@ class ReplayStore:
     """Keep the policy's episodes in a file and the newest trajectories, the dataset's too, in a buffer."""
 
     def __init__(self, config: FinetuneConfig, run: Path, trajectories: Trajectories, device: Any) -> None:
-        task = resolve_task(config.task)
+        task = config.environment
         dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
         self.config, self.trajectories = config, trajectories
         (run / "trajectories").mkdir(exist_ok=True)
@@ -155,7 +154,7 @@ class OnlineLoop(Loop):
             return True
         began, progress, online = monotonic(), self.progress, self.config.online
         numbers = range(progress.num_episodes, progress.num_episodes + online.rollouts)
-        self.environments += [make(self.config.task) for _ in range(online.rollouts - len(self.environments))]
+        self.environments += [make(self.config.environment) for _ in range(online.rollouts - len(self.environments))]
         finished: dict[int, LoggedEpisode] = {}
 
         self.learner.model.eval()

@@ -9,7 +9,6 @@ import torch
 
 from gq.config import DTConfig, FinetuneConfig, ODTConfig, RunConfig
 from gq.devices import device_here
-from gq.envs.tasks import resolve_task
 from gq.models.costs import TOKENS_PER_STEP, training_flops
 from gq.policies.compute import choose_compute
 from gq.training import processes as distributed
@@ -28,7 +27,7 @@ class UpdateCosts:
         """Return those of a configuration that is trained on a device."""
         if not isinstance(config, DTConfig | ODTConfig | FinetuneConfig):
             return cls()
-        task, model, batch_size = resolve_task(config.task), config.model, config.train.batch_size
+        task, model, batch_size = config.environment, config.model, config.train.batch_size
         dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
         peak = 0.0
         if device.type == "cuda" and (known := device_here(torch.cuda.get_device_name(device))):

@@ -9,7 +9,6 @@ from gq import presets
 from gq.config import LogConfig, TDMPC2Config
 from gq.envs.engines import versions
 from gq.envs.scores import reference_for
-from gq.envs.tasks import resolve_task
 from gq.errors import UsageError
 from gq.files import write_json
 from gq.rollouts.statistics import Summary
@@ -65,7 +64,7 @@ def train_world_model(
 
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
-    make(config.task).close()  # this and the line before may refuse, so they come before there is a folder
+    make(config.environment).close()  # this and the line before may refuse, so they come before there is a folder
     opened, advice = opened_run(config, out, compute.device.type, listener), memory_advice(config, distributed.size())
     with opened as (run, processes, listener), advice:
         return run_training(config, run, compute, listener, processes)
@@ -89,7 +88,7 @@ def run_training(
     refuse_other_number(run, checkpoint, processes.size)
     torch.manual_seed(config.train.seed)
     discount = discount_of(config)
-    model = build_world_model(config, resolve_task(config.task)).to(compute.device)
+    model = build_world_model(config, config.environment).to(compute.device)
     average = processes.average if processes.size > 1 else None
     learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast, average=average)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -133,7 +132,7 @@ def run_training(
         task=config.task,
         parameters=parameters,
         decisions=progress.decisions,
-        frames=progress.decisions * resolve_task(config.task).action_repeat,
+        frames=progress.decisions * config.environment.action_repeat,
         steps=progress.step,
         seconds=progress.seconds,
         best_step=progress.best_step,
@@ -149,10 +148,9 @@ def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
 
     starts = EpisodeRequest(config.eval.num_episodes, seed=SELECTION_SEED).starts([0.0])
     results = []
-    bound = resolve_task(config.task).action_bound
     for mode in ("plan", "policy"):
-        policy = PlanningPolicy(planner, action_bound=bound, mode=mode)
-        results += summarise(roll_out(policy, config.task, starts), reference_for(config.task, ""))
+        policy = PlanningPolicy(planner, task=config.environment, mode=mode)
+        results += summarise(roll_out(policy, config.environment, starts), reference_for(config.task, ""))
     return results
 
 
