@@ -33,9 +33,12 @@ from gq.planning import acting  # noqa: E402
 from gq.planning.modes import resolve_mode  # noqa: E402
 from gq.policies.correctors import correctors_folder, known_correctors  # noqa: E402
 from gq.policies.loading import Acting, LoadedRun, act_in, load_run  # noqa: E402
-from gq.results.behaviour import ModeSummary  # noqa: E402
+from gq.results.behaviour import (  # noqa: E402
+    ModeSummary,
+    Point,
+    best,
+)
 from gq.results.evaluate import play_and_log, summarise_mode  # noqa: E402
-from gq.results.frontier import Point, best  # noqa: E402
 from gq.rollouts.episodes import Start  # noqa: E402
 from gq.rollouts.statistics import retention  # noqa: E402
 

@@ -16,12 +16,17 @@ from gq.models.corrector import (
     Corrector,
     CorrectorConfig,
     CorrectorInputs,
-    corrector_parameters,
 )
 from gq.policies.correctors import find_corrector, known_correctors, load_corrector, save_corrector
 
 LATENT, LENGTH = 16, 4
 FORMS: list[dict[str, Any]] = [{}, {"published": True}, {"use_age": False}, {"dropout": 0.3}]
+
+
+def corrector_parameters(config: CorrectorConfig) -> int:
+    """Return the number of a corrector's parameters."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Corrector(config).parameters())
 
 
 def make_inputs(num: int = 5, action_dim: int = 2, seed: int = 0) -> CorrectorInputs:

@@ -19,8 +19,8 @@ from gq.planning.interfaces import Source
 from gq.policies.correctors import correctors_folder, fitting_corrector, save_corrector
 from gq.policies.loading import Acting, load_run
 from gq.rendering import SOURCE_COLOURS, VideoOptions, render
+from gq.results.behaviour import standard_modes
 from gq.results.evaluate import LEFT_OUT, evaluate
-from gq.results.frontier import standard_modes
 from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.runs.evaluations import read_evaluations
 from gq.video import draw_overlay

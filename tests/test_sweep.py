@@ -24,8 +24,18 @@ from gq.errors import GqError, UsageError
 from gq.planning.interfaces import Events, Source
 from gq.planning.modes import resolve_mode
 from gq.policies.loading import choose_modes
-from gq.results.behaviour import NUM_WARM_UP_STEPS, DecisionLog, ModeSummary, plain
-from gq.results.frontier import Point, area_under, best, frontiers, standard_modes, strategy_of
+from gq.results.behaviour import (
+    NUM_WARM_UP_STEPS,
+    DecisionLog,
+    ModeSummary,
+    Point,
+    area_under,
+    best,
+    frontiers,
+    plain,
+    standard_modes,
+    strategy_of,
+)
 from gq.results.sweep import read_sweep, sweep_drawing
 from gq.rollouts.statistics import Episode, retention, summarise
 

@@ -227,9 +227,3 @@ class Corrector(nn.Module):
         if self.config.plan_blind:
             parts[1:] = [torch.zeros_like(part) for part in parts[1:]]
         return torch.cat(parts, dim=-1)
-
-
-def corrector_parameters(config: CorrectorConfig) -> int:
-    """Return the number of a corrector's parameters."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Corrector(config).parameters())

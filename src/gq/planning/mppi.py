@@ -100,7 +100,7 @@ class Planner:
         return from_policy + self.num_iterations * (sampled + ends) + 2 * (config.horizon + 2)
 
     def draw(self, generator: torch.Generator, num_environments: int = 1) -> Draws:
-        """Return what plans for so many environments need, from a generator on the model's device."""
+        """What plans for this many environments need, from a generator on the model's device."""
         config, action_dim, num_q = self.config, self.model.action_dim, self.model.config.num_q
         num_sampled = config.num_samples - config.num_policy_samples
 

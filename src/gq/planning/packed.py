@@ -1,12 +1,24 @@
 """A world model's predictions along many action sequences from the same latents, computed without waste.
 
-Weights are put in order once per plan: in the precision of the matrix products, the task folded into the biases, and
-the entries of a latent sorted by their place in their group. The groups whose softmax a latent is are then columns,
-which is twenty times as fast on a CPU as groups of neighbours. Of a sequence's first decision, the part that belongs to
-the latent is computed once for all sequences. What Mish gets and gives is log2(e) times what the model's would, which
-the weights around it make good. Norms, activations, latents, sums and values are float32 always.
+Weights are arranged once per plan, in the precision of the matrix products; norms, activations, latents, sums and
+values are float32 always. Four identities save the work:
 
-Shapes: E environments, N sequences of each, H decisions, L latent_dim, A action_dim, G heads of Q, I inputs, O outputs.
+1. Sorted latents. A latent z is G groups of V neighbouring entries, each group a softmax of V numbers h. Seen as a
+   matrix [G, V], its transpose [V, G] has the groups as columns, and a softmax down columns runs over G neighbouring
+   numbers at a time, which is twenty times as fast on a CPU. If P is the permutation that transposes, then
+   W z = (W P^T)(P z): layers that read latents get their columns permuted, the last layer of the dynamics, which writes
+   them, its rows. Its LayerNorm does not mind, mean and variance being the same in any order.
+2. Constant inputs. A first layer reads [z, t, a], with the task's embedding t: W [z, t, a] + b = W_z z + W_a a +
+   (b + W_t t). That bracket is the layer's bias here. In the first decision, z is the same for all N sequences of an
+   environment, so W_z z + b is computed once and added to N products W_a a.
+3. Mish by powers of two. With e = exp(x), tanh(log(1 + e)) = 1 - 1 / (1 + e + e^2 / 2), so mish(x) = x tanh(log(1 + e))
+   needs one exponential and one division. That exponential is 2^(c x) with c = log2(e). Every Mish stands between a
+   LayerNorm and a linear layer: the norm's scale and shift are multiplied by c, so that c x arrives, c mish(x) =
+   c x - c x / (1 + e + e^2 / 2) leaves, and the weights of the layer after it are divided by c.
+4. Rewards last. Nothing that is chosen along a sequence depends on its rewards, so the rewards of all decisions but the
+   first go through their network at once, when all latents are there.
+
+Shapes: E environments, N sequences of each, H decisions, L latent_dim, A action_dim, K heads of Q, I inputs, O outputs.
 """
 
 import math
@@ -50,7 +62,7 @@ class Roll(NamedTuple):
     weight: Tensor  # [E, N], what the value of the last latent counts beside them
 
     def first(self, count: int) -> "Roll":
-        """Return the first so many sequences."""
+        """The first `count` sequences."""
         actions, latents = ([part[:, :count] for part in parts] for parts in (self.actions, self.latents))
         return Roll(actions, latents, self.returns[:, :count], self.weight[:, :count])
 
@@ -60,7 +72,7 @@ class PackedModel:
 
     Args:
         dtype: of the matrix products.
-        soft_termination: weigh what follows by the predicted probability that the episode goes on; without, it counts
+        soft_termination: weigh what follows by the predicted probability that the episode continues; without, it counts
             fully up to the first probability below one half, and not at all from there.
     """
 
@@ -119,7 +131,10 @@ class PackedModel:
         return torch.tanh(location + draws * log_std.exp())
 
     def choose_heads(self, heads: Tensor) -> Heads:
-        """Return heads of Q, int64 [E, G], as `values` takes them."""
+        """Return heads of Q, int64 [E, K], as `values` takes them.
+
+        On a CPU these are views of the layers, one network after the other: to gather their weights would copy them.
+        """
         if heads.device.type != "cpu" or torch.compiler.is_compiling():
             return [layer.each(lambda part: part[heads]) for layer in self.q]
         return [[[layer.each(itemgetter(head)) for layer in self.q] for head in row] for row in heads.tolist()]
@@ -136,14 +151,14 @@ class PackedModel:
 
     def _accumulate(self, rewards: Tensor, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return returns and weight of a Roll from rewards [E, H, N] and the latents after each decision."""
-        goes_on: Tensor | None = None
+        continues: Tensor | None = None
         if self.termination is not None:
             logits = self._outputs(torch.stack(latents, dim=1), self.termination).squeeze(-1).float()
-            goes_on = torch.sigmoid(-logits) if self.soft_termination else (logits <= 0).float()
+            continues = torch.sigmoid(-logits) if self.soft_termination else (logits <= 0).float()
         returns, weight = torch.zeros_like(rewards[:, 0]), torch.ones_like(rewards[:, 0])
         for step in range(rewards.shape[1]):
             returns = torch.addcmul(returns, weight, rewards[:, step])
-            weight = weight * self.discount if goes_on is None else weight * self.discount * goes_on[:, step]
+            weight = weight * self.discount if continues is None else weight * self.discount * continues[:, step]
         return returns, weight
 
     def _first_layer(self, layer: Layer, start: Tensor, actions: Tensor) -> Tensor:
@@ -220,17 +235,14 @@ def activate(outputs: Tensor, layer: Layer) -> Tensor:
 
 
 def mish(values: Tensor) -> Tensor:
-    """Turn float32 values c x into c x tanh(log(1 + exp x)) in place, where c is log2(e).
-
-    That is c x - c x / (1 + e + e^2 / 2) with e = 2^(c x), and takes a fifth of torch's function's time on a CPU.
-    """
+    """Turn float32 values c x into c mish(x) in place, see 3 above; takes a fifth of torch's time on a CPU."""
     divisor = values.exp2()
     divisor.addcmul_(divisor, divisor, value=0.5).add_(1)
     return values.addcdiv_(values, divisor, value=-1)
 
 
 def grouped_outputs(inputs: Tensor, layers: list[Layer]) -> Tensor:
-    """Return [E, G, N, O] behind layers with dimensions E and G in front for [E, N, I]."""
+    """Return [E, K, N, O] behind layers with dimensions E and K in front for [E, N, I]."""
     hidden = inputs[:, None].expand(-1, layers[0].weight.shape[1], -1, -1)
     for layer in layers:
         rows = hidden.to(layer.weight.dtype).flatten(0, 1)

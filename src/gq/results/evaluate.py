@@ -18,8 +18,7 @@ from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import Mode, label_of
 from gq.policies.correctors import fitting_corrector, known_correctors
 from gq.policies.loading import Acting, LoadedRun, act_in, checkpoint_of, choose_modes, choose_targets, load_run
-from gq.results.behaviour import DecisionLog, ModeSummary, plain
-from gq.results.frontier import SWEEP, Frontier, frontiers, standard_modes
+from gq.results.behaviour import SWEEP, DecisionLog, Frontier, ModeSummary, frontiers, plain, standard_modes
 from gq.rollouts.episodes import EpisodeRequest, Start, Step, Watch, roll_out
 from gq.rollouts.statistics import Episode, Summary, retention, summarise
 from gq.runs.card import refresh_card

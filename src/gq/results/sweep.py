@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq.errors import GqError, UsageError
-from gq.results.frontier import Point, best, strategy_of
+from gq.results.behaviour import Point, best, strategy_of
 from gq.results.style import GREY, LEGEND_ROW_INCHES, PANEL_INCHES, Drawing, Row, Table, line_style
 from gq.results.terminal import draw_lines, numbered
 from gq.runs.evaluations import read_evaluations

@@ -223,7 +223,7 @@ def build_samples(
 
     Args:
         min_distance: leave out samples whose latent is nearer to the prediction than this.
-        max_samples: keep at most so many, drawn by the seed, as many of each round as there can be.
+        max_samples: keep at most this many, drawn by the seed, as many of each round as there can be.
         target: learn the mean of several plans, or one plan's drawn elite.
     """
     states = build_states(episodes, teacher, target)
@@ -313,7 +313,7 @@ def student_uses(episode: PlanEpisode, states: States, offset: int, execution_ho
 
 
 def thin(kept: np.ndarray, rounds: np.ndarray, max_samples: int, seed: int) -> np.ndarray:
-    """Return at most so many of the rows, in order: as many of each round, where it has them."""
+    """At most `max_samples` of the rows, in order: equally many of each round, where it has them."""
     generator = np.random.default_rng([seed, *b"samples"])
     chosen: list[np.ndarray] = []
     groups = sorted((kept[rounds == number] for number in np.unique(rounds)), key=len)
