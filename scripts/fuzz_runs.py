@@ -223,7 +223,7 @@ def load_correctors(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
 
 def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
     """What `gq compare`, `gq report` and `gq plot` read of earlier evaluations."""
-    from gq.runs.card_results import stored_rows
+    from gq.runs.card import card_text
     from gq.runs.evaluations import read_evaluations, read_rows
 
     runs = write_runs(seeds)
@@ -234,7 +234,7 @@ def load_evaluations(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]
         change_file(random, file)
         readers: list[Callable[[], Any]] = [
             *(lambda: read_rows(file, takes_target=True), lambda: read_rows(file, takes_target=False)),
-            *(lambda: stored_rows(run), lambda: read_evaluations(run)),
+            *(lambda: card_text(run), lambda: read_evaluations(run)),
         ]
         return random.choice(readers)
 

@@ -3,19 +3,26 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gq.config import RunConfig, flatten
+from gq.config import RunConfig, TDMPC2Config, flatten
 from gq.errors import DataError
 from gq.files import write_text
-from gq.paths import json_or_empty
-from gq.runs.card_results import comparison_lines, corrector_lines, evaluation_lines, index_entries, training_lines
+from gq.paths import checkpoint_folders, json_or_empty, section
+from gq.rollouts.statistics import Summary
+from gq.runs.checkpoint import pointed
+from gq.runs.evaluations import PROTOCOL, EvaluationRow, chosen_rows, read_evaluations, selection_text
 from gq.runs.folder import read_config, repeat_command
-from gq.runs.state import last_state
+from gq.runs.metrics import last_evaluation
 
 CARD, CARD_BESIDE = "README.md", "README.gq.md"
+COMPARISON_FILE = "comparison.json"  # what finetuning measured
+PROGRESS = {"decisions": "decisions", "environment_steps": "environment steps of its own"}
+Row = tuple[EvaluationRow, str, Summary]  # an evaluation, how it acted, its statistics
 MARK = re.compile(r"\n<!-- written by gq, sha256 ([0-9a-f]{64}) -->\n?$")
 KINDS = {
     "dt": ("Decision Transformer", "decision-transformer"),
@@ -82,138 +89,147 @@ def card_text(run: Path, config: RunConfig | None = None, *, name: str = "") -> 
         GqError: its configuration cannot be read.
         DataError: what else is on record of it cannot be understood.
     """
+    import jinja2
+
     config, name = config or read_config(run), name or run.resolve().name
+    damage = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, jinja2.TemplateError)
     try:
-        return compose(run, config, name)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        return _compose(run, config, name)
+    except damage as error:
         message = f"the records of {run} are damaged: {type(error).__name__}: {error}"
         raise DataError(
             message, hint="put its JSON files back from a copy, or remove the damaged evals/*.json"
         ) from error
 
 
-def compose(run: Path, config: RunConfig, name: str) -> str:
-    """Return the card; see `card_text`."""
+def _compose(run: Path, config: RunConfig, name: str) -> str:
+    """The card: its head in YAML, in which JSON is values too, and the filled template."""
+    import jinja2
+
+    evaluations = read_evaluations(run)
+    rows = [(row, _way_text(row), row.summary(evaluations.reference)) for row in chosen_rows(evaluations)]
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    template.filters |= {"basename": _basename, "known": partial(_checkpoint_text, run)}
+    kind, tag = KINDS[config.algo]
     environment = json_or_empty(run / "environment.json")
-    results = evaluation_lines(run)
-    lines = [
-        *front_matter(head(run, config, name, environment)),
-        "",
-        f"# {name}",
-        "",
-        summary(run, config, environment),
-        "",
-        *imported_lines(environment.get("imported") or {}),
-        "## Results",
-        "",
-        *(results or [f"It was not evaluated yet: `gq eval {name}` does, and the results then stand here."]),
-        *training_lines(run, config),
-        *comparison_lines(run),
-        *corrector_lines(run),
-        "",
-        "## Reproduce",
-        "",
-        *reproduce_lines(config, name, environment),
-        "",
-        "Made with " + ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items()) + ".",
-    ]
-    return marked("\n".join(lines))
+    imported = environment.get("imported") or {}
+    text = template.from_string((resources.files("gq.runs") / "card.md.j2").read_text(encoding="utf-8")).render(
+        name=name,
+        config=config,
+        environment=environment,
+        imported=imported,
+        parent=environment.get("parent", {}),
+        article="An" if kind[0] in "AEIOU" else "A",
+        kind=kind,
+        by="imported" if imported else "trained",
+        counts=_counts(run, environment),
+        rows=rows,
+        protocol=PROTOCOL,
+        selection=selection_text(run, flatten(config.to_dict())),
+        engines=sorted({f"{k} {v}" for row, *_ in rows for k, v in row.versions.items() if k not in ("gq", "python")}),
+        warnings=dict.fromkeys(warning for row, *_ in rows for warning in row.warnings),
+        last=_last_evaluation(run, config),
+        changes=json_or_empty(run / COMPARISON_FILE).get("targets", []),
+        correctors=_correctors(run),
+        commands=_commands(config, name, environment),
+    )
+    tags = ["reinforcement-learning", "gq", tag, "mujoco", config.task]
+    return marked("\n".join([*front_matter(_head(config, tags, imported, name, rows)), "", text]))
 
 
-def summary(run: Path, config: RunConfig, environment: Mapping[str, Any]) -> str:
-    """Return the sentence that says what a run is."""
-    kind, _ = KINDS[config.algo]
+def _counts(run: Path, environment: Mapping[str, Any]) -> list[str]:
     counts = [f"{environment['parameters']:,} parameters"] if "parameters" in environment else []
-    state = last_state(run)
+    folders = checkpoint_folders(run)
+    state = json_or_empty(folders[-1] / "state.json") if folders else {}
     progress = state.get("progress", {})
     if state and not environment.get("imported"):
         counts.append(f"{state['step']:,} updates")
-    counts += [f"{progress[key]:,} {word}" for key, word in PROGRESS.items() if progress.get(key)]
-    by = "imported" if environment.get("imported") else "trained"
-    on = f" on `{without_folder(config.dataset)}`" if config.dataset else ""
-    parent = environment.get("parent", {})
-    start = f", starting from `{without_folder(parent['run'])}` {parent['checkpoint']}" if parent.get("run") else ""
-    article = "An" if kind[0] in "AEIOU" else "A"
-    return f"{article} {kind} for {config.task}, {by} by gq{on}{start}: {', '.join(counts) or 'no checkpoint yet'}."
+    return counts + [f"{progress[key]:,} {word}" for key, word in PROGRESS.items() if progress.get(key)]
 
 
-PROGRESS = {"decisions": "decisions", "environment_steps": "environment steps of its own"}
-
-
-def without_folder(name: str) -> str:
-    """Return a dataset's id, or a file's name without its folder, which is nobody else's business."""
+def _basename(name: str) -> str:
+    """A dataset's id, or a file's name without its folder, which is nobody else's business."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def head(run: Path, config: RunConfig, name: str, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the Hub shows and searches by."""
-    tags = ["reinforcement-learning", "gq", KINDS[config.algo][1], "mujoco", config.task]
+def _checkpoint_text(run: Path, name: str) -> str:
+    known = [which for which in ("best", "last") if pointed(run, which) == name]
+    return f"{name} ({', '.join(known)})" if known else name
+
+
+def _way_text(row: EvaluationRow) -> str:
+    """How the policy acted: its target return or its mode, and what is not as usual."""
+    text = f"mode {row.way.mode}" if row.way.mode else f"target {row.way.label}" if row.way.target is not None else ""
+    parts = [text, "sampled" * row.stochastic, "contexts in blocks" * (row.context == "blocks")]
+    return ", ".join(filter(None, parts))
+
+
+def _last_evaluation(run: Path, config: RunConfig) -> dict[str, Any]:
+    """The last evaluation while training, which chose the best checkpoint and so flatters it; {} without one."""
+    ways: dict[str, dict[str, Any]] = {}
+    record = last_evaluation(run / "metrics.jsonl")
+    for key, value in record.items():
+        way, _, what = key.removeprefix("eval/").rpartition("/")
+        if key.startswith("eval/") and what in ("return_mean", "return_std", "policy_return_mean"):
+            label = way.replace("target_", "target ") or ("planning" if isinstance(config, TDMPC2Config) else "-")
+            missing: dict[str, Any] = dict.fromkeys(("return_mean", "return_std", "policy_return_mean"))
+            ways.setdefault(label, missing)[what] = value
+    return {"step": record["step"], "ways": ways} if record else {}
+
+
+def _correctors(run: Path) -> dict[str, dict[str, Any]]:
+    """The records of the run's correctors by name, of those that were measured."""
+    found = {file.parent.name: json_or_empty(file) for file in sorted((run / "correctors").glob("*/corrector.json"))}
+    return {name: one for name, one in found.items() if "all" in section(section(one, "metrics"), "errors")}
+
+
+def _head(
+    config: RunConfig, tags: list[str], imported: Mapping[str, Any], name: str, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """What the Hub shows and searches by."""
     found: dict[str, Any] = {"library_name": "gq", "pipeline_tag": "reinforcement-learning", "tags": tags}
-    licence = (environment.get("imported") or {}).get("licence", "")
-    if licence:
+    if licence := imported.get("licence", ""):
         found["license"] = licence.lower()
     if config.dataset.startswith("hf://"):
         found["datasets"] = ["/".join(config.dataset.removeprefix("hf://").split("@")[0].split("/")[:2])]
     elif config.dataset.startswith("mujoco/"):
         found["datasets"] = ["farama-minari/mujoco"]
-    if entries := index_entries(run, config):
-        found["model-index"] = [{"name": name, "results": entries}]
+    if rows:
+        found["model-index"] = [{"name": name, "results": [_index_entry(config, *row) for row in rows]}]
     return found
 
 
+def _index_entry(config: RunConfig, row: EvaluationRow, way: str, result: Summary) -> dict[str, Any]:
+    """An evaluation as a result of the Hub's model-index."""
+    how = ", ".join(filter(None, [way, row.checkpoint]))
+    of = f"{result.num_episodes} episodes from seed {row.episodes[0].seed}"
+    value = f"{result.return_mean:.2f} +/- {result.return_std:.2f}"
+    metrics = [{"type": "mean_reward", "name": f"mean return over {of}", "value": value, "verified": False}]
+    if result.normalized_mean is not None:
+        score = {"name": f"score by {result.reference}", "value": round(result.normalized_mean, 2)}
+        metrics.append({"type": "normalized_score", **score, "verified": False})
+    return {
+        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+        "dataset": {"name": config.task, "type": config.task, "config": f"{how}, {of}"},
+        "metrics": metrics,
+    }
+
+
 def front_matter(document: Mapping[str, Any]) -> list[str]:
-    """Return plain values as YAML between its marks."""
-    return ["---", *yaml_lines(document), "---"]
+    """Plain values as YAML between its marks, a line each; JSON is YAML too."""
+    return ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in document.items()), "---"]
 
 
-def yaml_lines(value: Any) -> Iterable[str]:
-    """Yield the lines of nested mappings and lists in YAML; a text is written as JSON does, which YAML reads too."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(item, Mapping | list):
-                yield f"{key}:"
-                yield from (f"  {line}" for line in yaml_lines(item))
-            else:
-                yield f"{key}: {json.dumps(item, ensure_ascii=False)}"
-    else:
-        for item in value:
-            lines = list(yaml_lines(item)) if isinstance(item, Mapping) else [json.dumps(item, ensure_ascii=False)]
-            yield from (f"{'- ' if index == 0 else '  '}{line}" for index, line in enumerate(lines))
-
-
-def imported_lines(imported: Mapping[str, Any]) -> list[str]:
-    """Return where an imported model is from."""
-    if not imported:
-        return []
-    return [
-        f"- source: {without_folder(str(imported['source']))}",
-        f"- sha256: {imported['sha256']}",
-        f"- licence: {imported['licence'] or 'unknown'}",
-        f"- layout: {imported['layout']}",
-        *(f"- {note}" for note in imported["notes"]),
-        "",
-        "It has no optimiser and no replay, so it cannot be trained on.",
-        "",
-    ]
-
-
-def reproduce_lines(config: RunConfig, name: str, environment: Mapping[str, Any]) -> list[str]:
-    """Return the commands that make such a run, with `config.toml`, and that use this one."""
-    commands, facts = [], []
-    if config.dataset and not Path(config.dataset).is_absolute():
-        commands.append(f"gq download {config.dataset}")
+def _commands(config: RunConfig, name: str, environment: Mapping[str, Any]) -> list[str]:
+    """The commands that make such a run, with `config.toml`, and that use this one."""
+    is_file = Path(config.dataset).is_absolute()
+    commands = [f"gq download {config.dataset}"] if config.dataset and not is_file else []
     if not environment.get("imported"):
         settings = flatten(config.to_dict())
         options = ["--config", "config.toml"]
         if config.algo == "finetune":
-            settings["online.parent"] = without_folder(str(environment.get("parent", {}).get("run", "PARENT")))
-        elif Path(config.dataset).is_absolute():
-            options += ["--dataset", without_folder(config.dataset)]
+            settings["online.parent"] = _basename(str(environment.get("parent", {}).get("run", "PARENT")))
+        elif is_file:
+            options += ["--dataset", _basename(config.dataset)]
         commands.append(repeat_command(settings, environment, options))
-    commands += [f"gq eval {name}", f"gq render {name}"]
-    if "dataset_sha256" in environment:
-        facts.append(f"The arrays that it learnt from have the sha256 {environment['dataset_sha256']}.")
-    if environment.get("compute"):
-        facts.append(f"It was trained on {environment['compute']}.")
-    text = "All settings are in `config.toml`, the history is in `metrics.jsonl`."
-    return [*(f"    {command}" for command in commands), "", " ".join([text, *facts])]
+    return [*commands, f"gq eval {name}", f"gq render {name}"]

@@ -176,6 +176,16 @@ def read_rows(file: Path, *, takes_target: bool) -> list[EvaluationRow]:
         raise GqError(f"cannot use {file}: {error}", hint="remove it, and evaluate again") from None
 
 
+def chosen_rows(evaluations: Evaluations) -> list[EvaluationRow]:
+    """A row per checkpoint, seed, context and way to act: the one of most episodes, the newest of those."""
+    chosen: dict[tuple[Any, ...], EvaluationRow] = {}
+    for row in sorted(evaluations.rows, key=lambda row: row.file):
+        key = (*row.protocol, row.episodes[0].seed, row.way)
+        if key not in chosen or len(row.episodes) >= len(chosen[key].episodes):
+            chosen[key] = row
+    return list(chosen.values())
+
+
 def takes_target(algo: str) -> bool:
     """Whether policies of an algorithm act for a target return."""
     return algo not in ("bc", "tdmpc2")

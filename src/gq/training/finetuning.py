@@ -17,8 +17,7 @@ from gq.errors import GqError, UsageError
 from gq.files import sha256, write_json, write_text
 from gq.paths import new_run_folder, read_json
 from gq.rollouts.statistics import Change, Summary, measure_change
-from gq.runs.card import write_card
-from gq.runs.card_results import COMPARISON_FILE
+from gq.runs.card import COMPARISON_FILE, write_card
 from gq.runs.folder import SELECTION_SEED, lock_run, read_config, refuse_filled
 from gq.runs.metrics import Listener, Silence
 from gq.training.memory import memory_advice
