@@ -90,7 +90,7 @@ def test_planning_at_every_decision_is_the_planner_in_a_loop_to_the_bit(
                 latents = planner.model.encode(observations)
             plan = planner.plan(latents, planner.draw_each([generator]), warm_start)
             warm_start = plan.mean
-            expected = plan.action("elite" if stochastic else "mean").numpy() * BOUND
+            expected = (plan.elite if stochastic else plan.mean)[:, 0].numpy() * BOUND
             assert np.array_equal(actions[step, row], expected[0])
     value = plan.elite_value if stochastic else plan.mean_value
     assert policy.planned_values[1] == float(value)

@@ -85,7 +85,7 @@ def test_a_plan_with_recorded_draws_is_the_recorded_one(all_fixtures: Path, file
     torch.testing.assert_close(plan.mean[0], call["prev_mean_out"], **close)
     torch.testing.assert_close(plan.std[0], call["std"][-1], **close)
     torch.testing.assert_close(plan.elite[0], call["elite_actions"][:, call["choice"]], **close)
-    action = plan.action("elite" if call["eval_mode"] else "explored")
+    action = plan.elite[:, 0] if call["eval_mode"] else plan.explored
     torch.testing.assert_close(action[0], call["action"], **close)
 
 
@@ -188,10 +188,8 @@ def test_actions_are_the_mean_an_elite_or_an_elite_with_noise(model: WorldModel,
     planner = Planner(model, SMALL, discount=DISCOUNT)
     draws = planner.draw(seeded(0), 4)
     plan = planner.plan(latents, draws)
-    assert torch.equal(plan.action("mean"), plan.mean[:, 0])
-    assert torch.equal(plan.action("elite"), plan.elite[:, 0])
     noisy = (plan.elite[:, 0] + plan.std[:, 0] * draws.exploration).clamp(-1, 1)
-    torch.testing.assert_close(plan.action("explored"), noisy)
+    torch.testing.assert_close(plan.explored, noisy)
     torch.testing.assert_close(plan.mean, (plan.elite_weights[:, None, :, None] * plan.elites).sum(dim=2))
     torch.testing.assert_close(plan.elite_weights, torch.softmax(SMALL.temperature * plan.elite_values, dim=1))
     assert (plan.elite_values.diff(dim=1) <= 0).all()

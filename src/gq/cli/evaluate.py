@@ -46,7 +46,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=2, help="Decisions that a plan is executed for; default: the mode's.")
     ] = None,
     spec_mismatch_threshold: Annotated[
-        float | None, typer.Option(metavar="D", help="Plan anew above it, in units of the mode's trigger.")
+        float | None, typer.Option(metavar="D", help="Plan early above it, in units of the mode's trigger.")
     ] = None,
     history_len: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
@@ -256,7 +256,7 @@ def legend(results: Sequence["ModeSummary"], frontiers: Sequence["Frontier"]) ->
     parts = [
         f"episodes of each: {results[0].num_episodes}",
         "calls of the planner and latents that networks are applied to, per decision",
-        "missed: decisions in which a trigger asked for a plan",
+        "missed: decisions in which a trigger ended a plan",
         f"ms: of a decision, without the simulator{f', {many} at once' if many > 1 else ''}",
     ]
     if any(result.retention is not None for result in results):

@@ -5,7 +5,7 @@ elites. Actions are within [-1, 1].
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class Draws(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a plan found. All float32; indices of time count decisions from now."""
+    """What a plan found. All float32; indices of time count decisions from now.
+
+    Of first actions, the mean's is deterministic; the original takes the elite's when evaluating, and `explored` in
+    training.
+    """
 
     mean: Tensor  # [E, H, A], the next plan's warm start
     std: Tensor  # [E, H, A]
@@ -44,13 +48,6 @@ class Plan(NamedTuple):
     elites: Tensor  # [E, H, K, A], best first
     elite_values: Tensor  # [E, K], as they were ranked
     elite_weights: Tensor  # [E, K], adding up to 1
-
-    def action(self, kind: Literal["mean", "elite", "explored"]) -> Tensor:
-        """Return the actions [E, A] to take now.
-
-        The mean's is deterministic; the original takes the elite's when evaluating and the explored one in training.
-        """
-        return self.explored if kind == "explored" else {"mean": self.mean, "elite": self.elite}[kind][:, 0]
 
 
 class Planner:

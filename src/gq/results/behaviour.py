@@ -42,7 +42,7 @@ class Behaviour:
     decisions: int
     planner_calls: int
     planner_calls_per_step: float
-    misses_per_step: float  # planner calls that a trigger asked for, before the execution horizon
+    misses_per_step: float  # planner calls because of a trigger, before the execution horizon
     model_evaluations_per_step: float  # networks applied to one latent, to predict, to act, or to value
     decided_at_once: int  # decisions that share the time of a decision
     decision_ms_mean: float | None  # without the simulator, after a warm-up; None: it was over before

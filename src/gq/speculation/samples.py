@@ -110,7 +110,7 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
         DataError: it is damaged, or no such file at all.
     """
     if not path.is_file():
-        raise UsageError(f"there is no file {path}", hint="check the path, or leave --data away to collect one")
+        raise UsageError(f"there is no file {path}", hint="check the path, or omit --data to collect one")
     with open_hdf5(path) as root:
         attributes = plain_attributes(root)
         if attributes.get("format") != FORMAT:
@@ -118,7 +118,7 @@ def read_plan_data(path: Path, *, teacher_sha256: str | None = None) -> PlanData
         found = str(attributes.get("teacher_sha256"))
         if teacher_sha256 is not None and found != teacher_sha256:
             message = f"{path} holds the decisions of another teacher: {found[:12]}, not {teacher_sha256[:12]}"
-            raise UsageError(message, hint="collect this one's by leaving --data away, or name its run and checkpoint")
+            raise UsageError(message, hint="omit --data to collect this one's, or name its run and checkpoint")
         return PlanData([read_episode(path, own_item(str(path), root, name)) for name in sorted(root)], attributes)
 
 
@@ -324,7 +324,7 @@ def thin(kept: np.ndarray, rounds: np.ndarray, max_samples: int, seed: int) -> n
 
 
 def is_validation(number: int, num_episodes: int) -> bool:
-    """Tell whether an episode is for validation: every fifth, or the last where there are fewer.
+    """Whether an episode is for validation: every fifth, or the last where there are fewer.
 
     More episodes move none from one side to the other once there are five.
     """
