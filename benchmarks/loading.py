@@ -160,7 +160,6 @@ def make(contender: str, file: str, task: str, batch_size: int, num_steps: int) 
     if is_own:
         import gq.data.reading
         import gq.data.windows  # noqa: F401
-        from gq.training.offline import fingerprint
     elif contender == "d3rlpy":
         import d3rlpy  # noqa: F401
     before = memory_bytes("VmRSS")
@@ -173,7 +172,7 @@ def make(contender: str, file: str, task: str, batch_size: int, num_steps: int) 
 
         read = keep("data", lambda: read_own(file, task) if is_own else read_arrays(file))
         ready = keep("sampler", lambda: (index_own if is_own else index_other)(contender, found["data"], num_steps))
-        digest = keep("hash", lambda: fingerprint(found["data"])) if is_own else 0.0
+        digest = keep("hash", lambda: found["data"].sha256()) if is_own else 0.0
         sampler = found["sampler"]
         first = keep("batch", lambda: sampler.sample(batch_size))
         grown = memory_bytes("VmRSS") - before

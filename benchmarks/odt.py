@@ -40,11 +40,14 @@ from gq.algos.odt import ODTLearner  # noqa: E402
 from gq.algos.supervised import Execution  # noqa: E402
 from gq.config import EntropyConfig, OptimConfig, UpdateConfig  # noqa: E402
 from gq.data.replay import LoggedEpisode, ReplayBuffer  # noqa: E402
+from gq.learn import (  # noqa: E402
+    finetune,
+    prepare_finetuning,
+    train,
+)
 from gq.models.config import StochasticModelConfig  # noqa: E402
 from gq.models.stochastic_transformer import StochasticTransformer  # noqa: E402
 from gq.policies.compute import Compute, choose_compute  # noqa: E402
-from gq.training.finetuning import finetune, prepare_finetuning  # noqa: E402
-from gq.training.offline import train  # noqa: E402
 
 OBSERVATION_DIM, ACTION_DIM = 11, 3  # Hopper's
 NUM_EPISODES, CONTEXT_LENGTH, NUM_HEADS, MLP_RATIO, DROPOUT = 200, 20, 4, 4, 0.1

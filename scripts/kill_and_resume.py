@@ -73,9 +73,8 @@ def preload() -> None:
     import gq.collecting
     import gq.datasets.loading
     import gq.speculation.distil
-    import gq.training.finetuning
     import gq.training.online
-    import gq.training.world_loop
+    import gq.training.world
 
     assert torch.get_num_threads() == 1
     for task in ("Hopper-v5", WORLD_TASK):

@@ -14,7 +14,7 @@ import pytest
 from commandline import gq
 from gq.runs import checkpoint as checkpoints
 from gq.runs.metrics import MetricsLog
-from gq.training import loop as loops
+from gq.training import session as sessions
 
 NOT_REPEATED = ("seconds", "rollout_seconds", "evaluation_seconds", "simulation_seconds")  # of a run's progress
 
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 # Calls that every run makes to keep what it has.
 KEEPING = {
     "metrics": Point(MetricsLog, "write", is_torn=True),
-    "saving": Point(loops, "save_checkpoint"),
+    "saving": Point(sessions, "save_checkpoint"),
     "hashing": Point(checkpoints, "sha256"),  # not all files are there
     "renaming": Point(Path, "replace", lambda path, *_: path.name.startswith(".step-")),  # all are, under another name
     "last.json": Point(checkpoints, "point", lambda run, which, folder: which == "last"),

@@ -348,7 +348,7 @@ def test_what_does_not_fit_in_memory_is_named(trained: Path, monkeypatch: pytest
     def build(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("gq.training.building.build_learner", build)
+    monkeypatch.setattr("gq.training.offline.build_learner", build)
     result = gq("train", "dt", "--dataset", trained.parent / "data.hdf5", *TINY)
     hint = "--set train.num_micro_batches=2, which computes the batch of .* --set train.checkpoint_activations=true"
     assert_refused(result, FAILED, "windows at a time do not fit in memory", hint)

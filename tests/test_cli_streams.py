@@ -11,7 +11,7 @@ import pytest
 from commandline import PATIENCE_S, TINY, child_environment, gq_command
 from gq.cli.streams import ForgivingStream
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
-from gq.training.signals import StopRequest
+from gq.training.lifecycle import StopRequest
 from test_cli_interrupt import wait_for_training
 
 QUICK = ("--set", "train.log_every=1", "--set", "eval.every=0", "--set", "checkpoint.every=0")

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from gq.algos.odt import ODTLearner
 from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer
 from gq.datasets.loading import load_dataset
 from gq.envs.scores import GQ_V5
+from gq.learn import finetune, online_target, prepare_finetuning
 from gq.policies.loading import Acting
 from gq.results.evaluate import evaluate
 from gq.rollouts import episodes as rollout
@@ -29,13 +29,12 @@ from gq.rollouts.collect import Recipe, episode_start
 from gq.rollouts.episodes import EpisodeRequest
 from gq.rollouts.statistics import Episode, Summary, summarise
 from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
-from gq.runs.folder import lock_run
+from gq.runs.folder import SELECTION_SEED, lock_run
 from gq.runs.metrics import Silence
 from gq.training import finetuning, online
-from gq.training.finetuning import Evaluations, FinetuneResult, finetune, online_target, prepare_finetuning
-from gq.training.loop import Loop
-from gq.training.offline import SELECTION_SEED
-from gq.training.online import EXPLORATION_SEED
+from gq.training.finetuning import Evaluations
+from gq.training.online import EXPLORATION_SEED, FinetuneResult
+from gq.training.session import Session
 from simulator import make
 from tiny import SETTINGS, as_flags, write_hopper_file
 
@@ -247,7 +246,7 @@ def test_a_run_stops_with_the_iteration_that_uses_its_minutes_up(
 ) -> None:
     """Every look at the clock takes five seconds, so that the minute may end between any two of them."""
     run, ticks = tmp_path / "run", count(step=5)
-    monkeypatch.setattr("gq.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr("gq.training.session.monotonic", lambda: float(next(ticks)))
     given = {"online.iterations": 0, "online.minutes": 2.0, "train.log_every": 1}
     result = finetuned(parent, run, **given)
     times = {line["step"]: line["seconds"] for line in map(json.loads, (run / "times.jsonl").read_text().splitlines())}
@@ -484,7 +483,7 @@ def test_the_comparison_is_on_seeds_that_selected_nothing(
         seeds.append([start.seed for start in arguments[2]])
         return plain(*arguments, **settings)
 
-    monkeypatch.setattr(rollout, "roll_out", roll_out)
+    monkeypatch.setattr(finetuning, "roll_out", roll_out)
     given = {"eval.num_episodes": 3, "online.final_episodes": 5, "online.iterations": 1}
     finetuned(parent, tmp_path / "run", **given)
     selection = [SELECTION_SEED + i for i in range(3)]
@@ -539,7 +538,8 @@ def test_a_run_stops_when_the_policy_collapses(
     """A tenth of what the first evaluation was above a random policy's return may be lost."""
     run, listener = tmp_path / "run", Notes()
     script_evaluations(monkeypatch, returns)
-    monkeypatch.setattr(finetuning, "random_return", lambda config, trajectories: low)
+    for module in (finetuning, online):
+        monkeypatch.setattr(module, "random_return", lambda config, trajectories: low)
     given = {"online.collapse": 0.9, "eval.every": 1, "online.updates_per_rollout": 1}
     result = finetuned(parent, run, listener, **given)
     assert (result.iterations, result.collapsed) == (num_iterations, num_iterations < 4)
@@ -745,11 +745,11 @@ def test_a_parent_that_vanished_before_the_first_checkpoint_is_refused(
 ) -> None:
     orphan, run = copy_run(parent, tmp_path / "orphan"), tmp_path / "run"
 
-    def vanish(_: Loop) -> None:
+    def vanish(_: Session[Any], **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "execute", vanish)
+        patch.setattr(Session, "training", vanish)
         with pytest.raises(KeyboardInterrupt):
             finetuned(orphan, run)
     shutil.rmtree(orphan)

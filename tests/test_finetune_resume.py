@@ -21,11 +21,12 @@ from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.replay import EpisodeLog, ReplayBuffer
 from gq.errors import GqError, Interrupted
+from gq.learn import finetune, prepare_finetuning
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.runs.folder import resume_config
-from gq.training.finetuning import Evaluations, finetune, prepare_finetuning
-from gq.training.loop import Loop
-from gq.training.online import ReplayStore
+from gq.training.finetuning import Evaluations, ReplayStore
+from gq.training.online import OnlineProgress
+from gq.training.session import Session
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 PRETRAINING = {
@@ -91,7 +92,12 @@ class Reference(NamedTuple):
 
 
 def give_scores(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Loop, "score", lambda loop: SCORES[loop.progress.step])
+    plain = Session.log_evaluation
+
+    def log_evaluation(self: Session[OnlineProgress], record: dict[str, float], _: float) -> bool:
+        return plain(self, record, SCORES[self.progress.step])
+
+    patch.setattr(Session, "log_evaluation", log_evaluation)
 
 
 @pytest.fixture(scope="module")

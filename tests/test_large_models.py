@@ -17,14 +17,14 @@ from gq import presets
 from gq.config import BCConfig, DTConfig
 from gq.data.trajectories import Trajectories
 from gq.errors import GqError, Interrupted, UsageError
+from gq.learn import train
 from gq.policies.compute import choose_compute
 from gq.runs import checkpoint as checkpoints
 from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_checkpoint
-from gq.training import loop as loops
 from gq.training import offline
-from gq.training.background import Background
+from gq.training import session as loops
 from gq.training.building import build_learner, choose_placement
-from gq.training.offline import train
+from gq.training.lifecycle import Background
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
@@ -163,15 +163,15 @@ def test_a_full_disk_ends_the_run_at_the_next_step(
         raise GqError("cannot write: No space left on device")
 
     monkeypatch.setattr(loops, "save_checkpoint", fail)
-    plain, steps = loops.Loop.update, []
+    plain, steps = loops.Session.count, []
 
-    def update(self: loops.Loop) -> None:
-        plain(self)
+    def count(self: loops.Session[Any], *arguments: Any) -> None:
+        plain(self, *arguments)
         steps.append(self.progress.step)
         if self.progress.step == 5 and self.background and self.background._work:
             futures.wait([self.background._work])
 
-    monkeypatch.setattr(loops.Loop, "update", update)
+    monkeypatch.setattr(loops.Session, "count", count)
     with pytest.raises(GqError, match="No space left"):
         train(config.replace({"eval.every": 0}), tmp_path / "run")
     assert steps in ([1, 2, 3, 4], [1, 2, 3, 4, 5])  # the thread may fail before the next step begins

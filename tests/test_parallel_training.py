@@ -19,9 +19,9 @@ from gq.algos.supervised import SupervisedLearner
 from gq.config import OfflineConfig
 from gq.data.windows import Share
 from gq.errors import GqError, Interrupted
+from gq.learn import train
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
-from gq.training import parallel_loop
-from gq.training.offline import train
+from gq.training import session
 from test_world_processes import torchrun
 from tiny import SETTINGS, as_flags, write_hopper_file
 
@@ -151,7 +151,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_resumes_exactly(
 ) -> None:
     config = make_config(data, **{"train.parallel": parallel, "model.dropout": 0.2})
     whole = train_in(2, config, tmp_path / "whole")
-    monkeypatch.setattr(parallel_loop, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr(session, "LOOK_EVERY_S", 0)
     with monkeypatch.context() as patch:
         stop(patch, 1, 7, signal.SIGTERM)
         run = train_in(2, config, tmp_path / "run", stopped_at=7)
@@ -173,7 +173,7 @@ def test_another_number_of_processes_goes_on(
     after: tuple[int, str],
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(parallel_loop, "LOOK_EVERY_S", 0)
+    monkeypatch.setattr(session, "LOOK_EVERY_S", 0)
     with monkeypatch.context() as patch:
         stop(patch, 0, 5, signal.SIGTERM)
         train_in(before[0], make_config(data, **{"train.parallel": before[1]}), run, stopped_at=5)

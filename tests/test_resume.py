@@ -23,10 +23,11 @@ from gq.algos.supervised import SupervisedLearner
 from gq.cli import app
 from gq.config import BCConfig, DTConfig
 from gq.errors import GqError, Interrupted, UsageError
+from gq.learn import train
 from gq.runs import checkpoint as checkpoints
 from gq.runs.folder import lock_run, resume_config, was_elsewhere
-from gq.training.loop import Loop, restored_metrics
-from gq.training.offline import TrainResult, train
+from gq.training.offline import TrainResult
+from gq.training.session import Session, restored_metrics
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
@@ -176,11 +177,11 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, data: Path, monkeypatch
 def test_only_the_newest_and_the_best_checkpoints_are_kept(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(self: Loop) -> bool:
+    def log_evaluation(self: Session[Any], *_: Any) -> bool:
         self.progress.best_step = 3
         return self.progress.step == 3
 
-    monkeypatch.setattr(Loop, "run_evaluation", evaluate)
+    monkeypatch.setattr(Session, "log_evaluation", log_evaluation)
     run = tmp_path / "run"
     train(tiny_config(data, **{"checkpoint.every": 2, "checkpoint.keep": 2, "eval.every": 3}), run)
     names = [folder.name for folder in checkpoints.checkpoint_folders(run)]

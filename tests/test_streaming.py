@@ -16,8 +16,8 @@ from gq.data import rows, windows
 from gq.data.reading import read_trajectories
 from gq.data.windows import NUM_AHEAD, Batch, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.errors import DataError, Interrupted
+from gq.learn import train
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
-from gq.training.offline import train
 from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file

@@ -9,19 +9,20 @@ import torch
 from gq import presets
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, rounded
+from gq.learn import train
 from gq.models.costs import training_flops
-from gq.training import throughput
-from gq.training.offline import train
-from gq.training.throughput import Throughput, UpdateCosts
+from gq.policies.compute import Compute, choose_compute
+from gq.training import lifecycle
+from gq.training.lifecycle import Throughput, UpdateCosts
 from tiny import SETTINGS, write_hopper_file
 
-CPU = torch.device("cpu")
+CPU = choose_compute("cpu")
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(throughput, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lifecycle, "monotonic", lambda: now[0])
     return now
 
 
@@ -60,7 +61,7 @@ def test_the_used_share_of_the_peak_is_known_with_the_peak(clock: list[float], m
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    costs = UpdateCosts.of(config, torch.device("cuda:0"))
+    costs = UpdateCosts.of(config, Compute(torch.device("cuda:0"), True, "as asked"))
     assert costs.peak_flops == 2 * 989.4e12
     flops = training_flops(config.model, observation_dim=11, action_dim=3, batch_size=4096)
     assert costs.flops == flops == pytest.approx(17e12, rel=0.1)

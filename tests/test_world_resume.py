@@ -23,8 +23,8 @@ from gq.planning.acting import PlanningPolicy
 from gq.runs import checkpoint as checkpoints
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.interaction import Interaction
-from gq.training.world import train_world_model
-from gq.training.world_loop import WorldLoop
+from gq.training.session import Session
+from gq.training.world import WorldProgress, train_world_model
 from tiny import as_flags
 
 TINY = {
@@ -348,13 +348,13 @@ def test_updates_follow_the_decisions_and_make_up_for_the_uniform_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates_per_decision: float, expected: int
 ) -> None:
     seen: list[tuple[int, int]] = []
-    plain = WorldLoop.learn
+    plain = Session.count
 
-    def watched(self: WorldLoop) -> dict[str, Tensor]:
+    def watched(self: Session[WorldProgress], metrics: dict[str, Tensor]) -> None:
         seen.append((self.progress.decisions, self.progress.step))
-        return plain(self)
+        plain(self, metrics)
 
-    monkeypatch.setattr(WorldLoop, "learn", watched)
+    monkeypatch.setattr(Session, "count", watched)
     start(
         tmp_path / "run",
         **{"train.updates_per_decision": updates_per_decision, "train.num_environments": 1, "train.decisions": 40},

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gq.datasets.loading import download as download
     from gq.datasets.loading import load_dataset as load_dataset
     from gq.errors import GqError as GqError
+    from gq.learn import finetune as finetune
+    from gq.learn import prepare_finetuning as prepare_finetuning
+    from gq.learn import train as train
     from gq.paths import find_run as find_run
     from gq.policies.loading import Acting as Acting
     from gq.policies.loading import load_run as load_run
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
     from gq.rollouts.episodes import EpisodeRequest as EpisodeRequest
     from gq.speculation.distil import distill as distill
     from gq.speculation.rounds import DistillSettings as DistillSettings
-    from gq.training.finetuning import finetune as finetune
-    from gq.training.finetuning import prepare_finetuning as prepare_finetuning
-    from gq.training.offline import train as train
     from gq.training.world import train_world_model as train_world_model
 
 _WHERE = {
@@ -47,16 +47,16 @@ _WHERE = {
     "download": ("gq.datasets.loading", "download"),
     "evaluate": ("gq.results.evaluate", "evaluate"),
     "find_run": ("gq.paths", "find_run"),
-    "finetune": ("gq.training.finetuning", "finetune"),
+    "finetune": ("gq.learn", "finetune"),
     "load_dataset": ("gq.datasets.loading", "load_dataset"),
     "load_run": ("gq.policies.loading", "load_run"),
     "params": ("gq.costs.transformers", "report"),
-    "prepare_finetuning": ("gq.training.finetuning", "prepare_finetuning"),
+    "prepare_finetuning": ("gq.learn", "prepare_finetuning"),
     "presets": ("gq.presets", None),
     "repair": ("gq.repair.repair", "repair"),
     "report": ("gq.results.report", "report"),
     "render": ("gq.rendering", "render"),
-    "train": ("gq.training.offline", "train"),
+    "train": ("gq.learn", "train"),
     "train_world_model": ("gq.training.world", "train_world_model"),
 }
 __all__ = ["__version__", *_WHERE]

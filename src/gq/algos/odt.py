@@ -72,6 +72,8 @@ class EntropyConstraint:
 class ODTLearner(SupervisedLearner):
     """Minimise -log pi(a) - lambda H over valid steps; H is estimated from one sample per step."""
 
+    model: StochasticTransformer
+
     def __init__(
         self,
         model: StochasticTransformer,

@@ -143,6 +143,8 @@ class TDMPC2Learner:
     update waits for the host.
     """
 
+    is_sharded = False
+
     def __init__(
         self,
         model: WorldModel,

@@ -1,17 +1,16 @@
 """`gq finetune`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.cli import options
-from gq.cli.launching import Launch, show_plan, show_result
+from gq.cli.launching import Launch, resumed, show_plan, show_result
 from gq.cli.output import Output
 from gq.cli.training_view import TrainingView, clock
 
 if TYPE_CHECKING:
-    from gq.training.finetuning import FinetuneResult
+    from gq.training.online import FinetuneResult
 
 EXAMPLES = """\b
 Examples:
@@ -63,30 +62,27 @@ def finetune(
         "train.seed": seed,
     }
     given = launch.given(flags)
-    from gq.paths import find_run, new_run_folder
+    from gq.paths import find_run
 
     parent, checkpoint_folder = (
         (None, None) if launch.resume else find_run(run, latest=latest, algos=("odt", "finetune"))
     )
     from gq.config import FinetuneConfig
-    from gq.runs.folder import resume_config
-    from gq.training.finetuning import complete, finetune, prepare_finetuning
+    from gq.learn import complete, finetune, prepare_finetuning
 
     out = launch.out
     if parent:
         resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
     else:
-        out, stored = resume_config("finetune", None, given, out)
+        out, stored = resumed("finetune", None, given, out)
         assert isinstance(stored, FinetuneConfig)
         resolved, trajectories = complete(stored)
     if launch.dry_run:
         show_plan(output, resolved, out)
         return
-    out = out or new_run_folder(resolved.task, resolved.algo, resolved.size)
     from gq import threads
 
     threads.prepare()
-    output.note(f"run: {out}, from {Path(resolved.online.parent).name} {resolved.online.checkpoint}")
     with TrainingView(output, resolved) as view:
         result = finetune(resolved, out, resume=launch.resume, listener=view, trajectories=trajectories)
     output.note(

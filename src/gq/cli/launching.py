@@ -12,7 +12,7 @@ from gq.cli import options
 from gq.cli.output import Output
 
 if TYPE_CHECKING:
-    from gq.config import RunConfig
+    from gq.config import RunConfig, TrainedConfig
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
 Resume = Annotated[
@@ -56,12 +56,22 @@ class Launch:
         """Return the run to go on with and its configuration; None for a new one."""
         if not self.resume:
             return None
-        from gq.runs.folder import resume_config, was_killed_at_birth
+        from gq.runs.folder import was_killed_at_birth
 
         if self.out and was_killed_at_birth(self.out):
             output.note(f"{self.out} has nothing saved yet: starting again")
             return None
-        return resume_config(algo, size, given, self.out)
+        return resumed(algo, size, given, self.out)
+
+
+def resumed(algo: str, size: str | None, given: dict[str, Any], out: Path | None) -> "tuple[Path, TrainedConfig]":
+    """Return the run to resume and its configuration, with what was given merged in."""
+    from gq.datasets.loading import canonical_name
+    from gq.runs.folder import resume_config
+
+    if "data.dataset" in given:
+        given = given | {"data.dataset": canonical_name(given["data.dataset"])}
+    return resume_config(algo, size, given, out)
 
 
 def show_plan(output: Output, config: "RunConfig", out: Path | None, **facts: Any) -> None:

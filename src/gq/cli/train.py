@@ -150,7 +150,7 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
     stored = launch.stored(output, algo, size, given)
     out, wanted = stored or (launch.out, preset(algo, size, given).replace(given))
     assert isinstance(wanted, DataRunConfig)
-    from gq.training.offline import prepare, train
+    from gq.learn import prepare
 
     if wanted.data.dataset and not launch.dry_run:
         simulate_missing(output, wanted.data.dataset)
@@ -164,8 +164,10 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
         facts = transformer_facts(output, config)
         show_plan(output, config, out, **facts)
         return
+    from gq.training.offline import train
+
     with TrainingView(output, config) as view:
-        result = train(config, out, resume=stored is not None, listener=view, prepared=(config, trajectories))
+        result = train(config, trajectories, out, resume=stored is not None, listener=view)
     best = "" if result.best_step is None else f", the best at step {result.best_step}"
     output.note(f"{result.steps} steps in {clock(result.seconds)}{best}")
     targets = [f"{summary.target_return:g}" for summary in result.evaluation]

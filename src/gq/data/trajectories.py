@@ -1,5 +1,6 @@
 """Offline data in memory: flat arrays and episode offsets, the one form that every reader returns."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +43,13 @@ class Trajectories:
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode, float64 [E]."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the arrays that training reads."""
+        digest = hashlib.sha256()
+        for array in (self.observations, self.actions, self.rewards, self.offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def timesteps(self) -> np.ndarray:
         """Return each row's step within its episode, int64 [N]."""

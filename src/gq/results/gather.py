@@ -33,7 +33,6 @@ from gq.runs.evaluations import (
 )
 from gq.runs.folder import repeat_command
 from gq.runs.state import state_of
-from gq.training.offline import fingerprint
 
 NUM_EPISODES = 20
 ENOUGH_EPISODES = 5  # on record: fewer were a trial
@@ -156,7 +155,7 @@ def _data_or_reason(dataset: str, task: str) -> DataFacts | str:
         counts=counts.tolist(),
         top_mean=float(best.mean()),
         top_episodes=len(best),
-        fingerprint=fingerprint(trajectories),
+        fingerprint=trajectories.sha256(),
         returns=thinned(returns),
     )
 

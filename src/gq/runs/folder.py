@@ -8,15 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gq.config import CONFIGS, RunConfig, TrainedConfig, flatten, to_toml, validate
-from gq.datasets.loading import canonical_name
+from gq.config import CONFIGS, TrainedConfig, flatten, validate
 from gq.envs.tasks import resolve_task
 from gq.errors import GqError, UsageError
-from gq.files import parse_toml, write_error, write_text
-from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, new_run_folder, read_json, runs_folder, section
-from gq.runs.metrics import Listener, Silence
+from gq.files import parse_toml, write_error
+from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder, section
 from gq.runs.state import failures_recorded, hold_run, is_unfinished
-from gq.training.processes import Processes
 
 
 def read_config(run: Path) -> TrainedConfig:
@@ -71,8 +68,6 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
         raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
     refuse_imported(run)
     wanted = dict(given) | ({"size": size} if size else {})
-    if "data.dataset" in wanted:
-        wanted["data.dataset"] = canonical_name(wanted["data.dataset"])
     if "task" in wanted:
         wanted["task"] = resolve_task(wanted["task"]).id
     config = stored.replace(wanted)
@@ -194,30 +189,3 @@ def was_elsewhere(run: Path, device_type: str) -> bool:
     file = run / "environment.json"
     compute = str(read_json(file).get("compute", "")) if file.is_file() else ""
     return bool(compute) and re.split("[:,]", compute)[0] != device_type
-
-
-@contextmanager
-def opened_run(
-    config: RunConfig, out: Path | None, device_type: str, listener: Listener
-) -> Iterator[tuple[Path, Processes, Listener]]:
-    """Connect the processes of a run, and yield its folder, them, and whom this one tells how it goes.
-
-    The first one locks the folder, `out` or a new one of the runs folder, and writes the configuration before the
-    others go on; they tell nobody.
-    """
-    processes = Processes(device_type)
-    try:
-        run = processes.from_first(out or new_run_folder(config.task, config.algo, config.size))
-        if processes.rank:
-            processes.from_first(None)  # until the first has written the configuration
-            yield run, processes, Silence()
-            return
-        with lock_run(run):
-            listener.note(f"run: {run}")
-            if was_elsewhere(run, device_type):
-                listener.note(f"it was not on {device_type} before: its random numbers go on differently")
-            write_text(run / "config.toml", to_toml(config))
-            processes.from_first(None)
-            yield run, processes, listener
-    finally:
-        processes.close()

@@ -14,8 +14,7 @@ from gq.models.decision_transformer import TrajectoryTransformer
 from gq.models.transformer import recompute
 from gq.policies.algorithms import ALGORITHMS, build_model
 from gq.policies.compute import Compute, find_missing
-from gq.training.processes import Processes
-from gq.training.sharding import is_to_be_sharded, shard
+from gq.training.processes import Processes, is_to_be_sharded, shard
 
 # Up to this many parameters, a GPU is done with an update as soon as the host has launched it, and logged the last one.
 LAUNCH_BOUND = 2_000_000

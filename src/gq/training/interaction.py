@@ -14,7 +14,6 @@ from gq.algos.random_states import restore_generator
 from gq.config import TDMPC2Config
 from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
 from gq.envs.make import make
-from gq.envs.tasks import Task
 from gq.errors import GqError
 from gq.planning.mppi import Planner
 
@@ -207,6 +206,6 @@ def choose_storage(device: torch.device, num_bytes: int) -> torch.device:
     return device
 
 
-def num_seed_decisions(config: TDMPC2Config, task: Task) -> int:
+def num_seed_decisions(config: TDMPC2Config) -> int:
     """Return how many decisions are uniform: five episodes, at least 1000, unless the settings say otherwise."""
-    return config.train.seed_decisions or max(1000, 5 * task.max_episode_steps)
+    return config.train.seed_decisions or max(1000, 5 * config.environment.max_episode_steps)

@@ -1,23 +1,56 @@
-"""Finetuning a loop's learner online: episodes of the policy into a buffer, updates, again."""
+"""Finetuning an Online Decision Transformer (arXiv 2202.05607): episodes into a buffer, updates, alternately."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 
 from gq.algos.odt import ODTLearner, ODTPolicy
+from gq.algos.supervised import Execution
 from gq.config import FinetuneConfig
-from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer, dataset_episodes, starting_episodes
+from gq.data.replay import LoggedEpisode
 from gq.data.trajectories import Trajectories
 from gq.envs.make import make
-from gq.errors import DataError
+from gq.errors import UsageError
+from gq.files import write_json
+from gq.policies.algorithms import build_odt, build_odt_learner
+from gq.policies.compute import choose_compute
 from gq.rollouts.collect import Recipe, record_episodes
-from gq.training.loop import Loop, Progress
+from gq.rollouts.statistics import Change, Summary
+from gq.runs.card import COMPARISON_FILE, write_card
+from gq.runs.folder import refuse_filled
+from gq.runs.metrics import Listener
+from gq.training import processes as distributed
+from gq.training.finetuning import Evaluations, ReplayStore, begin_from_parent, own_reference, random_return
+from gq.training.offline import facts_of, refuse_changed_data
+from gq.training.session import Kept, Progress, Session, at_highest_target, by_target, open_session
 
 EXPLORATION_SEED = 2_000_000  # added to the run's seed: its episodes start elsewhere than those of any evaluation
+SMALL_EMBED_DIM = 256
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a finished run left behind."""
+
+    run: Path
+    parent: str
+    task: str
+    steps: int  # updates
+    iterations: int
+    environment_steps: int
+    seconds: float
+    rollout_seconds: float
+    evaluation_seconds: float
+    best_step: int | None
+    collapsed: bool
+    comparison: list[Change]  # offline to online, per target, on fresh seeds; empty if not asked for
+    evaluation: list[Summary]  # of the last evaluation, on the selection seeds
 
 
 @dataclass
@@ -33,142 +66,215 @@ class OnlineProgress(Progress):
     rollout_seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
+    def position(self) -> dict[str, Any]:
+        """Return where a record stands besides its step."""
+        return {"environment_steps": self.environment_steps}
 
-class ReplayStore:
-    """Keep the policy's episodes in a file and the newest trajectories, the dataset's too, in a buffer."""
-
-    def __init__(self, config: FinetuneConfig, run: Path, trajectories: Trajectories, device: Any) -> None:
-        task = config.environment
-        dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
-        self.config, self.trajectories = config, trajectories
-        (run / "trajectories").mkdir(exist_ok=True)
-        self.log = EpisodeLog(run / "trajectories" / "episodes.bin", **dims)
-        self.buffer = ReplayBuffer(
-            config.online.buffer_size,
-            config.model.context_length,
-            device=device,
-            seed=config.train.seed,
-            delayed=config.data.mode == "delayed",
-            **dims,
-        )
-
-    def fill(self) -> None:
-        """Put the dataset's trajectories into the empty buffer."""
-        online = self.config.online
-        numbers = starting_episodes(self.trajectories, online.buffer_start, online.buffer_size)
-        for name, episode in dataset_episodes(self.trajectories, numbers):
-            self.buffer.add(name, episode)
-
-    def restore(self, names: Sequence[str], num_episodes: int) -> None:
-        """Put the named trajectories into the empty buffer; forget episodes after the first `num_episodes`.
-
-        Raises:
-            DataError: the file has lost some of those.
-        """
-        self.log.forget_from(num_episodes)
-        if len(self.log.lengths) < num_episodes:
-            message = f"{self.log.path} was damaged: {len(self.log.lengths)} of {num_episodes} episodes are left in it"
-            raise DataError(message, hint="put the file back from a copy, or start a new run")
-        for name in names:
-            source, number = name.split("/")
-            if source == "online":
-                self.buffer.add(name, self.log.read(int(number)))
-            else:
-                self.buffer.add(*next(dataset_episodes(self.trajectories, [int(number)])))
-
-    def add(self, number: int, episode: LoggedEpisode) -> None:
-        """Take in an episode of the policy."""
-        self.log.append(number, episode)
-        self.buffer.add(f"online/{number}", episode)
-
-    def describe(self) -> dict[str, float]:
-        """Return what the buffer consists of."""
-        entries = self.buffer.entries
-        returns = [entry.episode_return for entry in entries]
-        return {
-            "buffer/trajectories": len(entries),
-            "buffer/transitions": self.buffer.num_rows,
-            "buffer/online_share": sum(entry.name.startswith("online/") for entry in entries) / len(entries),
-            "buffer/return_min": min(returns),
-            "buffer/return_median": float(np.median(returns)),
-            "buffer/return_max": max(returns),
-        }
-
-
-class OnlineLoop(Loop):
-    """Roll out, update, evaluate at fixed numbers of environment steps, stop by any of three budgets."""
-
-    learner: ODTLearner
-    config: FinetuneConfig
-    progress: OnlineProgress
-    progress_type = OnlineProgress
-
-    def prepare(self, store: ReplayStore, policy: ODTPolicy, low: float) -> None:
-        """Take what the episodes need; `low` is the return of a random policy, above which a collapse is measured."""
-        self.store, self.policy, self.low = store, policy, low
-        self.updates_per_iteration = self.config.online.rollouts * self.config.online.updates_per_rollout
-        self.environments: list[Any] = []
-
-    def start(self) -> None:
-        """Evaluate and save before the first update."""
-        if self.progress.first_return is None:
-            is_best = self.run_evaluation()
-            self.save(is_best)
-
-    def is_between_iterations(self) -> bool:
-        """Tell whether the next thing to do is to run episodes."""
-        online, progress = self.config.online, self.progress
-        return progress.num_episodes == progress.step // self.updates_per_iteration * online.rollouts and (
-            progress.step % self.updates_per_iteration == 0
-        )
-
-    def is_finished(self) -> bool:
-        """Tell whether a budget is used up or the policy has collapsed, at the end of an iteration."""
-        progress = self.progress
-        if not self.is_between_iterations():
-            return False
-        return progress.collapsed or any(limit and done >= limit for done, limit in self.budgets())
-
-    def budgets(self) -> list[tuple[float, float]]:
+    def budgets(self, config: FinetuneConfig) -> list[tuple[float, float]]:
         """Return what was used and what may be used (0: no limit) of environment steps, iterations and seconds."""
-        online, progress = self.config.online, self.progress
+        online = config.online
         return [
-            (progress.environment_steps, online.environment_steps),
-            (progress.num_episodes // online.rollouts, online.iterations),
-            (progress.seconds, 60 * online.minutes),
+            (self.environment_steps, online.environment_steps),
+            (self.num_episodes // online.rollouts, online.iterations),
+            (self.seconds, 60 * online.minutes),
         ]
 
-    def update(self) -> None:
-        """Take one update; the learning rate may fall with the used share of the budget."""
-        self.learner.share_done = self.share_done()
-        super().update()
-
-    def share_done(self) -> float:
-        """Return the used share of the budget that is nearest to its end; time counts only where it is the only one."""
-        counted = [budget for budget in self.budgets()[:2] if budget[1]] or self.budgets()[2:]
+    def share_done(self, config: FinetuneConfig) -> float:
+        """Return the used share of the budget nearest to its end; time counts only where it is the only one."""
+        budgets = self.budgets(config)
+        counted = [budget for budget in budgets[:2] if budget[1]] or budgets[2:]
         return max(done / limit for done, limit in counted)
 
-    def collect(self) -> bool:
-        """Run an iteration's episodes; return False where a stop request came first: they are lost then."""
-        if not self.is_between_iterations():
-            return True
-        began, progress, online = monotonic(), self.progress, self.config.online
+    def is_between_iterations(self, config: FinetuneConfig) -> bool:
+        """Whether the next thing to do is to run episodes."""
+        online = config.online
+        iteration, rest = divmod(self.step, online.rollouts * online.updates_per_rollout)
+        return rest == 0 and self.num_episodes == iteration * online.rollouts
+
+    def is_over(self, config: FinetuneConfig) -> bool:
+        """Whether a budget is used up or the policy has collapsed, at the end of an iteration."""
+        if not self.is_between_iterations(config):
+            return False
+        return self.collapsed or any(limit and done >= limit for done, limit in self.budgets(config))
+
+    def evaluation_is_due(self, config: FinetuneConfig) -> bool:
+        """Whether the iteration that just ended is the last, or passed a multiple of `eval.every` steps."""
+        every, now = config.eval.every, self.environment_steps
+        if not self.is_between_iterations(config) or self.evaluated_at == now:
+            return False
+        return self.is_over(config) or (every > 0 and now // every > self.evaluated_at // every)
+
+
+def finetune(
+    config: FinetuneConfig,
+    trajectories: Trajectories,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> FinetuneResult:
+    """Finetune in the folder `out`, or in a new one of the runs folder.
+
+    Args:
+        config: a new run's, or, with `resume`, the run's own.
+        trajectories: the parent's dataset.
+
+    Raises:
+        UsageError: `out` holds something and `resume` is not set.
+        GqError: the parent is not there any more, or the dataset has changed.
+        Interrupted: stopped by a signal, everything saved.
+    """
+    if distributed.size() > 1:
+        raise UsageError("finetuning runs in one process", hint="start it without torchrun")
+    if out and not resume:
+        refuse_filled(out, config.algo)
+    compute = choose_compute(config.train.device, config.train.precision)
+    origin = f", from {Path(config.online.parent).name} {config.online.checkpoint}"
+    with open_session(config, out, compute, listener, OnlineProgress, origin=origin) as run:
+        digest = trajectories.sha256()
+        refuse_changed_data(run, digest, config.data.dataset)
+        learner, store = build(run, config, trajectories, digest)
+        policy = ODTPolicy(learner.model, autocast=compute.autocast, delayed=config.data.mode == "delayed")
+        evaluations = Evaluations(config, policy, own_reference(config, trajectories))
+
+        def kept() -> Kept:
+            store.log.sync()  # the episodes that a checkpoint refers to are on the disk before it
+            return {"buffer": [entry.name for entry in store.buffer.entries]}, {}
+
+        run.restore(learner, others=kept)
+        explorer = Explorer(run, config, learner, store)
+        try:
+            if config.online.final_episodes and not run.progress.start_returns:
+                run.progress.start_returns = evaluations.fresh_returns()
+            evaluation = learn(run, config, learner, explorer, evaluations, random_return(config, trajectories))
+            starts = run.progress.start_returns
+            comparison = evaluations.compare(run.folder, starts) if config.online.final_episodes else []
+        finally:
+            explorer.close()
+        if comparison:
+            write_json(run.folder / COMPARISON_FILE, {"targets": [asdict(one) for one in comparison]})
+        write_card(run.folder)
+        return result_of(run, config, comparison, evaluation)
+
+
+def build(
+    run: Session[OnlineProgress], config: FinetuneConfig, trajectories: Trajectories, digest: str
+) -> tuple[ODTLearner, ReplayStore]:
+    """Build the learner and its buffer, as the parent left them or as the last checkpoint has them."""
+    torch.manual_seed(config.train.seed)
+    model = build_odt(config, config.environment).to(run.compute.device)
+    store = ReplayStore(config, run.folder, trajectories, run.compute.device)
+    learner = build_odt_learner(config, model, store.buffer, Execution(run.compute.autocast))
+    if run.checkpoint:
+        store.restore(run.checkpoint.state["buffer"], run.progress.num_episodes)
+        parent = run.checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed
+    else:
+        parent = begin_from_parent(config, learner, store, digest)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    run.listener.note(f"{parameters:,} parameters on {run.compute}; asked online for {config.online.targets}")
+    facts = facts_of(config.data.dataset, trajectories, digest, parameters) | {"parent": parent}
+    run.describe(facts, compute=str(run.compute))
+    return learner, store
+
+
+def learn(
+    run: Session[OnlineProgress],
+    config: FinetuneConfig,
+    learner: ODTLearner,
+    explorer: "Explorer",
+    evaluations: Evaluations,
+    low: float,
+) -> list[Summary]:
+    """Roll out and update by turns until a budget is used up; return the last evaluation.
+
+    Args:
+        low: the return of a random policy, above which a collapse is measured.
+    """
+    progress, evaluation = run.progress, list[Summary]()
+
+    def evaluate() -> bool:
+        nonlocal evaluation
+        began = monotonic()
+        evaluation = evaluations.select()
+        record = progress.position() | by_target(evaluation)
+        is_best = run.log_evaluation(record, at_highest_target(evaluation))
+        show(run, config, record)
+        progress.evaluated_at = progress.environment_steps
+        note_collapse(run, config, at_highest_target(evaluation), low)
+        progress.evaluation_seconds += monotonic() - began
+        return is_best
+
+    with run.training(is_over=progress.is_over(config)):
+        if progress.first_return is None:
+            run.save(is_best=evaluate())
+        while not progress.is_over(config):
+            # An iteration begins with episodes; where a stop request comes first, they are lost and nothing is learnt.
+            if not progress.is_between_iterations(config) or explorer.run_iteration():
+                learner.share_done = progress.share_done(config)
+                run.count(learner.update(progress.step))
+                if run.due(config.train.log_every):
+                    show(run, config, run.report(progress.position()))
+            is_best = False
+            if progress.evaluation_is_due(config):
+                with run.throughput.apart():
+                    is_best = evaluate()
+            run.save_if_due(is_best=is_best, is_last=progress.is_over(config))
+    return evaluation
+
+
+def note_collapse(run: Session[OnlineProgress], config: FinetuneConfig, highest: float, low: float) -> None:
+    """Note whether less than a share of the first return is left, both counted from a random policy's, `low`."""
+    progress = run.progress
+    if progress.first_return is None:
+        progress.first_return = highest
+    share, first_gain = config.online.collapse, progress.first_return - low
+    if share and first_gain > 0 and highest - low < share * first_gain:  # else there is nothing to lose
+        progress.collapsed = True
+        run.listener.note(f"stopping: the mean return fell from {progress.first_return:.0f} to {highest:.0f}")
+
+
+def show(run: Session[OnlineProgress], config: FinetuneConfig, record: dict[str, Any]) -> None:
+    """Show the listener how much of the tightest budget is used."""
+    budgets = [budget for budget in run.progress.budgets(config) if budget[1]]
+    done, limit = max(budgets, key=lambda budget: budget[0] / budget[1])
+    run.show(record, min(done, limit), limit)
+
+
+class Explorer:
+    """Samples episodes of the learner's policy at high target returns into the buffer."""
+
+    def __init__(
+        self, run: Session[OnlineProgress], config: FinetuneConfig, learner: ODTLearner, store: ReplayStore
+    ) -> None:
+        self.run, self.config, self.model, self.store = run, config, learner.model, store
+        # A few rows of a small model take longer in bfloat16 on a CPU, which converts everything to and fro.
+        is_small = run.compute.device.type == "cpu" and config.model.embed_dim <= SMALL_EMBED_DIM
+        self.policy = ODTPolicy(
+            learner.model,
+            autocast=nullcontext if is_small else run.compute.autocast,
+            delayed=config.data.mode == "delayed",
+            stochastic=True,
+        )
+        self.environments: list[Any] = []
+
+    def run_iteration(self) -> bool:
+        """Run an iteration's episodes into the buffer; return False where a stop request came first: they are lost."""
+        began, run, online = monotonic(), self.run, self.config.online
+        progress = run.progress
         numbers = range(progress.num_episodes, progress.num_episodes + online.rollouts)
         self.environments += [make(self.config.environment) for _ in range(online.rollouts - len(self.environments))]
         finished: dict[int, LoggedEpisode] = {}
-
-        self.learner.model.eval()
-        recipe = Recipe(
-            seed=EXPLORATION_SEED + self.config.train.seed, targets=online.targets, block_size=online.rollouts
-        )
-        with self.throughput.acting():
+        self.model.eval()
+        seed = EXPLORATION_SEED + self.config.train.seed
+        recipe = Recipe(seed=seed, targets=online.targets, block_size=online.rollouts)
+        with run.throughput.acting():
             record_episodes(
                 self.policy,
                 self.environments,
                 numbers,
                 recipe,
                 finished=finished.__setitem__,
-                stepped=lambda num_steps: bool(self.stop.requested),
+                stepped=lambda num_steps: bool(run.stop.requested),
             )
         if len(finished) < online.rollouts:
             return False
@@ -177,73 +283,52 @@ class OnlineLoop(Loop):
         progress.num_episodes += online.rollouts
         num_steps = sum(len(episode.rewards) for episode in finished.values())
         progress.environment_steps += num_steps
-        self.throughput.num_environment_steps += num_steps
+        run.throughput.num_environment_steps += num_steps
         progress.rollout_seconds += monotonic() - began
-        self.report_rollouts([finished[number] for number in numbers], [recipe.target(number) for number in numbers])
+        self._report([finished[number] for number in numbers], [recipe.target(number) for number in numbers])
         return True
 
-    def report_rollouts(self, episodes: list[LoggedEpisode], targets: list[float]) -> None:
+    def _report(self, episodes: Sequence[LoggedEpisode], targets: Sequence[float]) -> None:
         """Log an iteration's episodes and what the buffer is made of."""
-        progress = self.progress
         returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes])
         record = {
-            "environment_steps": progress.environment_steps,
-            "iteration": progress.num_episodes // self.config.online.rollouts,
+            **self.run.progress.position(),
+            "iteration": self.run.progress.num_episodes // self.config.online.rollouts,
             "rollout/return_mean": float(returns.mean()),
             "rollout/return_min": float(returns.min()),
             "rollout/return_max": float(returns.max()),
             "rollout/length_mean": float(np.mean([len(episode.rewards) for episode in episodes])),
             "rollout/target_mean": float(np.mean(targets)),
-            "rollout/shortfall_mean": float(np.mean(np.array(targets) - returns)),  # asked for and not achieved
+            "rollout/shortfall_mean": float(np.mean(np.array(targets) - returns)),  # target minus achieved return
             **self.store.describe(),
         }
-        self.log.write({"step": progress.step, **record})
-        self.trackers.write(progress.step, record)
-        self.tell(record)
-
-    def evaluation_is_due(self) -> bool:
-        """Tell whether the iteration that just ended is the last, or passed a multiple of `eval.every` steps."""
-        progress, every = self.progress, self.config.eval.every
-        if not self.is_between_iterations() or progress.evaluated_at == progress.environment_steps:
-            return False
-        return self.is_finished() or (
-            every > 0 and progress.environment_steps // every > progress.evaluated_at // every
-        )
-
-    def position(self) -> dict[str, Any]:
-        """Return the environment steps so far."""
-        return {"environment_steps": self.progress.environment_steps}
-
-    def run_evaluation(self) -> bool:
-        """Evaluate and log; note a collapse; return whether this is the best so far, at the highest target."""
-        began, progress = monotonic(), self.progress
-        is_best = super().run_evaluation()
-        progress.evaluated_at = progress.environment_steps
-        highest = max(self.last_evaluation, key=lambda summary: summary.target_return).return_mean
-        if progress.first_return is None:
-            progress.first_return = highest
-        share, first_gain = self.config.online.collapse, progress.first_return - self.low
-        if share and first_gain > 0 and highest - self.low < share * first_gain:  # else there is nothing to lose
-            progress.collapsed = True
-            self.listener.note(f"stopping: the mean return fell from {progress.first_return:.0f} to {highest:.0f}")
-        progress.evaluation_seconds += monotonic() - began
-        return is_best
-
-    def tell(self, record: dict[str, Any]) -> None:
-        """Show the listener how much of the tightest budget is used."""
-        done, limit = max((b for b in self.budgets() if b[1]), key=lambda budget: budget[0] / budget[1])
-        done = min(done, limit)
-        rate = done / max(self.progress.seconds, 1e-9)
-        self.listener.progress(int(done), int(limit), record | {"progress_per_second": rate})
-
-    def save(self, is_best: bool) -> None:
-        """Write a checkpoint of everything; the episodes that it refers to are on the disk before it."""
-        self.store.log.sync()
-        self.facts["buffer"] = [entry.name for entry in self.store.buffer.entries]
-        super().save(is_best)
+        self.run.write(record)
+        show(self.run, self.config, record)
 
     def close(self) -> None:
         """Close environments and files."""
         for environment in self.environments:
             environment.close()
         self.store.log.close()
+
+
+def result_of(
+    run: Session[OnlineProgress], config: FinetuneConfig, comparison: list[Change], evaluation: list[Summary]
+) -> FinetuneResult:
+    """Return the result of a finished run."""
+    progress = run.progress
+    return FinetuneResult(
+        run=run.folder,
+        parent=config.online.parent,
+        task=config.task,
+        steps=progress.step,
+        iterations=progress.num_episodes // config.online.rollouts,
+        environment_steps=progress.environment_steps,
+        seconds=progress.seconds,
+        rollout_seconds=progress.rollout_seconds,
+        evaluation_seconds=progress.evaluation_seconds,
+        best_step=progress.best_step,
+        collapsed=progress.collapsed,
+        comparison=comparison,
+        evaluation=evaluation,
+    )

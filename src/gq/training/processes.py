@@ -10,11 +10,13 @@ from gq.errors import GqError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from gq.runs.checkpoint import Checkpoint
+    from gq.config import TrainConfig
 
 LONGEST_WAIT = timedelta(hours=12)  # for a process that evaluates while the others wait
 RANK_STRIDE = 1_000_003  # between the seeds of two processes
+MOST_OF_A_DEVICE = 0.25  # its memory that weights, gradients and moments may take before they are divided
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "Socket", "NCCL")  # what a lost connection's errors say
 
 
@@ -44,19 +46,6 @@ def refuse_uneven(batch_size: int, num_processes: int) -> None:
         raise UsageError(message, hint=hint)
 
 
-def separate(rank: int, seed: int, device: "torch.device", checkpoint: "Checkpoint | None") -> None:
-    """Give a process that is not the first random numbers of its own, or those that it had."""
-    import torch
-
-    from gq.algos.random_states import restore_random_states
-
-    tensors = checkpoint.optimizer if checkpoint else {}
-    if f"rank-{rank}/rng/torch" in tensors:
-        restore_random_states(tensors, device, f"rank-{rank}/")
-    else:
-        torch.manual_seed(seed + RANK_STRIDE * rank)
-
-
 @contextmanager
 def together() -> Iterator[None]:
     """Let what fails because another process ended say so.
@@ -67,7 +56,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in LOST):
+        if size() == 1 or not any(words in str(error) for words in LOST):
             raise
         hint = "its own message says why; --resume goes on from the last checkpoint"
         raise GqError("another process of this run ended", hint=hint) from error
@@ -158,3 +147,48 @@ class Processes:
 
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+# --- models too large for one device, in shards over all processes (FSDP2), and copied whole to act with --------------
+
+
+def is_to_be_sharded(model: "nn.Module", train: "TrainConfig", device: "torch.device", num_processes: int) -> bool:
+    """Tell whether each process is to hold a share of the model instead of all of it."""
+    if num_processes == 1 or train.parallel != "auto":
+        return num_processes > 1 and train.parallel == "sharded"
+    if device.type != "cuda":  # on a CPU the processes share one memory and wait long for each other
+        return False
+    import torch
+
+    from gq.models.costs import TRAINED_BYTES
+
+    num_bytes = TRAINED_BYTES * sum(parameter.numel() for parameter in model.parameters())
+    return num_bytes > MOST_OF_A_DEVICE * torch.cuda.get_device_properties(device).total_memory
+
+
+def shard(model: "nn.Module", device: "torch.device") -> None:
+    """Divide a model's weights over all processes, and with them their gradients and moments.
+
+    Each block's weights are gathered before it computes and let go after it.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    backbone = getattr(model, "backbone", None)
+    for block in backbone.blocks if backbone else []:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def copy_whole(model: "nn.Module", target: "nn.Module") -> None:
+    """Copy the weights of a sharded model into a whole one; all processes take part."""
+    import torch
+
+    values = target.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            values[name].copy_(tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)

@@ -1,27 +1,34 @@
-"""Training TD-MPC2: from a configuration to a finished run."""
+"""Training TD-MPC2 (arXiv 2310.16828) in its environments: act and learn alternately, evaluate, save."""
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from gq import presets
-from gq.config import LogConfig, TDMPC2Config
+from gq.algos.tdmpc2 import TDMPC2Learner
+from gq.config import TDMPC2Config
 from gq.envs.engines import versions
+from gq.envs.make import make
 from gq.envs.scores import reference_for
 from gq.errors import UsageError
-from gq.files import write_json
-from gq.rollouts.statistics import Summary
+from gq.planning.acting import PlanningPolicy
+from gq.planning.mppi import Planner
+from gq.policies.algorithms import build_planner, build_world_model, discount_of
+from gq.policies.compute import choose_compute, find_missing
+from gq.rollouts.episodes import EpisodeRequest, roll_out
+from gq.rollouts.statistics import Summary, summarise
 from gq.runs.card import write_card
-from gq.runs.folder import SELECTION_SEED, opened_run, refuse_filled, refuse_imported
-from gq.runs.metrics import Listener, Silence
-from gq.training.trackers import Trackers
-
-if TYPE_CHECKING:
-    from gq.planning.mppi import Planner
-    from gq.policies.compute import Compute
-    from gq.runs.checkpoint import Checkpoint
-    from gq.training.processes import Processes
+from gq.runs.folder import SELECTION_SEED, refuse_filled, refuse_imported
+from gq.runs.metrics import Listener
+from gq.training import processes as distributed
+from gq.training.interaction import FinishedEpisode, Interaction, num_seed_decisions
+from gq.training.session import Kept, Progress, Session, open_session
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,38 @@ class WorldTrainResult:
     evaluation: list[Summary]  # of the last step: by planning, by the policy alone; empty without evaluation
 
 
+@dataclass
+class WorldProgress(Progress):
+    """Where a TD-MPC2 run stands; saved in every checkpoint."""
+
+    decisions: int = 0  # of all environments
+    num_episodes: int = 0  # that ended
+    evaluated_at: int = 0  # decisions before the last evaluation
+    simulation_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    def num_owed(self, config: TDMPC2Config) -> int:
+        """Return how many updates the decisions so far call for: none before the uniform ones are over."""
+        if self.decisions < num_seed_decisions(config):
+            return 0
+        return int(self.decisions * config.train.updates_per_decision)
+
+    def is_over(self, config: TDMPC2Config) -> bool:
+        """Whether all decisions were taken and learnt from."""
+        return self.decisions >= config.train.decisions and self.step >= self.num_owed(config)
+
+    def evaluation_is_due(self, config: TDMPC2Config) -> bool:
+        """Whether this is the end, or a multiple of `eval.every` decisions was passed and learnt from."""
+        every = config.eval.every
+        if not every or self.step < self.num_owed(config) or self.evaluated_at == self.decisions:
+            return False
+        return self.is_over(config) or self.decisions // every > self.evaluated_at // every
+
+    def position(self, config: TDMPC2Config) -> dict[str, Any]:
+        """Return where a record stands besides its step: the decisions so far, and the frames that they took."""
+        return {"decisions": self.decisions, "frames": self.decisions * config.environment.action_repeat}
+
+
 def train_world_model(
     config: TDMPC2Config, out: Path | None = None, *, resume: bool = False, listener: Listener | None = None
 ) -> WorldTrainResult:
@@ -48,44 +87,47 @@ def train_world_model(
     its share of a batch, gradients are averaged, and the first process evaluates, logs and saves.
 
     Args:
-        resume: go on with the run in `out`; the caller has merged its stored configuration into `config`.
+        resume: continue the run in `out`; the caller has merged its stored configuration into `config`.
 
     Raises:
         UsageError: no task, or `out` holds something and `resume` is not set, or an imported run, which cannot go on.
         Interrupted: stopped by a signal, everything saved.
     """
-    listener, config = listener or Silence(), presets.with_task(config)
+    config = presets.with_task(config)
     if out:
         refuse_imported(out) if resume else refuse_filled(out, config.algo)
-    from gq.envs.make import make
-    from gq.policies.compute import choose_compute
-    from gq.training import processes as distributed
-    from gq.training.memory import memory_advice
-
+    # What follows may refuse, so it comes before there is a folder.
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
-    make(config.environment).close()  # this and the line before may refuse, so they come before there is a folder
-    opened, advice = opened_run(config, out, compute.device.type, listener), memory_advice(config, distributed.size())
-    with opened as (run, processes, listener), advice:
-        return run_training(config, run, compute, listener, processes)
+    make(config.environment).close()
+    with open_session(config, out, compute, listener, WorldProgress) as run:
+        refuse_other_number(run)
+        learner, planner, parameters = build(run, config)
+        actor = Interaction(config, planner, run.folder, compute.device, run.processes.rank)
+        try:
+            restore(run, learner, actor)
+            evaluation = learn(run, config, learner, planner, actor)
+        finally:
+            actor.close()
+        if run.is_first:
+            write_card(run.folder)  # which marks it as finished
+        progress = run.progress
+        return WorldTrainResult(
+            run=run.folder,
+            task=config.task,
+            parameters=parameters,
+            decisions=progress.decisions,
+            frames=progress.position(config)["frames"],
+            steps=progress.step,
+            seconds=progress.seconds,
+            best_step=progress.best_step,
+            evaluation=evaluation,
+        )
 
 
-def run_training(
-    config: TDMPC2Config, run: Path, compute: "Compute", listener: Listener, processes: "Processes"
-) -> WorldTrainResult:
-    """Build everything from the configuration, restore the last checkpoint if there is one, and run the loop."""
-    import torch
-
-    from gq.algos.tdmpc2 import TDMPC2Learner
-    from gq.policies.algorithms import build_planner, build_world_model, discount_of
-    from gq.policies.compute import find_missing
-    from gq.runs.checkpoint import last_checkpoint
-    from gq.training import processes as distributed
-    from gq.training.interaction import Interaction
-    from gq.training.world_loop import WorldLoop
-
-    checkpoint, is_first = last_checkpoint(run), processes.rank == 0
-    refuse_other_number(run, checkpoint, processes.size)
+def build(run: Session[WorldProgress], config: TDMPC2Config) -> tuple[TDMPC2Learner, Planner, int]:
+    """Build what learns and what plans with fresh weights, and say what there is; also the number of parameters."""
+    compute, processes = run.compute, run.processes
     torch.manual_seed(config.train.seed)
     discount = discount_of(config)
     model = build_world_model(config, config.environment).to(compute.device)
@@ -93,59 +135,110 @@ def run_training(
     learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast, average=average)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     where = f"{compute} in {processes.size} processes" if average else str(compute)
-    listener.note(f"{parameters:,} parameters on {where}; discount {discount:g}")
+    run.listener.note(f"{parameters:,} parameters on {where}; discount {discount:g}")
     planner = build_planner(config, model, compute)
     if compute.device.type == "cuda" and not planner.compiled:
-        listener.note(f"plans are not compiled: {find_missing(compute.device)}")
-    facts: dict[str, Any] = {"parameters": parameters, "versions": versions()}
-    if is_first:
-        write_json(run / "environment.json", {**facts, "compute": where, "discount": discount})
-    loop = WorldLoop(
-        learner,
-        config,
-        run,
-        evaluate=lambda: evaluate(config, planner),
-        facts=facts,
-        listener=listener,
-        trackers=Trackers(config.log if is_first else LogConfig(), run, config.to_dict(), listener.note),
-        checkpoint=checkpoint,
-        writes=is_first,
-    )
-    if not is_first:
-        distributed.separate(processes.rank, config.train.seed, compute.device, checkpoint)
-    interaction = Interaction(config, planner, run, compute.device, processes.rank)
-    try:
-        if checkpoint:
-            interaction.open(checkpoint.state["processes"][processes.rank], checkpoint.optimizer)
-            listener.note(f"going on from decision {loop.progress.decisions}")
-        else:
-            interaction.open()
-        loop.prepare(interaction, processes)
-        loop.execute()
-    finally:
-        interaction.close()
-    if is_first:
-        write_card(run)  # which marks it as finished
-    progress = loop.progress
-    return WorldTrainResult(
-        run=run,
-        task=config.task,
-        parameters=parameters,
-        decisions=progress.decisions,
-        frames=progress.decisions * config.environment.action_repeat,
-        steps=progress.step,
-        seconds=progress.seconds,
-        best_step=progress.best_step,
-        evaluation=loop.last_evaluation,
-    )
+        run.listener.note(f"plans are not compiled: {find_missing(compute.device)}")
+    run.describe({"parameters": parameters, "versions": versions()}, compute=where, discount=discount)
+    return learner, planner, parameters
 
 
-def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
+def restore(run: Session[WorldProgress], learner: TDMPC2Learner, actor: Interaction) -> None:
+    """Bring learner and actor to where the last checkpoint was, and let both be saved."""
+
+    def kept() -> Kept:  # the steps that a checkpoint refers to are on the disk before it
+        run.progress.simulation_seconds = actor.simulation_seconds
+        everyone = run.processes.gather((actor.state(), actor.tensors()))
+        tensors: dict[str, Tensor] = {name: value for _, tensors in everyone for name, value in tensors.items()}
+        return {"processes": [state for state, _ in everyone]}, tensors
+
+    run.restore(learner, others=kept)
+    if run.checkpoint:
+        actor.open(run.checkpoint.state["processes"][run.processes.rank], run.checkpoint.optimizer)
+        run.listener.note(f"going on from decision {run.progress.decisions}")
+    else:
+        actor.open()
+
+
+def learn(
+    run: Session[WorldProgress], config: TDMPC2Config, learner: TDMPC2Learner, planner: Planner, actor: Interaction
+) -> list[Summary]:
+    """Decide and update alternately until all decisions are taken; return the last evaluation."""
+    progress, evaluation = run.progress, list[Summary]()
+    share, num_uniform = config.train.batch_size // run.processes.size, num_seed_decisions(config)
+    with run.training(is_over=progress.is_over(config)):
+        if progress.decisions < num_uniform:
+            run.listener.note(f"{num_uniform} uniform decisions, then as many updates at once")
+        while not progress.is_over(config):
+            # Act until an update is due, or a stop request comes first.
+            while progress.step >= progress.num_owed(config) and not progress.is_over(config):
+                if run.stop_reason():
+                    break
+                finished = actor.tick(uniform=progress.decisions < num_uniform)
+                (num_deciding,) = run.processes.total(actor.num_deciding)
+                progress.decisions += num_deciding
+                run.throughput.num_environment_steps += num_deciding
+                if finished:
+                    report_episodes(run, config, finished)
+            if progress.step < progress.num_owed(config):
+                run.count(learner.update(actor.ring.sample(share)))
+                if run.due(config.train.log_every):
+                    show(run, config, run.report(progress.position(config)))
+            is_best = False
+            if progress.evaluation_is_due(config):
+                began = monotonic()
+                with run.throughput.apart():
+                    if run.is_first:
+                        evaluation = evaluate(config, planner)
+                        is_best = log_evaluation(run, config, *evaluation)
+                    is_best = run.processes.from_first(is_best)
+                progress.evaluated_at = progress.decisions
+                progress.evaluation_seconds += monotonic() - began
+            run.save_if_due(is_best=is_best, is_last=progress.is_over(config))
+    return evaluation
+
+
+def report_episodes(run: Session[WorldProgress], config: TDMPC2Config, episodes: list[FinishedEpisode]) -> None:
+    """Log the episodes that just ended."""
+    progress = run.progress
+    progress.num_episodes += len(episodes)
+    record = {
+        **progress.position(config),
+        "episode/number": progress.num_episodes,
+        "episode/return_mean": float(np.mean([episode.episode_return for episode in episodes])),
+        "episode/length_mean": float(np.mean([episode.length for episode in episodes])),
+        "episode/terminated": float(np.mean([episode.terminated for episode in episodes])),
+    }
+    run.write(record)
+    show(run, config, record)
+
+
+def log_evaluation(run: Session[WorldProgress], config: TDMPC2Config, planned: Summary, policy: Summary) -> bool:
+    """Log what planning and the policy alone earned; return whether planning earned more than ever."""
+    record = {
+        **run.progress.position(config),
+        "eval/return_mean": planned.return_mean,
+        "eval/return_std": planned.return_std,
+        "eval/length_mean": planned.length_mean,
+        "eval/policy_return_mean": policy.return_mean,
+    }
+    is_best = run.log_evaluation(record, planned.return_mean)
+    show(run, config, record)
+    return is_best
+
+
+def show(run: Session[WorldProgress], config: TDMPC2Config, record: dict[str, Any]) -> None:
+    """Show the listener how many of the decisions were taken, and how many updates for them are left."""
+    run.look_at_clock()
+    progress, train = run.progress, config.train
+    left = progress.num_owed(config) - progress.step
+    is_many = left > train.num_environments * train.updates_per_decision  # more than those of one tick
+    done = min(progress.decisions, train.decisions)
+    run.show(record | {"updates_left": left if is_many else 0}, done, train.decisions)
+
+
+def evaluate(config: TDMPC2Config, planner: Planner) -> list[Summary]:
     """Return what planning earns, and the policy alone, on the episodes that choose the best checkpoint."""
-    from gq.planning.acting import PlanningPolicy
-    from gq.rollouts.episodes import EpisodeRequest, roll_out
-    from gq.rollouts.statistics import summarise
-
     starts = EpisodeRequest(config.eval.num_episodes, seed=SELECTION_SEED).starts([0.0])
     results = []
     for mode in ("plan", "policy"):
@@ -154,10 +247,10 @@ def evaluate(config: TDMPC2Config, planner: "Planner") -> list[Summary]:
     return results
 
 
-def refuse_other_number(run: Path, checkpoint: "Checkpoint | None", num_processes: int) -> None:
-    """Raise UsageError if a run goes on with another number of processes."""
-    if checkpoint and (number := len(checkpoint.state["processes"])) != num_processes:
-        hint = (
-            f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {shlex.quote(str(run))} --resume"
-        )
-        raise UsageError(f"the run began with {number} processes, not {num_processes}", hint=hint)
+def refuse_other_number(run: Session[WorldProgress]) -> None:
+    """Raise UsageError if a run is resumed with another number of processes."""
+    size = run.processes.size
+    if run.checkpoint and (number := len(run.checkpoint.state["processes"])) != size:
+        folder = shlex.quote(str(run.folder))
+        hint = f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {folder} --resume"
+        raise UsageError(f"the run began with {number} processes, not {size}", hint=hint)
