@@ -38,6 +38,7 @@ from gq.results.behaviour import (
 )
 from gq.results.sweep import read_sweep, sweep_drawing
 from gq.rollouts.statistics import Episode, retention, summarise
+from gq.runs.evaluations import read_evaluations
 
 TDMPC2 = presets.tdmpc2("1").replace({"task": "cartpole-swingup"})
 
@@ -345,6 +346,19 @@ def test_a_sweep_as_csv(tmp_path: Path) -> None:
         ("agent", "policy", 500),
     ]
     assert gq("plot", "--sweep", run, "--csv").stdout.splitlines()[1].startswith("agent,cartpole-swingup,baseline,800")
+
+
+def test_modes_of_earlier_versions_are_read_by_their_names(tmp_path: Path) -> None:
+    names = ["naive3_elite", "feedback3", "relative6h6@0.5", "spec6+rescore@1", "small", "3step_naive"]
+    run = swept_run(tmp_path / "agent", [MODES[0], *(result(name, 700, 0.5) for name in names)])
+    for file in (run / "evals").iterdir():
+        document = json.loads(file.read_text())
+        for row in document["results"]:
+            row["settings"] = {"action": "elite", "between": "feedback", "trigger": "rescore", "iterations": 3}
+        file.write_text(json.dumps(document))
+    assert [row["mode"] for row in read_sweep(run).results] == ["baseline", *names]
+    assert gq("plot", "--sweep", run).exit_code == 0
+    assert [row.way.mode for row in read_evaluations(run).rows] == ["baseline", *names]
 
 
 # --- the script that measures all of them -----------------------------------------------------------------------------
