@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -19,7 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from commandline import TINY, child_environment, gq, train_tiny
+from breaking import forked
+from commandline import TINY, gq, train_tiny
 from gq import collecting
 from gq.collecting import Collected, CollectionRequest, collect
 from gq.data.reading import read_trajectories
@@ -571,27 +570,7 @@ def test_a_log_forgets_at_the_first_later_number_in_the_file_and_only_there(tmp_
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-# Collects when told to; kills itself at the argv[1]-th report of progress after the first episode that is kept.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from gq.collecting import CollectionRequest, collect
-
-def report(done, total):
-    global left
-    left -= bool(log.is_file() and log.stat().st_size)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-left, run, output, num_episodes = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-log = Path(sys.argv[5])
-print("ready", flush=True)
-input()
-wanted = CollectionRequest(num_episodes=num_episodes, noise=0.2, seed=4, num_envs=8)
-collect(run, output, wanted, progress=report)
-"""
 NUM_EPISODES = 128
-NEVER = -1
 
 
 @pytest.fixture(scope="module")
@@ -604,26 +583,28 @@ def unharmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes
     return output.read_bytes(), time.monotonic() - start, len(reports)
 
 
-def kill_a_collection(run: Path, output: Path, *, report: int = NEVER, delay_s: float | None = None) -> bool:
-    """Start or resume a collection, kill it at a report or after a while, and return whether it was unfinished."""
-    command = [
-        sys.executable,
-        "-c",
-        CHILD,
-        *map(str, (report, run, output, NUM_EPISODES, parts_of(output) / "episodes")),
-    ]
-    with subprocess.Popen(
-        command, env=child_environment(OMP_NUM_THREADS="1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        if delay_s is not None:
-            time.sleep(delay_s)
-            process.kill()
-    return process.returncode == -signal.SIGKILL
+def kill_a_collection(run: Path, output: Path, *, report: int | None = None, delay_s: float = 0) -> bool:
+    """Start or resume a collection, kill it, and return whether it was unfinished.
+
+    Args:
+        report: kill it when it reports progress for the n-th time after the first episode that is kept.
+        delay_s: else, after so long.
+    """
+    log, seen = parts_of(output) / "episodes", []
+
+    def look(done: int, _: int | None) -> None:
+        if log.is_file() and log.stat().st_size:
+            seen.append(done)
+        if len(seen) == report:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    wanted = CollectionRequest(num_episodes=NUM_EPISODES, noise=0.2, seed=4, num_envs=8)
+    process = forked(lambda: collect(run, output, wanted, progress=look))
+    if report is None:
+        time.sleep(delay_s)
+        process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def finish(run: Path, output: Path, expected: bytes) -> None:
@@ -658,35 +639,21 @@ def test_many_kills_change_no_byte(run: Path, tmp_path: Path, unharmed: tuple[by
         finish(run, output, expected)
 
 
-# `gq` that is sent a Ctrl-C when it has kept its first episode.
-CTRL_C = """
-import os, signal
-from gq.cli import main
-from gq.data.replay import EpisodeLog
-
-def append(log, *arguments):
-    plain(log, *arguments)
-    EpisodeLog.append = plain
-    os.kill(os.getpid(), signal.SIGINT)
-
-plain, EpisodeLog.append = EpisodeLog.append, append
-main()
-"""
-
-
 def test_ctrl_c_keeps_the_episodes_and_says_how_to_go_on(
-    run: Path, tmp_path: Path, unharmed: tuple[bytes, float, int]
+    run: Path, tmp_path: Path, unharmed: tuple[bytes, float, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "a.hdf5"
+    output, plain = tmp_path / "a.hdf5", EpisodeLog.append
     command = ("collect", run, "--episodes", NUM_EPISODES, "--noise", 0.2, "--seed", 4, "-o", output)
-    stopped = subprocess.run(
-        [sys.executable, "-c", CTRL_C, *map(str, command)],
-        env=child_environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (stopped.returncode, stopped.stdout) == (130, ""), stopped.stderr
+
+    def append(log: EpisodeLog, number: int, episode: LoggedEpisode) -> None:
+        plain(log, number, episode)
+        if len(log.lengths) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeLog, "append", append)
+        stopped = gq(*command)
+    assert (stopped.exit_code, stopped.stdout) == (130, ""), stopped.stderr
     _, error, hint = stopped.stderr.splitlines()
     assert error.startswith("error: stopped by SIGINT, ")
     assert error.endswith(" finished episodes are kept")

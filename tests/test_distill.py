@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from commandline import child_environment, copy_run, gq
+from breaking import forked
+from commandline import copy_run, gq
 from gq.envs.tasks import resolve_task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.files import sha256
@@ -449,23 +448,11 @@ def test_a_signal_changes_no_byte(pendulum: Path, distilled: Path, tmp_path: Pat
     ).read_bytes()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-import torch
-from test_distill import TINY, stop_at
-from gq.speculation.distil import distill
-
-torch.set_num_threads(1)
-distill(Path(sys.argv[1]), TINY, out=Path(sys.argv[2]), progress=stop_at(1, lambda: os.kill(os.getpid(), 9)))
-"""
-
-
 def test_a_kill_changes_no_byte(pendulum: Path, distilled: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(pendulum), str(tmp_path), str(Path(__file__).parent)]
-    ended = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    progress = stop_at(1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    process = forked(lambda: distill(pendulum, TINY, out=tmp_path, progress=progress))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".decisions.hdf5.parts/episode-*"))) == 6
     distill(pendulum, TINY, out=tmp_path)
     assert (tmp_path / "decisions.hdf5").read_bytes() == (distilled / "decisions.hdf5").read_bytes()

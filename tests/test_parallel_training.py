@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from commandline import gq
+from commandline import child_environment, gq
 from comparing import assert_equal
 from gq import presets
 from gq.algos.supervised import SupervisedLearner
@@ -22,7 +22,7 @@ from gq.errors import GqError, Interrupted
 from gq.learn import train
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training import session
-from test_world_processes import torchrun
+from processes import in_processes
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
@@ -42,11 +42,8 @@ def make_config(data: Path, algo: str = "dt", **settings: Any) -> OfflineConfig:
     return base.replace({**known, "data.dataset": str(data), "data.top_fraction": 1.0, **settings})
 
 
-def work(rank: int, num_processes: int, port: int, config: OfflineConfig, run: Path, stopped_at: int) -> None:
-    """Train as one process of several; one that is stopped by a signal returns, if it stands where it should."""
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in here.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
+def work(config: OfflineConfig, run: Path, stopped_at: int) -> None:
+    """Train; where a signal shall stop it, check where."""
     if not stopped_at:
         train(config, run, resume=run.exists())
         return
@@ -55,12 +52,7 @@ def work(rank: int, num_processes: int, port: int, config: OfflineConfig, run: P
 
 
 def train_in(num_processes: int, config: OfflineConfig, run: Path, stopped_at: int = 0) -> Path:
-    """Train in so many processes, forked from this one with all that was patched in it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (num_processes, port, config, run, stopped_at)
-    multiprocessing.start_processes(work, arguments, nprocs=num_processes, start_method="fork")
+    in_processes(num_processes, work, config, run, stopped_at)
     return run
 
 
@@ -185,13 +177,7 @@ def test_a_killed_process_ends_the_others_with_a_reason(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop(monkeypatch, 1, 6, signal.SIGKILL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = make_config(data)
-    context = multiprocessing.start_processes(
-        work, (2, port, config, tmp_path / "run", 0), nprocs=2, join=False, start_method="fork"
-    )
+    context = in_processes(2, work, make_config(data), tmp_path / "run", 0, join=False)
     survivor, killed = context.processes
     survivor.join()
     killed.join()
@@ -207,6 +193,18 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path, data: Path, m
     with pytest.raises(GqError, match="a batch of 8 cannot be divided among 3 processes"):
         train(make_config(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def torchrun(num_processes: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command as people do in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    return subprocess.run(
+        [*launcher, "-m", "gq", *map(str, arguments)],
+        env=child_environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """TD-MPC2 in several processes, as torchrun starts them: one model, environments and replay of their own."""
 
 import json
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from breaking import repeated
-from commandline import child_environment, gq
+from commandline import gq
 from comparing import assert_equal
 from gq.algos.tdmpc2 import SequenceBatch, TDMPC2Learner, UpdateDraws, draw
 from gq.data.steps import FIRST, StepLog
@@ -22,22 +20,11 @@ from gq.models.world_config import WorldModelConfig, WorldUpdateConfig
 from gq.models.world_model import WorldModel
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.processes import Processes
+from processes import command_in_processes
 from test_world_resume import TINY
 from tiny import as_flags
 
 SETTINGS = {**TINY, "train.decisions": 60, "train.num_environments": 1, "eval.every": 0, "checkpoint.every": 3}
-
-
-def torchrun(num_processes: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command in so many processes of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    return subprocess.run(
-        [*launcher, "-m", "gq", *map(str, arguments)],
-        env=child_environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def command(run: Path, **changes: Any) -> list[Any]:
@@ -48,8 +35,7 @@ def command(run: Path, **changes: Any) -> list[Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    result = torchrun(2, *command(run))
-    assert (result.returncode, result.stdout) == (0, f"{run}\n"), result.stderr
+    command_in_processes(2, *command(run))
     return run
 
 
@@ -73,10 +59,8 @@ def test_two_processes_share_the_decisions_and_see_different_episodes(whole: Pat
 
 def test_two_processes_resume_exactly(tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
-    result = torchrun(2, *command(run, **{"train.decisions": 36}))
-    assert result.returncode == 0, result.stderr
-    result = torchrun(2, "train", "tdmpc2", "--out", run, "--resume", "--decisions", "60", "-q")
-    assert (result.returncode, result.stdout) == (0, f"{run}\n"), result.stderr
+    command_in_processes(2, *command(run, **{"train.decisions": 36}))
+    command_in_processes(2, "train", "tdmpc2", "--out", run, "--resume", "--decisions", "60", "-q")
     found, expected = (load_checkpoint(choose_checkpoint(path, "last")) for path in (run, whole))
     assert_equal(found.model, expected.model)
     assert_equal(found.optimizer, expected.optimizer)

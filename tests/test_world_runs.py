@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from commandline import TINY, child_environment, copy_run, gq, train_tiny
+from breaking import forked
+from commandline import TINY, copy_run, gq, train_tiny
 from gq import presets
 from gq.collecting import CollectionRequest, collect
 from gq.config import TDMPC2Config
@@ -255,28 +255,17 @@ def test_a_signal_changes_no_byte(pendulum: Path, tmp_path: Path, collected: byt
     assert (tmp_path / "b.hdf5").read_bytes() == collected
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from gq.collecting import CollectionRequest, collect
-import torch
-
-torch.set_num_threads(1)
-
-def kill(done, total):
-    if done >= 60:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-wanted = CollectionRequest(num_episodes=int(sys.argv[3]), seed=4, num_envs=3)
-collect(Path(sys.argv[1]), sys.argv[2], wanted, progress=kill)
-"""
-
-
 def test_a_kill_changes_no_byte(pendulum: Path, tmp_path: Path, collected: bytes) -> None:
     output = tmp_path / "b.hdf5"
-    command = [sys.executable, "-c", KILLED, str(pendulum), str(output), str(NUM_EPISODES)]
-    ended = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+
+    def kill(done: int, _: int | None) -> None:
+        if done >= 60:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    wanted = CollectionRequest(num_episodes=NUM_EPISODES, seed=4, num_envs=3)
+    process = forked(lambda: collect(pendulum, output, wanted, progress=kill))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / ".b.hdf5.parts" / "episodes").stat().st_size > 0
     notes: list[str] = []
     collect(pendulum, output, CollectionRequest(num_episodes=NUM_EPISODES, seed=4), note=notes.append)
