@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from comparing import assert_equal
 from gq.algos.lamb import Lamb
-from gq.algos.supervised import build_optimizer, load_moments, moments
+from gq.algos.state import load_moments, moments
+from gq.algos.supervised import build_optimizer
 from gq.config import OptimConfig
 from test_parity import Recorded
 

@@ -140,7 +140,7 @@ def make_learner(original: OriginalODT, monkeypatch: pytest.MonkeyPatch) -> ODTL
 
 def test_first_gradients_match_the_original(original: OriginalODT, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make_learner(original, monkeypatch)
-    learner.measure(original.model, learner.sampler.sample(0))["loss"].backward()
+    learner.loss(original.model, learner.sampler.sample(0))["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in original.model.named_parameters()}
     expected = original.trained("grad1/")
     assert {original.names[name] for name in expected} == set(gradients)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from breaking import forked
 from commandline import gq
 from gq import presets
-from gq.algos.random_states import restore_generator
+from gq.algos.state import restore_generator
 from gq.algos.supervised import SupervisedLearner
 from gq.cli import app
 from gq.config import BCConfig, DTConfig

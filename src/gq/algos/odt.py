@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gq.algos.dt import DTPolicy
-from gq.algos.supervised import EAGER, Execution, SupervisedLearner, cosine_factor, load_moments, skip_if, warmed_up
+from gq.algos.state import load_moments, skip_if
+from gq.algos.supervised import EAGER, Execution, SupervisedLearner, cosine_factor, warmed_up
 from gq.config import EntropyConfig, OptimConfig, TrainConfig, UpdateConfig
 from gq.data.windows import Batch, Sampler
 from gq.models.config import Context
@@ -83,23 +85,11 @@ class ODTLearner(SupervisedLearner):
         entropy: EntropyConfig,
         execution: Execution = EAGER,
     ) -> None:
-        super().__init__(model, self.measure, sampler, optim, train, execution)
-        action_dim = len(model.scaling.action_low)
-        self.constraint = EntropyConstraint(entropy, action_dim, self.num_skipped.device)
+        action_low = model.scaling.action_low
+        self.constraint = EntropyConstraint(entropy, len(action_low), action_low.device)
+        super().__init__(model, partial(measure, self.constraint), sampler, optim, train, execution)
         self.step_offset = 0  # steps of a parent whose warm-up goes on
         self.share_done = 0.0  # of the budget; online, who runs the updates says it
-
-    def measure(self, model: StochasticTransformer, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss and what describes the policy."""
-        distribution = model(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps)
-        return policy_metrics(
-            distribution,
-            model.scaling.scale_actions(batch.actions),
-            batch.valid,
-            temperature=self.constraint.temperature,
-            clip=model.config.action_clip,
-            draws=torch.randn_like(distribution.mean),
-        )
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Take optimiser step number `step` (from 0), then one of the temperature."""
@@ -132,6 +122,19 @@ class ODTLearner(SupervisedLearner):
         load_moments(tensors, self.model, self.optimizer)
         self.constraint.load_state_tensors(tensors)
         self.step_offset = int(tensors["step_offset"]) + num_steps
+
+
+def measure(constraint: EntropyConstraint, model: StochasticTransformer, batch: Batch) -> dict[str, Tensor]:
+    """Return the loss on a batch and what describes the policy, as scalars."""
+    distribution = model(batch.observations, batch.actions, batch.returns_to_go, batch.timesteps)
+    return policy_metrics(
+        distribution,
+        model.scaling.scale_actions(batch.actions),
+        batch.valid,
+        temperature=constraint.temperature,
+        clip=model.config.action_clip,
+        draws=torch.randn_like(distribution.mean),
+    )
 
 
 def policy_metrics(

@@ -5,14 +5,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gq.algos.captured import CapturedUpdates
 from gq.algos.lamb import Lamb
-from gq.algos.random_states import random_states, restore_generator, restore_random_states
+from gq.algos.state import load_moments, moments, random_states, restore_generator, restore_random_states, skip_if
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
 from gq.data.windows import Batch, Sampler
 from gq.models.decision_transformer import TrajectoryTransformer
@@ -184,51 +183,6 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, *, captured: bool = Fa
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(rate, device=parameters[0].device)
     return optimizer
-
-
-def on_host(tensor: Any) -> Tensor:
-    """Return a tensor on the CPU; of one that lies in shards, the first process gets all and the others nothing."""
-    if not hasattr(tensor, "full_tensor"):
-        copied: Tensor = tensor.detach().cpu().contiguous()
-        return copied
-    whole: Tensor = tensor.detach().full_tensor()  # which all processes take part in
-    return whole.cpu().contiguous() if tensor.device_mesh.get_rank() == 0 else torch.empty(0)
-
-
-def laid_out(tensor: Tensor, like: Any) -> Tensor:
-    """Return a whole tensor on the device of another one; in shards if that lies in shards, but for a scalar."""
-    if not hasattr(like, "full_tensor") or not tensor.dim():
-        return tensor.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def skip_if(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimiser's next step change nothing if `skipped` is 1."""
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]  # fused optimisers ask for both
-
-
-def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimiser's state, by the names of the model's parameters, on the CPU."""
-    return {
-        f"{key}/{name}": on_host(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_moments(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `moments` returned."""
-    for name, parameter in model.named_parameters():
-        state = {
-            key: laid_out(tensors[f"{key}/{name}"], parameter)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}/{name}" in tensors
-        }
-        if state:
-            optimizer.state[parameter] = state
 
 
 def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:

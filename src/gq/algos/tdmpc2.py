@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq.algos.random_states import random_states, restore_random_states
-from gq.algos.supervised import load_moments, moments, skip_if
+from gq.algos.state import load_moments, moments, random_states, restore_random_states, skip_if
 from gq.data.steps import SequenceBatch
 from gq.models.distributions import two_hot, two_hot_loss
 from gq.models.world_config import WorldUpdateConfig

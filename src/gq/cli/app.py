@@ -23,7 +23,7 @@ from gq.cli import (
 )
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.runs import runs_app
-from gq.cli.train_tdmpc2 import train_app
+from gq.cli.train import train_app
 
 EPILOG = f"""\b
 Examples:

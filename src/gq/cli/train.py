@@ -1,5 +1,6 @@
-"""`gq train dt`, `gq train bc` and `gq train odt`."""
+"""`gq train dt`, `bc`, `odt` and `tdmpc2`."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from gq.cli.training_view import TrainingView, clock
 from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.config import DataRunConfig
+    from gq.config import DataRunConfig, TDMPC2Config
 
 EXAMPLES = """\b
 Examples:
@@ -32,6 +33,14 @@ Examples:
   gq train odt --size 1m --device cuda
   gq train odt --size paper --dataset d4rl/hopper-medium-v2
   gq train odt --set model.positions=timestep --set optim.optimizer=adamw"""
+WORLD_EXAMPLES = """\b
+Examples:
+  gq train tdmpc2 --task cartpole-swingup --size 1 --decisions 50000
+  gq train tdmpc2 --task dog-run --environments 8 --device cuda
+  gq train tdmpc2 --task HalfCheetah-v5
+  gq train tdmpc2 --task walker-run --set planner.num_samples=256
+  gq train tdmpc2 --resume               go on with the newest one
+  torchrun --nproc-per-node 8 -m gq train tdmpc2 --task dog-run"""
 GROUP_EXAMPLES = """\b
 Examples:
   gq train dt                            on the dataset downloaded last
@@ -54,95 +63,129 @@ OnlineSize = Annotated[
     ),
 ]
 Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
+WorldTask = Annotated[
+    str | None,
+    options.completed(
+        "NAME",
+        "DeepMind Control task, such as dog-run, or Gymnasium id.",
+        options.known_control_tasks,
+        options.known_tasks,
+    ),
+]
+WorldSize = Annotated[
+    str | None,
+    options.completed(
+        "SIZE", "1, 5, 19, 48 or 317, in million parameters; default: 5.", options.known_world_model_sizes
+    ),
+]
+Decisions = Annotated[int | None, typer.Option(metavar="N", help="Stop after so many; default: 500000.")]
+Environments = Annotated[int | None, typer.Option(metavar="N", help="That are stepped side by side; default: 1.")]
+WorldSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, episodes, batches and plans.")]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learnt from a dataset, and for how long."""
+
+    dataset: options.Dataset = None
+    task: options.TaskName = None
+    steps: Steps = None
+    batch_size: BatchSize = None
+    seed: Seed = None
+
+    def flags(self) -> dict[str, Any]:
+        """Return these by configuration key.
+
+        Raises:
+            UsageError: a dataset without a name, as from an empty shell variable.
+        """
+        if self.dataset == "":
+            raise UsageError("--dataset is empty", hint="name an id or a path, or omit --dataset")
+        return {
+            "data.dataset": self.dataset,
+            "task": self.task,
+            "train.steps": self.steps,
+            "train.batch_size": self.batch_size,
+            "train.seed": self.seed,
+        }
 
 
 @train_app.command("dt", epilog=EXAMPLES, short_help="Train a Decision Transformer.")
 @options.grouped
 def train_dt(
-    dataset: options.Dataset = None,
-    task: options.TaskName = None,
-    size: options.Size = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    target: Target = None,
-    seed: Seed = None,
-    *,
-    launch: Launch,
-    output: Output,
+    *, learning: Learning, size: options.Size = None, target: Target = None, launch: Launch, output: Output
 ) -> None:
     """Train a Decision Transformer on a dataset.
 
     The run keeps its configuration, metrics, the last and the best checkpoint. Ctrl-C saves; --resume goes on exactly.
     """
-    flags = flag_values(dataset, task, steps, batch_size, target, seed)
-    run_training(output, "dt", size, flags, launch)
+    train_on_data(output, launch, "dt", size, learning.flags() | with_targets(target))
 
 
 @train_app.command("bc", epilog=BC_EXAMPLES, short_help="Clone the best trajectories, as a baseline.")
 @options.grouped
-def train_bc(
-    dataset: options.Dataset = None,
-    task: options.TaskName = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    *,
-    launch: Launch,
-    output: Output,
-) -> None:
+def train_bc(*, learning: Learning, launch: Launch, output: Output) -> None:
     """Clone the behaviour of the best trajectories: the baseline that a Decision Transformer should beat."""
-    flags = flag_values(dataset, task, steps, batch_size, None, seed)
-    run_training(output, "bc", None, flags, launch)
+    train_on_data(output, launch, "bc", None, learning.flags())
 
 
 @train_app.command("odt", epilog=ODT_EXAMPLES, short_help="Pretrain an Online Decision Transformer.")
 @options.grouped
 def train_odt(
-    dataset: options.Dataset = None,
-    task: options.TaskName = None,
-    size: OnlineSize = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    target: Target = None,
-    seed: Seed = None,
-    *,
-    launch: Launch,
-    output: Output,
+    *, learning: Learning, size: OnlineSize = None, target: Target = None, launch: Launch, output: Output
 ) -> None:
     """Pretrain an Online Decision Transformer on a dataset; `gq finetune` then goes online with it.
 
     It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
     """
-    flags = flag_values(dataset, task, steps, batch_size, target, seed)
-    run_training(output, "odt", size, flags, launch)
+    train_on_data(output, launch, "odt", size, learning.flags() | with_targets(target))
 
 
-def flag_values(
-    dataset: str | None,
-    task: str | None,
-    steps: int | None,
-    batch_size: int | None,
-    target: str | None,
-    seed: int | None,
-) -> dict[str, Any]:
-    """Return flags by configuration key, None where one was not given.
+@train_app.command("tdmpc2", epilog=WORLD_EXAMPLES, short_help="Train a TD-MPC2 agent in its environment.")
+@options.grouped
+def train_tdmpc2(
+    *,
+    task: WorldTask = None,
+    size: WorldSize = None,
+    decisions: Decisions = None,
+    environments: Environments = None,
+    seed: WorldSeed = None,
+    launch: Launch,
+    output: Output,
+) -> None:
+    """Train a TD-MPC2 agent: it learns a world model from what it does, and plans with it what to do.
 
-    Raises:
-        UsageError: a dataset without a name, as from an empty shell variable.
+    A decision is one choice of an action; DeepMind Control tasks apply each for two frames. The run keeps all that it
+    did, so Ctrl-C saves and --resume goes on exactly.
     """
-    if dataset == "":
-        raise UsageError("--dataset is empty", hint="name an id or a path, or omit --dataset")
-    return {
-        "data.dataset": dataset,
-        "task": task,
-        "train.steps": steps,
-        "train.batch_size": batch_size,
-        "eval.targets": options.parse_numbers(target, "--target") or None,
-        "train.seed": seed,
-    }
+    flags = {"task": task, "train.decisions": decisions, "train.num_environments": environments, "train.seed": seed}
+    given = launch.given(flags)
+    stored = launch.stored(output, "tdmpc2", size, given)
+    from gq import threads
+    from gq.config import TDMPC2Config
+    from gq.presets import with_task
+
+    out, resolved = stored or (launch.out, with_task(preset("tdmpc2", size, given).replace(given)))
+    assert isinstance(resolved, TDMPC2Config)
+    if launch.dry_run:
+        show_plan(output, resolved, out, **world_model_facts(output, resolved))
+        return
+    threads.prepare()
+    from gq.training.world import train_world_model
+
+    with TrainingView(output, resolved) as view:
+        result = train_world_model(resolved, out, resume=stored is not None, listener=view)
+    output.note(f"{result.decisions} decisions, {result.steps} updates, {clock(result.seconds)}")
+    human = result_table(output, result, ["plan", "policy"], headings=("mode", "decisions"))
+    show_result(output, result, human)
 
 
-def run_training(output: Output, algo: str, size: str | None, flags: dict[str, Any], launch: Launch) -> None:
+def with_targets(target: str | None) -> dict[str, Any]:
+    """Return --target by configuration key."""
+    return {"eval.targets": options.parse_numbers(target, "--target") or None}
+
+
+def train_on_data(output: Output, launch: Launch, algo: str, size: str | None, flags: dict[str, Any]) -> None:
     """Resolve the configuration, train, print the result."""
     given = launch.given(flags)
     from gq.config import DataRunConfig
@@ -161,8 +204,7 @@ def run_training(output: Output, algo: str, size: str | None, flags: dict[str, A
 
     threads.prepare()
     if launch.dry_run:
-        facts = transformer_facts(output, config)
-        show_plan(output, config, out, **facts)
+        show_plan(output, config, out, **transformer_facts(output, config))
         return
     from gq.training.offline import train
 
@@ -216,4 +258,21 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
         from gq.paths import last_dataset
 
         return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
-    return presets.dt(str(stated or "1m"))
+    return presets.tdmpc2(str(stated or "5")) if algo == "tdmpc2" else presets.dt(str(stated or "1m"))
+
+
+def world_model_facts(output: Output, config: "TDMPC2Config") -> dict[str, int]:
+    """Return what follows from a configuration without loading torch, and say so."""
+    from gq.models.world_config import parameter_counts
+
+    task = config.environment
+    counts = parameter_counts(
+        config.model,
+        observation_dim=task.observation_dim,
+        action_dim=task.action_dim,
+        episodic=task.can_terminate,
+    )
+    parameters = sum(counts.values())
+    frames = config.train.decisions * task.action_repeat
+    output.note(f"{parameters:,} parameters, {config.train.decisions:,} decisions, which are {frames:,} frames")
+    return {"parameters": parameters, "frames": frames}

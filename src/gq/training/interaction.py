@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gq.algos.random_states import restore_generator
+from gq.algos.state import restore_generator
 from gq.config import TDMPC2Config
 from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
 from gq.envs.make import make

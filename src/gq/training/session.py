@@ -13,8 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gq.algos.random_states import random_states, restore_random_states
-from gq.algos.supervised import laid_out, on_host
+from gq.algos.state import laid_out, on_host, random_states, restore_random_states
 from gq.config import LogConfig, RunConfig, to_toml
 from gq.errors import GqError, Interrupted
 from gq.files import write_json, write_text
