@@ -1,5 +1,6 @@
 """`gq finetune`."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,28 +21,49 @@ Examples:
   gq finetune --out runs/b --resume      go on with a run"""
 
 
+@dataclass(frozen=True)
+class Online:
+    """What episodes and updates there are, and when they end."""
+
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Environment steps after which to stop; 0: no limit.")
+    ] = None
+    iterations: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many iterations.")] = None
+    minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after so many minutes.")] = None
+    rollouts: Annotated[int | None, typer.Option(metavar="N", help="Episodes per iteration, all at once.")] = None
+    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates per episode.")] = None
+    target: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Target returns of evaluations; default: the run's.")
+    ] = None
+    online_target: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Returns asked of episodes in turn; default: from --target."),
+    ] = None
+    dataset: options.Dataset = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None
+
+    def flags(self) -> dict[str, Any]:
+        """Return these by configuration key."""
+        return {
+            "online.environment_steps": self.steps,
+            "online.iterations": self.iterations,
+            "online.minutes": self.minutes,
+            "online.rollouts": self.rollouts,
+            "online.updates_per_rollout": self.updates,
+            "online.targets": options.parse_numbers(self.online_target, "--online-target") or None,
+            "eval.targets": options.parse_numbers(self.target, "--target") or None,
+            "data.dataset": self.dataset,
+            "train.seed": self.seed,
+        }
+
+
 @options.grouped
 def finetune(
     run: options.RunName = None,
     latest: options.Latest = False,
     checkpoint: options.CheckpointName = "best",
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Environment steps after which to stop; 0: no limit.")
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many iterations.")] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after so many minutes.")] = None,
-    rollouts: Annotated[int | None, typer.Option(metavar="N", help="Episodes per iteration, all at once.")] = None,
-    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates per episode.")] = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns of evaluations; default: the run's.")
-    ] = None,
-    online_target: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,C", help="Returns asked of episodes in turn; default: from --target."),
-    ] = None,
-    dataset: options.Dataset = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None,
     *,
+    online: Online,
     launch: Launch,
     output: Output,
 ) -> None:
@@ -50,18 +72,7 @@ def finetune(
     Each iteration samples episodes at a high target, labels them with what they earned, and updates. Ctrl-C saves;
     --resume goes on exactly.
     """
-    flags = {
-        "online.environment_steps": steps,
-        "online.iterations": iterations,
-        "online.minutes": minutes,
-        "online.rollouts": rollouts,
-        "online.updates_per_rollout": updates,
-        "online.targets": options.parse_numbers(online_target, "--online-target") or None,
-        "eval.targets": options.parse_numbers(target, "--target") or None,
-        "data.dataset": dataset,
-        "train.seed": seed,
-    }
-    given = launch.given(flags)
+    given = launch.given(online.flags())
     from gq.paths import find_run
 
     parent, checkpoint_folder = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gq.config import DTConfig, FinetuneConfig, ODTConfig, RunConfig
+from gq.config import RunConfig, TransformerConfig
 from gq.devices import device_here
 from gq.models.costs import TOKENS_PER_STEP, training_flops
 from gq.policies.compute import Compute
@@ -96,7 +96,7 @@ class UpdateCosts:
     @classmethod
     def of(cls, config: RunConfig, compute: Compute) -> "UpdateCosts":
         """Return those of a configuration that is trained on a device."""
-        if not isinstance(config, DTConfig | ODTConfig | FinetuneConfig):
+        if not isinstance(config, TransformerConfig):
             return cls()
         task, model, batch_size = config.environment, config.model, config.train.batch_size
         dims = {"observation_dim": task.observation_dim, "action_dim": task.action_dim}
