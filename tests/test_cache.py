@@ -73,7 +73,7 @@ def test_a_flipped_byte_is_found_and_mended_by_download(cached_hopper: Path, tmp
     flip_byte(cached_hopper, keep_time=keep_time)
     assert state_of(resolve("hopper")) == ("intact" if keep_time else "touched")
     (found,) = verify([resolve("hopper")])
-    assert (found.problem, found.mend) == ("its content is not what was put there", f"gq download {HOPPER}")
+    assert (found.problem, found.fix) == ("its content is not what was put there", f"gq download {HOPPER}")
     if not keep_time:
         with pytest.raises(DataError, match="has changed since gq put it there") as caught:
             load_dataset("hopper")
@@ -153,7 +153,7 @@ def test_simulated_datasets_are_recorded_too() -> None:
 def test_verify_names_what_is_not_there() -> None:
     assert in_cache() == []
     (found,) = verify([resolve("hopper")])
-    assert (found.problem, found.mend) == ("it is not in the cache", f"gq download {HOPPER}")
+    assert (found.problem, found.fix) == ("it is not in the cache", f"gq download {HOPPER}")
 
 
 def test_removal_frees_everything_but_keeps_the_hash_of_the_source(site: Site) -> None:

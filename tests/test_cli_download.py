@@ -196,7 +196,7 @@ def test_a_plan_for_what_is_cached(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("site")
-def test_verification_names_what_is_damaged_and_how_to_mend_it() -> None:
+def test_verification_names_what_is_damaged_and_how_to_repair_it() -> None:
     assert "the cache holds no datasets" in succeed("--verify").stdout
     succeed("hopper", "hopper-medium-v2")
     assert [line.split() for line in succeed("--verify").stdout.splitlines()[1:]] == [
@@ -212,7 +212,7 @@ def test_verification_names_what_is_damaged_and_how_to_mend_it() -> None:
     printed = json.loads(result.stdout)
     assert printed["num_damaged"] == 1
     assert [one["sound"] for one in printed["datasets"]] == [False, True]
-    assert printed["datasets"][0]["mend"] == f"gq download {HOPPER}"
+    assert printed["datasets"][0]["fix"] == f"gq download {HOPPER}"
     assert result.stderr == f"error: 1 of 2 not sound: {HOPPER}\nhint: gq download {HOPPER}\n"
     succeed("--verify", "hopper-medium-v2")
     assert gq("download", "--verify", "-q").stdout == f"{HOPPER}\n"

@@ -150,10 +150,10 @@ def test_a_file_replaced_meanwhile_starts_again(site: Site, name: str) -> None:
         ({"html_error": 403}, "403 Forbidden", 1),
         ({"html_error": 404}, "404 Not Found", 1),
         ({"wrong_size": 1000}, "the server sends .* bytes of a file that has", 4),
-        ({"wrong_hash": True}, "not the sha256", 1),
+        ({"wrong_hash": True}, "not have the sha256", 1),
         ({"drop_after": 0}, "broke off|something else", 4),
         ({"drop_after": 9_000, "ignore_range": True}, "broke off after 9,000 of", 4),
-        ({"drop_after": 9_000, "change_etag": 1}, "not the sha256", None),
+        ({"drop_after": 9_000, "change_etag": 1}, "not have the sha256", None),
     ],
 )
 def test_a_lasting_fault_is_one_line_and_leaves_no_wrong_file(
@@ -196,7 +196,7 @@ def test_a_passing_fault_is_survived(site: Site, name: str, faults: dict) -> Non
 @KINDS
 def test_what_was_wrong_is_not_kept_for_the_next_run(site: Site, name: str) -> None:
     site.start(wrong_hash=True, times=1, only="*.hdf5")
-    with pytest.raises(GqError, match="not the sha256"):
+    with pytest.raises(GqError, match="not have the sha256"):
         download(name)
     download(name)
     assert [request[2] for request in site.requests()] == [None, None]

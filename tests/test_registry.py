@@ -103,7 +103,7 @@ def test_what_d4rl_never_had_and_a_bare_source_are_named() -> None:
     with pytest.raises(UsageError, match="D4RL has no Humanoid") as caught:
         resolve("d4rl/humanoid-medium-v2")
     assert "gq download humanoid" in caught.value.hint
-    with pytest.raises(UsageError, match="tdmpc2 names no dataset") as caught:
+    with pytest.raises(UsageError, match="tdmpc2 is not a dataset's name") as caught:
         resolve("tdmpc2")
     assert caught.value.hint == "see gq download --list tdmpc2"
 

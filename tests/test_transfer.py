@@ -44,7 +44,7 @@ def test_a_redirect_is_followed_and_its_announced_hash_checked(tmp_path: Path) -
     target = tmp_path / "file.hdf5"
     with plain_server({"/storage": CONTENT}) as server:
         server.settings["answers"] = [(302, {"X-Linked-Etag": wrong, **linked})]
-        with pytest.raises(GqError, match="not the sha256"):
+        with pytest.raises(GqError, match="not have the sha256"):
             get(f"{server.url}/file", target)
         assert list(tmp_path.iterdir()) == []
         server.settings["answers"] = [(302, {"X-Linked-Etag": right, **linked})]

@@ -127,7 +127,7 @@ def draw_overlay(frame: np.ndarray, lines: list[str], colours: Sequence[Colour] 
         colours: of a strip of cells below the text, which has room for `STRIP_CELLS`; the last is the last line's too.
     """
     size = max(MIN_FONT_SIZE, frame.shape[0] // LINES_PER_FRAME)
-    typeface = font(size)
+    typeface = _font(size)
     margin, line_height = size // 2, round(1.3 * size)
     text_width = max(typeface.getlength(line) for line in lines)
     step = 2 * size  # the box grows in steps, not with every digit
@@ -150,6 +150,6 @@ def draw_overlay(frame: np.ndarray, lines: list[str], colours: Sequence[Colour] 
 
 
 @functools.cache
-def font(size: int) -> Any:
+def _font(size: int) -> Any:
     """Return Pillow's own font in pixels of height."""
     return ImageFont.load_default(size=size)

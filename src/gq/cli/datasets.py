@@ -20,7 +20,7 @@ def size_text(num_bytes: int, is_exact: bool = False) -> str:
     return text if is_exact else f"about {text}"
 
 
-def document_of(entry: "DatasetEntry") -> dict[str, Any]:
+def _document_of(entry: "DatasetEntry") -> dict[str, Any]:
     """Return what is known of a dataset; what was counted in a cached file goes before what others say."""
     from gq.datasets.cache import read_record, state_of
 
@@ -53,19 +53,19 @@ def show_list(output: Output, words: list[str]) -> None:
     """Print the datasets that fit all words; without words, those that are many of a kind in one row."""
     from gq.datasets.catalog import ENTRIES
 
-    documents = [document_of(entry) for entry in ENTRIES.values()]
+    documents = [_document_of(entry) for entry in ENTRIES.values()]
     searched = ("id", "task", "licence", "state")
     documents = [d for d in documents if all(w.lower() in " ".join(d[k] for k in searched).lower() for w in words)]
     if not documents:
         raise UsageError(f"no dataset fits {' '.join(words)}", hint="see all of them: gq download --list")
-    rows = list(list_rows(documents, fold=not words))
+    rows = list(_list_rows(documents, fold=not words))
     table = output.table(["dataset", "size", "rows", "return", "licence", "cached"], rows)
     output.result({"datasets": documents}, quiet="\n".join(d["id"] for d in documents), human=table)
     if not (output.json_mode or output.quiet):
         output.note(LEGEND)
 
 
-def list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[str, ...]]:
+def _list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[str, ...]]:
     """Yield the rows of the list.
 
     Args:
@@ -80,8 +80,8 @@ def list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[
         yield (
             document["id"],
             size_text(document["size_bytes"], document["size_is_exact"]).replace("about ", "~"),
-            rows_text(document),
-            return_text(document),
+            _rows_text(document),
+            _return_text(document),
             document["licence"],
             {"cached": "yes", "damaged": "damaged"}.get(document["state"], "no"),
         )
@@ -91,13 +91,13 @@ def list_rows(documents: list[dict[str, Any]], *, fold: bool) -> Iterable[tuple[
         yield name, f"~{sizes[0]} to {sizes[1]}", "", "", of_kind[0]["licence"], "no"
 
 
-def rows_text(document: dict[str, Any]) -> str:
+def _rows_text(document: dict[str, Any]) -> str:
     """Return a number of rows for people."""
     sign = "" if document["returns_source"] == "counted in the file" else "~"
     return "" if document["num_transitions"] is None else f"{sign}{document['num_transitions']:,}"
 
 
-def return_text(document: dict[str, Any]) -> str:
+def _return_text(document: dict[str, Any]) -> str:
     """Return a mean return for people, with its standard deviation where that is known."""
     mean, std = document["return_mean"], document["return_std"]
     if mean is None:
@@ -111,7 +111,7 @@ def show_plan(output: Output, entries: "list[DatasetEntry]", *, transitions: int
 
     documents: list[dict[str, Any]] = []
     for entry in entries:
-        known = document_of(entry)
+        known = _document_of(entry)
         is_needed = force or not known["cached"]
         if entry.kind == "builtin" and entry.num_transitions and transitions is not None:
             known["size_bytes"] = known["size_bytes"] * transitions // entry.num_transitions
@@ -135,19 +135,19 @@ def show_verified(output: Output, entries: "list[DatasetEntry]") -> None:
 
     found = verify(entries or in_cache())
     documents = [
-        {"id": one.id, "path": str(one.path), "sound": not one.problem, "problem": one.problem, "mend": one.mend}
+        {"id": one.id, "path": str(one.path), "sound": not one.problem, "problem": one.problem, "fix": one.fix}
         for one in found
     ]
     damaged = [one for one in found if one.problem]
-    rows = [(one.id, one.problem or "sound", one.mend) for one in found]
+    rows = [(one.id, one.problem or "sound", one.fix) for one in found]
     output.result(
         {"datasets": documents, "num_damaged": len(damaged)},
         quiet="\n".join(one.id for one in damaged),
-        human=output.table(["dataset", "state", "mend it"], rows) if rows else "the cache holds no datasets",
+        human=output.table(["dataset", "state", "fix"], rows) if rows else "the cache holds no datasets",
     )
     if damaged:
         names = ", ".join(one.id for one in damaged)
-        raise GqError(f"{len(damaged)} of {len(found)} not sound: {names}", hint=damaged[0].mend)
+        raise GqError(f"{len(damaged)} of {len(found)} not sound: {names}", hint=damaged[0].fix)
 
 
 def show_removed(output: Output, entries: "list[DatasetEntry]", *, yes: bool) -> None:

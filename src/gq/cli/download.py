@@ -31,7 +31,7 @@ Examples:
   gq download --verify"""
 
 
-def known_names() -> list[str]:
+def _known_names() -> list[str]:
     """Return the ids of all datasets and checkpoints."""
     from gq.datasets.catalog import ENTRIES
 
@@ -45,7 +45,7 @@ def download(
         typer.Argument(
             metavar="[ID]...",
             help="Names of datasets and checkpoints, hf://ORG/NAME, or .pt files; with --list words to look for.",
-            autocompletion=options.complete_from(known_names),
+            autocompletion=options.complete_from(_known_names),
             show_default=False,
         ),
     ] = None,
@@ -103,13 +103,13 @@ def download(
         datasets.show_plan(output, entries, transitions=transitions, force=force)
     else:
         settings = {"num_transitions": transitions, "force": force, "offline": offline}
-        tasks = tasks_of(entries, files, task)
+        tasks = _tasks_of(entries, files, task)
         documents = fetch_all(output, entries, settings, tasks)
         for file in files:
-            documents.append({"path": file, **import_file(output, Path(file), task, force=force)})
+            documents.append({"path": file, **_import_file(output, Path(file), task, force=force)})
         show_results(output, documents, is_single=len(names) == 1 and not all_levels)
         if not (level or all_levels):
-            tell_other_levels(output, ids)
+            _tell_other_levels(output, ids)
 
 
 def selected(names: list[str], level: str | None, all_levels: bool) -> "list[DatasetEntry]":
@@ -149,11 +149,11 @@ def fetch_all(
         if entry.kind != "builtin" and entry in missing:
             output.note(f"{entry.id}: {size_text(entry.size_bytes, entry.size_is_exact)} from {address_of(entry)}")
         verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
-        with output.progress(verb, unit=unit) as move:  # without the id, lest rate and time left wrap
+        with output.progress(verb, unit=unit) as move:  # without the id, so that rate and time left fit
             done = download_dataset(entry.id, **settings, progress=move, note=output.note)
         document = {**asdict(done), "path": str(done.path)}
         if entry.id in tasks:
-            document |= import_fetched(output, entry, done.path, tasks[entry.id], force=settings["force"])
+            document |= _import_fetched(output, entry, done.path, tasks[entry.id], force=settings["force"])
         else:
             output.note(
                 f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "
@@ -169,8 +169,8 @@ def show_results(output: Output, documents: list[dict[str, Any]], *, is_single: 
     output.result(documents[0] if is_single else {"datasets": documents}, quiet=paths, human=paths)
 
 
-def tell_other_levels(output: Output, names: list[str]) -> None:
-    """Say how the levels that were not asked for are got, and how large they are."""
+def _tell_other_levels(output: Output, names: list[str]) -> None:
+    """Say how the other levels are downloaded, and how large they are."""
     from gq.cli.datasets import size_text
     from gq.datasets import names as registry
     from gq.datasets.catalog import GROUPS
@@ -187,11 +187,11 @@ def tell_other_levels(output: Output, names: list[str]) -> None:
 # --- official TD-MPC2 checkpoints, of which runs are made -------------------------------------------------------------
 
 
-def tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None) -> dict[str, str]:
+def _tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None) -> dict[str, str]:
     """Return the task that each checkpoint is imported for, by id; "" where gq has none of its tasks.
 
     Raises:
-        UsageError: a checkpoint holds many tasks and none was asked for, or is not for the one that was, or a file or
+        UsageError: a checkpoint holds many tasks and none was named, or is not for the one that was, or a file or
             any checkpoint is missing.
     """
     from gq.official.names import checkpoint_task
@@ -205,7 +205,7 @@ def tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None)
     return tasks
 
 
-def import_fetched(output: Output, entry: "DatasetEntry", file: Path, task: str, *, force: bool) -> dict[str, Any]:
+def _import_fetched(output: Output, entry: "DatasetEntry", file: Path, task: str, *, force: bool) -> dict[str, Any]:
     """Make a run of a checkpoint in the cache; return what the document says of it, without a run nothing."""
     if not task:
         output.note(f"{entry.id} is kept as it is: gq does not simulate {entry.task}")
@@ -215,10 +215,10 @@ def import_fetched(output: Output, entry: "DatasetEntry", file: Path, task: str,
     source = read_record(entry).source
     kind = "official" if entry.task == task else f"official-{entry.task}"
     settings = {"source": source.where if source else "", "licence": entry.licence, "force": force}
-    return import_file(output, file, task, label=f"{kind}-{entry.level.lower()}", **settings)
+    return _import_file(output, file, task, label=f"{kind}-{entry.level.lower()}", **settings)
 
 
-def import_file(output: Output, file: Path, task: str | None, **settings: Any) -> dict[str, Any]:
+def _import_file(output: Output, file: Path, task: str | None, **settings: Any) -> dict[str, Any]:
     """Make a run of a file, say so, and return what the document says of it."""
     from gq import threads
 

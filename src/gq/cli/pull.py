@@ -31,7 +31,7 @@ def pull(
     *,
     output: Output,
 ) -> None:
-    """Get a run from the Hugging Face Hub, checked, to evaluate, film and report it; or a dataset."""
+    """Get a run from the Hugging Face Hub, checked, to evaluate, render and report; or a dataset."""
     from gq.datasets.hub import refuse_offline
     from gq.datasets.names import PREFIX, parse_reference
 

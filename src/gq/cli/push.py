@@ -27,7 +27,7 @@ def push(
         str | None,
         typer.Argument(
             metavar="RUN|DATASET",
-            help="A run, or a dataset's id or file; with --latest leave it away.",
+            help="A run, or a dataset's id or file; omit it with --latest.",
             autocompletion=options.complete_from(options.known_runs, options.known_datasets),
             show_default=False,
         ),
@@ -59,9 +59,9 @@ def push(
         from gq.datasets.names import parse_reference
 
         repo = parse_reference(repo).repo
-    plan = make_plan(what, repo or "", latest=latest, with_state=with_state)
+    plan = _make_plan(what, repo or "", latest=latest, with_state=with_state)
     if dry_run:
-        show_plan(output, plan)
+        _show_plan(output, plan)
         return
     from gq.datasets.hub import refuse_offline
     from gq.hub.push import own_repo, writing_client
@@ -85,7 +85,7 @@ def push(
     output.result(vars(done), quiet=done.url, human=done.url)
 
 
-def make_plan(what: str | None, repo: str, *, latest: bool, with_state: bool) -> "Plan":
+def _make_plan(what: str | None, repo: str, *, latest: bool, with_state: bool) -> "Plan":
     """Return what is to be put up: a dataset where the name is that of a file or has a slash, else a run."""
     from pathlib import Path
 
@@ -100,7 +100,7 @@ def make_plan(what: str | None, repo: str, *, latest: bool, with_state: bool) ->
     return plan_run(folder, repo, with_state=with_state) if folder else plan_dataset(what or "")
 
 
-def show_plan(output: Output, plan: "Plan") -> None:
+def _show_plan(output: Output, plan: "Plan") -> None:
     """Print what would be put up."""
     files = [{"path": upload.path, "size_bytes": upload.num_bytes} for upload in plan.uploads]
     rows = [(upload.path, size(upload.num_bytes)) for upload in plan.uploads]

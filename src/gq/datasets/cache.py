@@ -72,7 +72,7 @@ def now() -> str:
 
 def cached(entry: DatasetEntry) -> bool:
     """Whether the file is in the cache; it is put there whole or not at all."""
-    return entry.path.is_file() and not is_anothers(entry)
+    return entry.path.is_file() and not _is_anothers(entry)
 
 
 def record_path(entry: DatasetEntry) -> Path:
@@ -82,11 +82,11 @@ def record_path(entry: DatasetEntry) -> Path:
 
 def read_record(entry: DatasetEntry) -> Record:
     """Return the record of a dataset; an empty one if there is none, it is another's, or it cannot be understood."""
-    record = record_there(entry)
+    record = _record_there(entry)
     return record if record is not None and record.id == entry.id else Record(id=entry.id)
 
 
-def record_there(entry: DatasetEntry) -> Record | None:
+def _record_there(entry: DatasetEntry) -> Record | None:
     """Return the record in a dataset's place, whatever it is of; None if there is none or it cannot be understood."""
     try:
         document = parse_json(record_path(entry).read_text(encoding="utf-8"))
@@ -100,9 +100,9 @@ def record_there(entry: DatasetEntry) -> Record | None:
         return None
 
 
-def is_anothers(entry: DatasetEntry) -> bool:
-    """Tell whether the file in a dataset's place is on record as another dataset."""
-    record = record_there(entry)
+def _is_anothers(entry: DatasetEntry) -> bool:
+    """Whether the file in a dataset's place is on record as another dataset."""
+    record = _record_there(entry)
     return record is not None and record.stored is not None and record.id != entry.id
 
 
@@ -115,7 +115,7 @@ def write_record(entry: DatasetEntry, record: Record) -> None:
     write_json(record_path(entry), asdict(record))
 
 
-def describe_stored(path: Path) -> Stored:
+def _describe_stored(path: Path) -> Stored:
     """Read and hash a file that was written just now."""
     status = path.stat()
     return Stored(
@@ -133,7 +133,7 @@ def state_of(entry: DatasetEntry) -> State:
         status = entry.path.stat()
     except OSError:
         return "absent"
-    if is_anothers(entry):
+    if _is_anothers(entry):
         return "absent"
     stored = read_record(entry).stored
     if stored is None:
@@ -143,13 +143,13 @@ def state_of(entry: DatasetEntry) -> State:
     return "intact" if status.st_mtime_ns == stored.mtime_ns else "touched"
 
 
-def has_recorded_content(entry: DatasetEntry) -> bool:
-    """Tell whether a file that has a record is the one on record, by reading it whole."""
+def _has_recorded_content(entry: DatasetEntry) -> bool:
+    """Whether a file that has a record is the one on record, by reading it whole."""
     stored = read_record(entry).stored
     return stored is not None and entry.path.stat().st_size == stored.num_bytes and sha256(entry.path) == stored.sha256
 
 
-def accept_time(entry: DatasetEntry) -> None:
+def _accept_time(entry: DatasetEntry) -> None:
     """Put the time of a file with the recorded content on record; where that cannot be written, nothing happens."""
     record = read_record(entry)
     if record.stored is not None and os.access(record_path(entry).parent, os.W_OK):
@@ -163,7 +163,7 @@ class Verified:
     id: str
     path: Path
     problem: str  # empty where there is none
-    mend: str  # the command that mends it, empty where nothing is to be mended
+    fix: str  # the command that repairs it, empty where there is nothing to repair
 
 
 @contextmanager
@@ -210,19 +210,19 @@ def sound_record(entry: DatasetEntry) -> Stored | None:
     if state == "absent":
         return None
     if state == "unrecorded":
-        return adopt(entry)
-    if not has_recorded_content(entry):
+        return _adopt(entry)
+    if not _has_recorded_content(entry):
         return None
     if state == "touched":
-        accept_time(entry)
+        _accept_time(entry)
     shutil.rmtree(entry.raw_folder, ignore_errors=True)  # a kill may have left it
     return read_record(entry).stored
 
 
-def adopt(entry: DatasetEntry) -> Stored | None:
+def _adopt(entry: DatasetEntry) -> Stored | None:
     """Put a file that can be read on record; return None for one that cannot."""
     if entry.kind == "tdmpc2":
-        return put_on_record(entry, None) if is_whole_zip(entry.path) else None
+        return put_on_record(entry, None) if _is_whole_zip(entry.path) else None
     from gq.data.reading import read_trajectories
 
     try:
@@ -238,8 +238,8 @@ def adopt(entry: DatasetEntry) -> Stored | None:
     return put_on_record(entry, source, trajectories)
 
 
-def is_whole_zip(path: Path) -> bool:
-    """Tell whether a file is a ZIP archive whose members all have their checksums."""
+def _is_whole_zip(path: Path) -> bool:
+    """Whether a file is a ZIP archive whose members all have their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -254,7 +254,7 @@ def put_on_record(entry: DatasetEntry, source: Source | None, trajectories: "Tra
         GqError: the cache cannot be written.
     """
     try:
-        stored = describe_stored(entry.path)
+        stored = _describe_stored(entry.path)
     except OSError as error:
         raise write_error(entry.path, error) from error
     if trajectories is not None:
@@ -280,8 +280,8 @@ def check_unchanged(entry: DatasetEntry) -> None:
         DataError: it is not the file that gq put there.
     """
     state = state_of(entry)
-    if state == "touched" and has_recorded_content(entry):
-        accept_time(entry)
+    if state == "touched" and _has_recorded_content(entry):
+        _accept_time(entry)
     elif state in ("touched", "changed", "absent"):
         raise DataError(f"{entry.path} has changed since gq put it there", hint=f"gq download {entry.id}")
 
@@ -295,32 +295,32 @@ def verify(entries: list[DatasetEntry]) -> list[Verified]:
     return [
         Verified(entry.id, entry.path, problem, f"gq download {entry.id}" if problem else "")
         for entry in entries
-        for problem in [problem_of(entry)]
+        for problem in [_problem_of(entry)]
     ]
 
 
-def problem_of(entry: DatasetEntry) -> str:
+def _problem_of(entry: DatasetEntry) -> str:
     """Return what is wrong with a cached file, or nothing."""
     state = state_of(entry)
     if state == "absent":
         return "it is not in the cache"
     if state == "unrecorded":
-        return check_unrecorded(entry)
+        return _check_unrecorded(entry)
     stored = read_record(entry).stored
     assert stored is not None, "a state other than unrecorded has a record"
     num_bytes = entry.path.stat().st_size
     if num_bytes != stored.num_bytes:
         return f"it has {num_bytes:,} bytes, not {stored.num_bytes:,}"
     try:
-        return "" if has_recorded_content(entry) else "its content is not what was put there"
+        return "" if _has_recorded_content(entry) else "its content is not what was put there"
     except OSError as error:
         raise GqError(f"cannot read {entry.path}: {error.strerror}") from error
 
 
-def check_unrecorded(entry: DatasetEntry) -> str:
+def _check_unrecorded(entry: DatasetEntry) -> str:
     """Return what is wrong with a file that has no record, or nothing."""
     if entry.kind == "tdmpc2":
-        return "" if is_whole_zip(entry.path) else "it is not a whole PyTorch file"
+        return "" if _is_whole_zip(entry.path) else "it is not a whole PyTorch file"
     from gq.data.reading import read_trajectories
 
     try:
@@ -330,7 +330,7 @@ def check_unrecorded(entry: DatasetEntry) -> str:
     return ""
 
 
-def hub_entries() -> list[DatasetEntry]:
+def _hub_entries() -> list[DatasetEntry]:
     """Return the entries of the Hub's datasets that the cache has a record of."""
     entries = []
     for record in sorted((datasets_folder() / "hub").glob("**/*.hdf5.json")):
@@ -345,7 +345,7 @@ def hub_entries() -> list[DatasetEntry]:
 
 def in_cache() -> list[DatasetEntry]:
     """Return the entries whose files are in the cache."""
-    return [entry for entry in [*ENTRIES.values(), *hub_entries()] if entry.path.is_file()]
+    return [entry for entry in [*ENTRIES.values(), *_hub_entries()] if entry.path.is_file()]
 
 
 def remove(entry: DatasetEntry) -> int:
@@ -357,7 +357,7 @@ def remove(entry: DatasetEntry) -> int:
         GqError: the cache cannot be written.
     """
     with holding(entry):
-        if is_anothers(entry):
+        if _is_anothers(entry):
             return 0
         raw = entry.raw_folder
         doomed = [path for path in (entry.path, entry.refused_path, *raw.rglob("*")) if path.is_file()]

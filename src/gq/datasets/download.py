@@ -24,7 +24,7 @@ from gq.files import sha256
 DEFAULT_D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 ZIP_MAGIC = b"PK\x03\x04"  # of PyTorch's files
 OFFLINE_HINT = "offline? this needs no network: gq download builtin/hopper/medium"
-RETRY_HINT = f"run it again to go on where it stopped; {OFFLINE_HINT}"
+RETRY_HINT = f"run it again to resume where it stopped; {OFFLINE_HINT}"
 LARGE_BYTES = 300_000_000  # converting more than that takes seconds
 
 
@@ -49,11 +49,11 @@ def fetch_dataset(
     Raises:
         GqError: the network, the source's file or the cache is at fault.
     """
-    installed = installed_minari(entry)
+    installed = _installed_minari(entry)
     if installed:
-        return convert_installed(entry, installed, note)
+        return _convert_installed(entry, installed, note)
     refuse_offline(f"{entry.id} is not here", offline=offline, hint=OFFLINE_HINT)
-    urls = dataset_urls(entry) if entry.kind == "hub" else remote_urls(entry)
+    urls = dataset_urls(entry) if entry.kind == "hub" else _remote_urls(entry)
     raw, token = entry.raw_folder, "" if entry.kind == "d4rl" else hub_token()
     for url in urls[:-1]:
         fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(url).name, note=note)
@@ -62,7 +62,7 @@ def fetch_dataset(
         magic=ZIP_MAGIC if entry.kind == "tdmpc2" else HDF5_MAGIC,
         hint=RETRY_HINT,
         token=token,
-        expected=expected_content(entry),
+        expected=_expected_content(entry),
         spare_bytes=entry.canonical_bytes,
     )
     file = raw / Path(urls[-1]).name
@@ -76,7 +76,7 @@ def fetch_dataset(
     if source.num_bytes > LARGE_BYTES:
         note(f"converting {source.num_bytes / 1e9:.1f} GB")
     try:
-        return Obtained(source, convert(file, entry, source, note))
+        return Obtained(source, _convert(file, entry, source, note))
     except DataError as error:  # the next try must not stop at the same bad file
         hint = f"nothing of it was kept; try again: gq download {entry.id}"
         if error.hint != AGAIN:
@@ -87,7 +87,7 @@ def fetch_dataset(
         raise DataError(message, hint=hint) from error
 
 
-def expected_content(entry: DatasetEntry) -> Expected | None:
+def _expected_content(entry: DatasetEntry) -> Expected | None:
     """Return what the data file's hash must be: what gq knows of it, or what the first download had."""
     if entry.sha256_start:
         hint = "get it elsewhere and train from its path, if you trust it"
@@ -99,7 +99,7 @@ def expected_content(entry: DatasetEntry) -> Expected | None:
     return Expected(sha256=source.sha256, says=f"the first download, of {source.time[:10]},", hint=hint)
 
 
-def installed_minari(entry: DatasetEntry) -> Path | None:
+def _installed_minari(entry: DatasetEntry) -> Path | None:
     """Return the folder of a dataset in an installed Minari root, if it is there in HDF5 format."""
     if entry.kind != "minari":
         return None
@@ -107,14 +107,14 @@ def installed_minari(entry: DatasetEntry) -> Path | None:
     return root / entry.id if (root / entry.id / "data" / "main_data.hdf5").is_file() else None
 
 
-def convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> Obtained:
+def _convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> Obtained:
     """Write an installed Minari dataset to the canonical file."""
     file = data_file(folder)
     source = Source(where=str(folder), num_bytes=file.stat().st_size, sha256=sha256(file), time=now())
-    expected = expected_content(entry)
+    expected = _expected_content(entry)
     if expected:
         expected.check(str(file), source.sha256)
-    return Obtained(source, convert(file, entry, source, note))
+    return Obtained(source, _convert(file, entry, source, note))
 
 
 def address_of(entry: DatasetEntry) -> str:
@@ -123,15 +123,15 @@ def address_of(entry: DatasetEntry) -> str:
     Raises:
         UsageError: HF_ENDPOINT or GQ_D4RL_URL is no web address.
     """
-    installed = installed_minari(entry)
+    installed = _installed_minari(entry)
     if installed or entry.kind == "builtin":
         return str(installed or "simulation")
     if entry.kind == "hub":
         return f"{endpoint()}/datasets/{entry.id.removeprefix(PREFIX)}"
-    return remote_urls(entry)[-1]
+    return _remote_urls(entry)[-1]
 
 
-def remote_urls(entry: DatasetEntry) -> list[str]:
+def _remote_urls(entry: DatasetEntry) -> list[str]:
     """Return where the entry's remote files are, the data last.
 
     Raises:
@@ -141,7 +141,7 @@ def remote_urls(entry: DatasetEntry) -> list[str]:
     return [f"{base}/{path}" for path in entry.remote_paths]
 
 
-def convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Trajectories:
+def _convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Trajectories:
     """Write the episodes of a file to the canonical file, and return them.
 
     Raises:

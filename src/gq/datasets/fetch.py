@@ -107,20 +107,20 @@ def fetch(remote: RemoteFile, target: Path, *, report: Report = silent, note: No
     try:
         if target.is_file():
             digest = sha256(target)
-            check_content(remote, target, None, digest)
+            _check_content(remote, target, None, digest)
             return digest
-        announced = receive_all(remote, part, report, note)
+        announced = _receive_all(remote, part, report, note)
         digest = sha256(part)
-        check_content(remote, part, announced.sha256, digest)
+        _check_content(remote, part, announced.sha256, digest)
         sync(part)
         part.replace(target)
-        discard(part)
+        _discard(part)
     except OSError as error:  # of the disk: those of the network are BrokenTransferErrors
         raise write_error(target, error) from error
     return digest
 
 
-def check_content(remote: RemoteFile, path: Path, announced_sha256: str | None, digest: str) -> None:
+def _check_content(remote: RemoteFile, path: Path, announced_sha256: str | None, digest: str) -> None:
     """Compare a file's hash with what the server announced and with what is known; a wrong file is removed.
 
     Raises:
@@ -128,30 +128,30 @@ def check_content(remote: RemoteFile, path: Path, announced_sha256: str | None, 
     """
     try:
         if announced_sha256 not in (None, digest):
-            message = "what arrived has not the sha256 that the server announces"
+            message = "what arrived does not have the sha256 that the server announces"
             raise GqError(f"cannot download {remote.url}: {message}", hint=remote.hint)
         if remote.expected:
             remote.expected.check(remote.url, digest)
     except GqError:
-        discard(path)
+        _discard(path)
         raise
 
 
-def receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> Announced:
+def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> Announced:
     """Complete a part file in as many attempts as it takes, and return what the server announced.
 
     Raises:
         GqError: the server refuses for good, or a few attempts in a row brought nothing.
         OSError: the part file cannot be written.
     """
-    num_failures, furthest = 0, size_of(part)  # a restart is no progress until it passes what was reached before
+    num_failures, furthest = 0, _size_of(part)  # a restart is no progress until it passes what was reached before
     while True:
         try:
-            return receive(remote, part, report)
+            return _receive(remote, part, report)
         except BrokenTransferError as error:
             reason, wait_s = str(error), error.wait_s
-        num_failures = 1 if size_of(part) > furthest else num_failures + 1
-        furthest = max(furthest, size_of(part))
+        num_failures = 1 if _size_of(part) > furthest else num_failures + 1
+        furthest = max(furthest, _size_of(part))
         if wait_s > LONGEST_WAIT_S:
             reason, num_failures = f"{reason} and asks to wait {wait_s:,.0f} s", NUM_ATTEMPTS
         if num_failures >= NUM_ATTEMPTS:
@@ -162,7 +162,7 @@ def receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> A
         time.sleep(wait_s)
 
 
-def receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
+def _receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
     """Make one attempt to complete a part file, and return what the server announced.
 
     Raises:
@@ -170,32 +170,32 @@ def receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
         GqError: the server refuses for good, or has another file than it should, or the disk has no room for it.
         OSError: the part file cannot be written.
     """
-    known = stored_announcement(part)
-    num_bytes = size_of(part) if known.validator else 0
+    known = _stored_announcement(part)
+    num_bytes = _size_of(part) if known.validator else 0
     if known.validator and num_bytes == known.num_bytes:
         return known
     headers = {"Accept-Encoding": "identity"}
     if known.validator and num_bytes:
         headers |= {"Range": f"bytes={num_bytes}-", "If-Range": known.validator}
     try:
-        response, linked = open_url(remote.url, headers, token=remote.token, hint=remote.hint)
+        response, linked = _open_url(remote.url, headers, token=remote.token, hint=remote.hint)
     except PastEndError:
-        discard(part)
+        _discard(part)
         raise
     with response:
-        announced = announcement(response, linked)
+        announced = _announcement(response, linked)
         if remote.expected and announced.sha256:
             remote.expected.check(remote.url, announced.sha256)
         if response.status == 206:
-            check_continuation(response, part, known, announced)
-            check_room(remote, part, known, num_bytes)
+            _check_continuation(response, part, known, announced)
+            _check_room(remote, part, known, num_bytes)
             return append(response, part, known, report)
-        check_room(remote, part, announced, 0)
-        head = read_from(response.read, len(remote.magic))
+        _check_room(remote, part, announced, 0)
+        head = _read_from(response.read, len(remote.magic))
         if not head.startswith(remote.magic):
             raise BrokenTransferError(f"the server sends something else, which starts with {head[:20]!r}")
-        part.unlink(missing_ok=True)  # first, lest a kill leave bytes of one file with the announcement of another
-        write_json(note_of(part), asdict(announced))
+        part.unlink(missing_ok=True)  # first: a kill must not leave bytes of one file with the announcement of another
+        write_json(_note_of(part), asdict(announced))
         return append(response, part, announced, report, head)
 
 
@@ -208,36 +208,36 @@ def append(
         BrokenTransferError: the connection failed.
         OSError: the part file cannot be written.
     """
-    num_bytes = size_of(part)
+    num_bytes = _size_of(part)
     report(num_bytes, announced.num_bytes)
     with part.open("ab", buffering=0) as file:  # unbuffered: a kill loses one chunk at most
-        chunk = chunk or read_from(response.read1, CHUNK_BYTES)
+        chunk = chunk or _read_from(response.read1, CHUNK_BYTES)
         while chunk:
             rest = memoryview(chunk)
             while rest:  # a disk that is nearly full takes a part of it
                 rest = rest[file.write(rest) :]
             num_bytes += len(chunk)
             report(num_bytes, announced.num_bytes)
-            chunk = read_from(response.read1, CHUNK_BYTES)  # what has arrived, at least a byte
+            chunk = _read_from(response.read1, CHUNK_BYTES)  # what has arrived, at least a byte
     if announced.num_bytes not in (None, num_bytes):
         raise BrokenTransferError(f"it broke off after {num_bytes:,} of {announced.num_bytes:,} bytes")
     return announced
 
 
-def check_continuation(response: http.client.HTTPResponse, part: Path, known: Announced, announced: Announced) -> None:
-    """Check that a partial answer goes on where the part file ends, and in the same file.
+def _check_continuation(response: http.client.HTTPResponse, part: Path, known: Announced, announced: Announced) -> None:
+    """Check that a partial answer begins where the part file ends, and is of the same file.
 
     Raises:
         BrokenTransferError: it does not; the part file is removed.
     """
     first_byte = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
     is_same = (announced.validator, announced.num_bytes) == (known.validator, known.num_bytes)
-    if not is_same or not first_byte or int(first_byte[1]) != size_of(part):
-        discard(part)
-        raise BrokenTransferError("the server goes on with another file")
+    if not is_same or not first_byte or int(first_byte[1]) != _size_of(part):
+        _discard(part)
+        raise BrokenTransferError("the server continues with another file")
 
 
-def check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: int) -> None:
+def _check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: int) -> None:
     """Check that the disk has room for what is still to come after `num_bytes`, and for what is made of it.
 
     Raises:
@@ -246,7 +246,7 @@ def check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: 
     if announced.num_bytes is None:
         return
     part.parent.mkdir(parents=True, exist_ok=True)
-    free_bytes = shutil.disk_usage(part.parent).free + size_of(part) - num_bytes  # a restart gives the old part back
+    free_bytes = shutil.disk_usage(part.parent).free + _size_of(part) - num_bytes  # a restart gives the old part back
     needed_bytes = announced.num_bytes - num_bytes + remote.spare_bytes
     if needed_bytes > free_bytes:
         message = f"{part.parent} has no room: {needed_bytes / 1e6:,.0f} MB are needed to download and convert"
@@ -254,7 +254,7 @@ def check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: 
         raise GqError(f"{message} {remote.url}, {free_bytes / 1e6:,.0f} MB are free", hint=hint)
 
 
-def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> Announced:
+def _announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> Announced:
     """Read what an answer, and the redirects before it, say of the whole file.
 
     Raises:
@@ -277,7 +277,7 @@ def announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> 
     )
 
 
-def read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
+def _read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
     """Call a method of an answer that reads; empty at the end, which may come too early.
 
     Raises:
@@ -289,28 +289,28 @@ def read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
         raise BrokenTransferError(str(error) or type(error).__name__) from error
 
 
-def note_of(part: Path) -> Path:
+def _note_of(part: Path) -> Path:
     """Return where the announcement for a part file is kept."""
     return part.with_name(part.name + ".json")
 
 
-def stored_announcement(part: Path) -> Announced:
+def _stored_announcement(part: Path) -> Announced:
     """Return what the server said when the part file was begun; empty if that is lost."""
     try:
-        return Announced(**parse_json(note_of(part).read_text(encoding="utf-8")))
+        return Announced(**parse_json(_note_of(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # without it the file is fetched from the start
         return Announced()
 
 
-def size_of(part: Path) -> int:
+def _size_of(part: Path) -> int:
     """Return the bytes that arrived so far."""
     return part.stat().st_size if part.exists() else 0
 
 
-def discard(part: Path) -> None:
+def _discard(part: Path) -> None:
     """Remove a part file and its announcement."""
     part.unlink(missing_ok=True)
-    note_of(part).unlink(missing_ok=True)
+    _note_of(part).unlink(missing_ok=True)
 
 
 # --- one request ------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         self.linked |= {name: headers[name] for name in ("X-Linked-Etag", "X-Linked-Size") if headers[name]}
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and self.token and origin_of(newurl) == self.origin:
-            authorize(request, self.token)
+            _authorize(request, self.token)
         return request
 
 
@@ -341,24 +341,24 @@ def origin_of(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.lower()
 
 
-def authorize(request: urllib.request.Request, token: str) -> None:
+def _authorize(request: urllib.request.Request, token: str) -> None:
     """Add a token in a way that urllib does not pass on to redirects."""
     request.add_unredirected_header("Authorization", f"Bearer {token}")
 
 
-def open_url(
+def _open_url(
     url: str, headers: Mapping[str, str], *, token: str = "", hint: str = ""
 ) -> tuple[http.client.HTTPResponse, dict[str, str]]:
     """Return an open answer, and the X-Linked headers of redirects before it.
 
     Raises:
-        BrokenTransferError: trying again may help; PastEndError if the range asked for lies beyond the end.
+        BrokenTransferError: trying again may help; PastEndError if the requested range lies beyond the end.
         GqError: the server refuses for good.
     """
     request = urllib.request.Request(url, headers={"User-Agent": f"gq/{__version__}", **headers})
     redirects = Redirects(origin_of(url), token)
     if token:
-        authorize(request, token)
+        _authorize(request, token)
     try:
         response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -367,14 +367,14 @@ def open_url(
         if error.code == 416:
             raise PastEndError("the server's file is shorter than what arrived of it") from error
         if error.code in PASSING_STATUSES:
-            raise BrokenTransferError(f"the server answers {answer}", wait_s=asked_wait_s(error.headers)) from error
+            raise BrokenTransferError(f"the server answers {answer}", wait_s=_asked_wait_s(error.headers)) from error
         raise GqError(f"cannot download {url}: {answer}", hint=HINTS.get(error.code, hint)) from error
     except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
         raise BrokenTransferError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     return response, redirects.linked
 
 
-def asked_wait_s(headers: Any) -> float:
+def _asked_wait_s(headers: Any) -> float:
     """Return the seconds that Retry-After, a number or a date, asks to wait; 0 without one."""
     value = headers["Retry-After"] or "0"
     if (seconds := parse_whole_number(value)) is not None:

@@ -86,7 +86,7 @@ def download(
     return Downloaded(
         id=entry.id,
         path=entry.path,
-        task=entry.task or recorded_task(entry.path),
+        task=entry.task or _recorded_task(entry.path),
         num_transitions=stored.num_transitions,
         num_episodes=stored.num_episodes,
         return_mean=stored.return_mean,
@@ -97,14 +97,14 @@ def download(
     )
 
 
-def recorded_task(file: Path) -> str:
+def _recorded_task(file: Path) -> str:
     """Return the task that a file of the cache says it is of, or nothing."""
     with open_hdf5(file) as root:
         return str(plain_attributes(root).get("env_id", ""))
 
 
 def check_size(entry: DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
-    """Raise UsageError if a cached simulation was asked for with another number of transitions."""
+    """Raise UsageError for a cached simulation where another number of transitions is wanted."""
     asked = stored.num_requested_transitions
     if num_transitions in (None, asked):
         return
@@ -134,7 +134,7 @@ def canonical_name(name: str) -> str:
         return registry.resolve(name).id
     except UsageError:
         if path and is_folder:
-            return str(path.resolve())  # reading it will say what it lacks
+            return str(path.resolve())  # reading it will say what is missing
         raise
 
 

@@ -42,7 +42,7 @@ def parse_reference(text: str) -> Reference:
     found = _REFERENCE.fullmatch(bare)
     parts = (found[4].strip("/").split("/") if found[4] else []) if found else []
     if not found or (found[3] and found[5]) or any(part in (".", "..") or "\\" in part for part in parts):
-        raise UsageError(f"{text} names no repository", hint="write org/name, or org/name@revision")
+        raise UsageError(f"{text} is not a repository's name", hint="write org/name, or org/name@revision")
     return Reference(f"{found[1]}/{found[2]}", (found[3] or found[5] or ""), "/".join(parts))
 
 
@@ -166,7 +166,7 @@ def _unknown(name: str) -> UsageError:
     if "d4rl" in name.lower() and "humanoid" in name.lower():
         return UsageError("D4RL has no Humanoid", hint="Minari's: gq download humanoid, or builtin/humanoid")
     if name.lower().strip("/") in SOURCES:
-        return UsageError(f"{name} names no dataset", hint=f"see gq download --list {name.strip('/')}")
+        return UsageError(f"{name} is not a dataset's name", hint=f"see gq download --list {name.strip('/')}")
     short = [f"{environment}/{level}" for environment in ENVIRONMENTS for level in MINARI_LEVELS]
     otherwise = "known: " + ", ".join(ENVIRONMENTS) + ", builtin/hopper and so on: see gq download --list"
     hint = suggest(name, [*ENVIRONMENTS, *short, *ENTRIES], otherwise=otherwise)

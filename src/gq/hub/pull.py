@@ -20,7 +20,7 @@ from gq.paths import checkpoint_folders, json_or_empty, read_json, runs_folder
 from gq.runs.checkpoint import verify_checkpoint
 from gq.runs.folder import read_config
 
-AGAIN = "run it again to go on where it stopped"
+AGAIN = "run it again to resume where it stopped"
 UNREMARKABLE = (".gitattributes", ".gitignore")
 
 
@@ -55,7 +55,7 @@ def pull_run(
     if reference.path:
         raise UsageError(f"{name} names a part of a repository", hint=f"gq pull {reference.repo}")
     snapshot = list_files(reference, "model")
-    chosen, left_out = choose(snapshot)
+    chosen, left_out = _choose(snapshot)
     target = out or runs_folder() / reference.repo.split("/")[1]
     found = Pulled(
         run=target,
@@ -67,7 +67,7 @@ def pull_run(
         was_there=target.exists(),
     )
     if target.exists():
-        refuse_other(target, found)
+        _refuse_other(target, found)
         return found
     if left_out:
         note(f"left out, as no part of a run: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}")
@@ -76,18 +76,18 @@ def pull_run(
         staging.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(staging.with_name(f".{staging.name}.lock")):
             fetch_all(snapshot, chosen, staging, report, note)
-            check_run(staging, reference)
+            _check_run(staging, reference)
             write_json(
                 staging / HUB_FILE,
                 {"repo": reference.repo, "commit": snapshot.commit, "endpoint": endpoint(), "time": now()},
             )
-            install(staging, target)
+            _install(staging, target)
     except OSError as error:
         raise write_error(target, error) from error
     return found
 
 
-def choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
+def _choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
     """Return the files of a repository that a run consists of, and the names of the others.
 
     Raises:
@@ -110,7 +110,7 @@ def choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
     return chosen, left_out
 
 
-def refuse_other(target: Path, wanted: Pulled) -> None:
+def _refuse_other(target: Path, wanted: Pulled) -> None:
     """Raise UsageError unless the run at a place is the one that is wanted."""
     known = json_or_empty(target / HUB_FILE)
     if (known.get("repo"), known.get("commit")) != (wanted.repo, wanted.commit):
@@ -132,20 +132,20 @@ def fetch_all(snapshot: Snapshot, files: Iterable[HubFile], folder: Path, report
         target.parent.mkdir(parents=True, exist_ok=True)
         remote = RemoteFile(url=snapshot.url(file), magic=b"", hint=AGAIN, token=token, expected=expected)
         fetch(remote, target, report=lambda num, _: report(before + num, total), note=note)  # noqa: B023 - called at once
-        if not file.sha256 and git_sha1(target) != file.git_sha1:
+        if not file.sha256 and _git_sha1(target) != file.git_sha1:
             target.unlink()
             raise GqError(f"{snapshot.url(file)} is not what the Hub lists", hint=AGAIN)
         done += file.num_bytes
         report(done, total)
 
 
-def git_sha1(file: Path) -> str:
+def _git_sha1(file: Path) -> str:
     """Return the hash by which git, and so the Hub, knows a small file."""
     content = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def check_run(run: Path, reference: Reference) -> None:
+def _check_run(run: Path, reference: Reference) -> None:
     """Compare a run's checkpoints with their manifests, and see that its configuration and pointers can be read.
 
     Raises:
@@ -168,7 +168,7 @@ def check_run(run: Path, reference: Reference) -> None:
         ) from None
 
 
-def install(staging: Path, target: Path) -> None:
+def _install(staging: Path, target: Path) -> None:
     """Move a checked run to its place, durably.
 
     Raises:

@@ -94,7 +94,7 @@ def writing_client() -> "HfApi":
 
 def own_repo(client: "HfApi", plan: Plan) -> str:
     """Return the repository of the token's owner that is called as what is put up. Raises GqError."""
-    with failures_told("the Hub"):
+    with _failures_told("the Hub"):
         return f"{client.whoami()['name']}/{plan.name}"
 
 
@@ -113,7 +113,7 @@ def push(
     somebody edited there stays.
 
     Raises:
-        UsageError: the repository is public, and `public` was not asked for.
+        UsageError: the repository is public, and `public` is not set.
         GqError: the Hub refuses, or cannot be reached.
     """
     refuse_offline(
@@ -122,15 +122,15 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     repo = parse_reference(repo).repo
-    with failures_told(repo):
-        private = prepare_repo(client, plan, repo, public=public)
+    with _failures_told(repo):
+        private = _prepare_repo(client, plan, repo, public=public)
         there = set(client.list_repo_files(repo, repo_type=plan.kind))
         uploads = [
-            upload for upload in plan.uploads if not (upload.path == CARD and is_edited(client, plan, repo, there))
+            upload for upload in plan.uploads if not (upload.path == CARD and _is_edited(client, plan, repo, there))
         ]
         if len(uploads) < len(plan.uploads):
             note(f"the card of {repo} was edited there and stays")
-        stale = sorted(path for path in there - {upload.path for upload in uploads} if is_stale(path, plan))
+        stale = sorted(path for path in there - {upload.path for upload in uploads} if _is_stale(path, plan))
         operations: list[Any] = [CommitOperationDelete(path) for path in stale]
         operations += [CommitOperationAdd(upload.path, upload.source) for upload in uploads]
         done = client.create_commit(
@@ -148,11 +148,11 @@ def push(
     )
 
 
-def prepare_repo(client: "HfApi", plan: Plan, repo: str, *, public: bool) -> bool:
+def _prepare_repo(client: "HfApi", plan: Plan, repo: str, *, public: bool) -> bool:
     """Make the repository if there is none; return whether it is private.
 
     Raises:
-        UsageError: it is public, and `public` was not asked for.
+        UsageError: it is public, and `public` is not set.
     """
     if not client.repo_exists(repo, repo_type=plan.kind):
         client.create_repo(repo, repo_type=plan.kind, private=not public)
@@ -163,8 +163,8 @@ def prepare_repo(client: "HfApi", plan: Plan, repo: str, *, public: bool) -> boo
     return private
 
 
-def is_edited(client: "HfApi", plan: Plan, repo: str, there: set[str]) -> bool:
-    """Tell whether a repository has a card that gq did not write as it is now."""
+def _is_edited(client: "HfApi", plan: Plan, repo: str, there: set[str]) -> bool:
+    """Whether a repository has a card that gq did not write as it is now."""
     if CARD not in there:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -172,13 +172,13 @@ def is_edited(client: "HfApi", plan: Plan, repo: str, there: set[str]) -> bool:
         return not is_own(Path(file).read_text(encoding="utf-8", errors="replace"))
 
 
-def is_stale(path: str, plan: Plan) -> bool:
-    """Tell whether a file that is not put up again is of a checkpoint that a run had before."""
+def _is_stale(path: str, plan: Plan) -> bool:
+    """Whether a file that is not put up again is of a checkpoint that a run had before."""
     return plan.kind == "model" and path.startswith("checkpoints/step-") and is_run_file(path)
 
 
 @contextmanager
-def failures_told(what: str) -> Iterator[None]:
+def _failures_told(what: str) -> Iterator[None]:
     """Turn what the Hub's client raises into a line with a next step."""
     from huggingface_hub import errors
 

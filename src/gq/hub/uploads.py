@@ -58,12 +58,12 @@ class Upload:
 
 
 def is_run_file(path: str) -> bool:
-    """Tell whether a path is that of a file which runs consist of; no other comes down."""
+    """Whether a path is that of a file which runs consist of; no other comes down."""
     return any(re.fullmatch(pattern, path) for pattern in (*RUN_FILES, *STATE_FILES))
 
 
 def run_uploads(run: Path, name: str, *, with_state: bool = False) -> list[Upload]:
-    """Return what another person needs to evaluate a run, film it and make another: last and best, one video.
+    """Return what another person needs to evaluate a run, render it and make another: last and best, one video.
 
     Args:
         name: what the card calls it.
@@ -157,11 +157,11 @@ def dataset_uploads(name: str) -> tuple[str, list[Upload]]:
     uploads = [Upload(f"{label}.hdf5", file)]
     if file.name == "main_data.hdf5" and metadata.is_file():
         uploads = [Upload("data/main_data.hdf5", file), Upload("data/metadata.json", metadata)]
-    card = dataset_card(label, trajectories, file).encode()
+    card = _dataset_card(label, trajectories, file).encode()
     return label, [Upload(CARD, card), *uploads]
 
 
-def dataset_card(name: str, data: Trajectories, file: Path) -> str:
+def _dataset_card(name: str, data: Trajectories, file: Path) -> str:
     """Return the card of a dataset."""
     from huggingface_hub import DatasetCardData
 

@@ -1,4 +1,4 @@
-"""Official TD-MPC2 checkpoints as run folders, to evaluate, to film and to collect with, but not to train on."""
+"""Official TD-MPC2 checkpoints as run folders, to evaluate, render and collect with, but not to train on."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,12 +61,12 @@ def import_run(
     if not file.is_file():
         raise UsageError(f"there is no file {file}", hint="name a .pt file, or see gq download --list tdmpc2")
     if not (task := task or task_in_file_name(file)):
-        raise UsageError(f"{file} does not say its task", hint=f"name it with --task: {fitting_tasks(file)}")
+        raise UsageError(f"{file} does not say its task", hint=f"name it with --task: {_fitting_tasks(file)}")
     chosen, digest = resolve_task(task), sha256(file)
-    if not force and (found := existing_run(chosen, digest)):
+    if not force and (found := _existing_run(chosen, digest)):
         return found
     model = import_tdmpc2(file, chosen.id)
-    check_terminations(file, model, chosen)
+    _check_terminations(file, model, chosen)
     run = runs_folder() / f"{chosen.id.lower()}-tdmpc2-{model.size or 'custom'}-{label}-{digest[:8]}"
     provenance = Provenance(
         source=source or str(file.resolve()),
@@ -75,10 +75,10 @@ def import_run(
         licence=licence,
         notes=list(model.notes),
     )
-    return write_run(run, chosen, model, provenance)
+    return _write_run(run, chosen, model, provenance)
 
 
-def fitting_tasks(file: Path) -> str:
+def _fitting_tasks(file: Path) -> str:
     """Return the tasks that have as many observations and actions as a model of one task, for people."""
     try:
         model = import_tdmpc2(file)
@@ -90,7 +90,7 @@ def fitting_tasks(file: Path) -> str:
     return ", ".join(names) or f"it has {dims[0]} observations and {dims[1]} actions"
 
 
-def check_terminations(file: Path, model: ImportedModel, task: Task) -> None:
+def _check_terminations(file: Path, model: ImportedModel, task: Task) -> None:
     """Raise DataError unless a model predicts terminations just where the task has them."""
     if model.episodic == task.can_terminate:
         return
@@ -99,7 +99,7 @@ def check_terminations(file: Path, model: ImportedModel, task: Task) -> None:
     raise DataError(f"{file} {has}, but episodes of {task.id} {can}", hint="name the task that it was trained on")
 
 
-def existing_run(task: Task, digest: str) -> ImportedRun | None:
+def _existing_run(task: Task, digest: str) -> ImportedRun | None:
     """Return the run of a file's content and a task in the runs folder, if it is whole."""
     for run in sorted(runs_folder().glob(f"{task.id.lower()}-tdmpc2-*-{digest[:8]}")):
         try:
@@ -120,7 +120,7 @@ def existing_run(task: Task, digest: str) -> ImportedRun | None:
     return None
 
 
-def write_run(run: Path, task: Task, model: ImportedModel, provenance: Provenance) -> ImportedRun:
+def _write_run(run: Path, task: Task, model: ImportedModel, provenance: Provenance) -> ImportedRun:
     """Write the folder; config.toml, without which it is no run, comes last."""
     base = tdmpc2(model.size) if model.size else TDMPC2Config(model=model.config)
     config = base.replace({"task": task.id})

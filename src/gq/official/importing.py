@@ -74,7 +74,7 @@ def import_tdmpc2(path: Path, task: str = "") -> ImportedModel:
     """Return the world model of an official checkpoint, with the weights as they are in the file.
 
     A multi-task file gives the model of one task: its embedding, a constant, goes into the biases (float32 rounding
-    apart, the same network), and the observation and action dimensions that the task lacks, always 0, are left out.
+    apart, the same network), and the observation and action dimensions outside the task, always 0, are dropped.
 
     Args:
         task: the task that the model is for; a multi-task file needs it, another one is checked against it.
@@ -84,32 +84,32 @@ def import_tdmpc2(path: Path, task: str = "") -> ImportedModel:
         UsageError: the task is unknown, or not in the file, or none was chosen.
     """
     chosen = resolve_task(task) if task else None
-    source, notes = state_dict_of(path)
-    layout = layout_of(path, source)
+    source, notes = _state_dict_of(path)
+    layout = _layout_of(path, source)
     config, observation_dim, action_dim, episodic = infer_shape(path, source)
-    drop_copies(path, source, layout)
+    _drop_copies(path, source, layout)
     if not any(key.startswith("_target_Qs") for key in source):
         notes.append("it has no target Q networks: the online ones were copied")
     with torch.device("meta"):
         shapes = WorldModel(config, observation_dim=observation_dim, action_dim=action_dim, episodic=episodic)
-    state = take_parameters(path, source, layout, shapes.state_dict())
+    state = _take_parameters(path, source, layout, shapes.state_dict())
     mask = source.pop("_action_masks", None) if config.num_tasks else None
     if source:
         more = f" and {len(source) - 1} more" if len(source) > 1 else ""
         raise DataError(f"{path} holds {next(iter(source))}{more}, which is in no world model", hint=NOT_OURS)
     if config.num_tasks:
-        chosen, row = choose_row(path, chosen, config.num_tasks)
-        check_mask(path, mask, row, chosen, (config.num_tasks, action_dim))
-        state = slice_task(path, state, chosen, row, PaddedDims(observation_dim, action_dim, config.latent_dim))
+        chosen, row = _choose_row(path, chosen, config.num_tasks)
+        _check_mask(path, mask, row, chosen, (config.num_tasks, action_dim))
+        state = _slice_task(path, state, chosen, row, PaddedDims(observation_dim, action_dim, config.latent_dim))
         observation_dim, action_dim = chosen.observation_dim, chosen.action_dim
         config = replace(config, num_tasks=0, task_dim=0)
     elif chosen:
-        check_dims(path, chosen, observation_dim, action_dim)
+        _check_dims(path, chosen, observation_dim, action_dim)
     size = next((name for name, known in WORLD_MODEL_SIZES.items() if known == config), "")
     return ImportedModel(layout, size, config, observation_dim, action_dim, episodic, state, tuple(notes))
 
 
-def state_dict_of(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _state_dict_of(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the state dict of a file, which may hold it bare or as `model`, and notes about what lies beside it."""
     content = read_torch_file(path)
     if not isinstance(content, dict):
@@ -124,7 +124,7 @@ def state_dict_of(path: Path) -> tuple[dict[str, Any], list[str]]:
     return dict(source), [f"{key!a:.60}, beside the model, was left out" for key in beside]
 
 
-def layout_of(path: Path, source: dict[str, Any]) -> str:
+def _layout_of(path: Path, source: dict[str, Any]) -> str:
     """Return the layout of a state dict.
 
     Raises:
@@ -132,7 +132,7 @@ def layout_of(path: Path, source: dict[str, Any]) -> str:
     """
     if "_dynamics.0.0.weight" in source:
         message = f"{path} is in the layout from before the release, of which an operation is unknown"
-        raise DataError(f"{message}: its actions would be wrong", hint=other_seeds(path))
+        raise DataError(f"{message}: its actions would be wrong", hint=_other_seeds(path))
     if any(key.startswith("_encoder.rgb.") for key in source):
         raise DataError(f"{path} encodes images", hint="gq imports models of state observations")
     if "_Qs.params.0" in source:
@@ -144,7 +144,7 @@ def layout_of(path: Path, source: dict[str, Any]) -> str:
     return "C'" if any(key.startswith("_Qs.module.") for key in source) else "C"
 
 
-def other_seeds(path: Path) -> str:
+def _other_seeds(path: Path) -> str:
     """Return a hint that names the checkpoints of the same task in a layout that can be read."""
     task, _, _ = path.stem.rpartition("-")
     old = TDMPC2["old_layout"]
@@ -162,7 +162,7 @@ def infer_shape(path: Path, source: dict[str, Any]) -> tuple[WorldModelConfig, i
 
     def shape(key: str, num_dims: int) -> tuple[int, ...]:
         if not isinstance(source.get(key), Tensor):
-            raise DataError(f"{path} lacks {key}", hint=NOT_OURS)
+            raise DataError(f"{path}: {key} is missing", hint=NOT_OURS)
         if source[key].ndim != num_dims:
             raise DataError(f"{path}: {key} has {source[key].ndim} dimensions, not {num_dims}", hint=NOT_OURS)
         return tuple(source[key].shape)
@@ -171,7 +171,7 @@ def infer_shape(path: Path, source: dict[str, Any]) -> tuple[WorldModelConfig, i
     num_tasks, task_dim = shape("_task_emb.weight", 2) if "_task_emb.weight" in source else (0, 0)
     encoder_dim, observation_and_task = shape("_encoder.state.0.weight", 2)
     num_outputs, _ = shape("_pi.2.weight", 2)
-    low, span = (number_of(path, source, key, value) for key, value in (("log_std_min", -10), ("log_std_dif", 12)))
+    low, span = (_number_of(path, source, key, value) for key, value in (("log_std_min", -10), ("log_std_dif", 12)))
     config = WorldModelConfig(
         encoder_dim=encoder_dim,
         num_encoder_layers=num_layers,
@@ -195,7 +195,7 @@ def infer_shape(path: Path, source: dict[str, Any]) -> tuple[WorldModelConfig, i
     return config, observation_and_task - task_dim, num_outputs // 2, episodic
 
 
-def number_of(path: Path, source: dict[str, Any], key: str, default: float) -> float:
+def _number_of(path: Path, source: dict[str, Any], key: str, default: float) -> float:
     """Take a number out of a state dict, where it is a tensor without dimensions; layout A has none."""
     value = source.pop(key, None)
     if value is None:
@@ -205,7 +205,7 @@ def number_of(path: Path, source: dict[str, Any], key: str, default: float) -> f
     return float(value)
 
 
-def drop_copies(path: Path, source: dict[str, Any], layout: str) -> None:
+def _drop_copies(path: Path, source: dict[str, Any], layout: str) -> None:
     """Take out of a state dict what holds nothing of its own.
 
     Raises:
@@ -223,7 +223,7 @@ def drop_copies(path: Path, source: dict[str, Any], layout: str) -> None:
             raise DataError(f"{path}: {key} is not equal to the same of _Qs", hint=NOT_OURS)
 
 
-def take_parameters(path: Path, source: dict[str, Any], layout: str, shapes: dict[str, Tensor]) -> dict[str, Tensor]:
+def _take_parameters(path: Path, source: dict[str, Any], layout: str, shapes: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take all parameters out of a state dict, by our names, and check shape, dtype and that they are finite.
 
     Args:
@@ -238,7 +238,7 @@ def take_parameters(path: Path, source: dict[str, Any], layout: str, shapes: dic
         key = official_name(name, layout)
         value = source.pop(key, None)
         if not has_data(value):
-            raise DataError(f"{path} lacks {key}", hint=NOT_OURS)
+            raise DataError(f"{path}: {key} is missing", hint=NOT_OURS)
         if value.shape != expected.shape:
             found, wanted = list(value.shape), list(expected.shape)
             raise DataError(f"{path}: {key} has shape {found}, the other shapes ask for {wanted}", hint=NOT_OURS)
@@ -268,7 +268,7 @@ def official_name(ours: str, layout: str) -> str:
 # --- one task of many -------------------------------------------------------------------------------------------------
 
 
-def choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, int]:
+def _choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, int]:
     """Return a task and which row of a file's embeddings is its.
 
     Raises:
@@ -289,7 +289,7 @@ def choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, int
     return task, MT30.index(task.id)
 
 
-def check_dims(path: Path, task: Task, observation_dim: int, action_dim: int) -> None:
+def _check_dims(path: Path, task: Task, observation_dim: int, action_dim: int) -> None:
     """Check that a model of one task has the inputs of the task that it is said to be for.
 
     Raises:
@@ -303,7 +303,7 @@ def check_dims(path: Path, task: Task, observation_dim: int, action_dim: int) ->
         )
 
 
-def slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padded: PaddedDims) -> dict[str, Tensor]:
+def _slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padded: PaddedDims) -> dict[str, Tensor]:
     """Return the state dict of one task's model, by the names of `WorldModel`.
 
     Args:
@@ -335,7 +335,7 @@ def slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padde
     return sliced
 
 
-def check_mask(path: Path, mask: Any, row: int, task: Task, shape: tuple[int, int]) -> None:
+def _check_mask(path: Path, mask: Any, row: int, task: Task, shape: tuple[int, int]) -> None:
     """Check that a file's action masks [num_tasks, action_dim], if it has them, are those of the task.
 
     Raises:

@@ -22,12 +22,12 @@ def checkpoint_task(entry: DatasetEntry, asked: str | None) -> str:
         asked: what the user named, to choose one of many.
 
     Raises:
-        UsageError: the checkpoint holds many tasks and none was asked for, or is not for the one that was.
+        UsageError: the checkpoint holds many tasks and none was named, or is not for the one that was.
     """
     task = resolve_task(asked).id if asked else ""
     if entry.task not in TDMPC2["multitask"]:
         if task and task != entry.task:
-            raise UsageError(f"{entry.id} is for {entry.task}, not {task}", hint="leave --task away")
+            raise UsageError(f"{entry.id} is for {entry.task}, not {task}", hint="omit --task")
         return entry.task if entry.task in CONTROL_TASKS else ""
     usable = usable_tasks()
     listed = "one of " + ", ".join(usable)
