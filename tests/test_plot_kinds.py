@@ -139,7 +139,7 @@ def test_the_newest_evaluated_checkpoint_counts_and_of_each_target_its_newest(tm
     evaluate_as_if(run, {2000.0: [5.0]}, name="2b", stochastic=True)
     evaluate_as_if(run, {2500.0: [5.0]}, name="2c", context="blocks")
     (line,) = read_targets([run]).lines
-    assert line.targets.tolist() == [1000, 3000]
+    assert line.x.tolist() == [1000, 3000]
     assert line.mean.tolist() == [850, 2500]
     assert (line.low[0], line.high[0]) == pytest.approx((214.7, 1485.3), abs=0.1), "Student's t of two"
     assert line.band == "episodes"
@@ -151,9 +151,7 @@ def test_seeds_are_one_line_at_the_targets_of_all(tmp_path: Path) -> None:
     evaluate_as_if(runs[0], {1000.0: [900.0], 2000.0: [1.0]})
     evaluate_as_if(runs[1], {1000.0: [700.0], 3000.0: [1.0]})
     asked = read_targets(runs)
-    assert [(line.name, line.targets.tolist(), line.mean.tolist()) for line in asked.lines] == [
-        ("2 runs", [1000], [800])
-    ]
+    assert [(line.name, line.x.tolist(), line.mean.tolist()) for line in asked.lines] == [("2 runs", [1000], [800])]
     assert (asked.lines[0].low[0], asked.lines[0].high[0]) == (700, 900)
     assert asked.caption() == "mean over runs; bars: lowest to highest"
     assert read_targets(runs, band="none").lines[0].low is None
@@ -190,7 +188,7 @@ def test_imported_weights_and_children_of_other_seeds_are_seeds_of_their_own(tmp
 
 def test_without_stored_evaluations_the_last_one_of_the_training_counts(tmp_path: Path) -> None:
     asked = read_targets([transformer_run(tmp_path / "a")])
-    assert (asked.lines[0].targets.tolist(), asked.lines[0].mean.tolist()) == ([1000, 3000], [900, 2200])
+    assert (asked.lines[0].x.tolist(), asked.lines[0].mean.tolist()) == ([1000, 3000], [900, 2200])
     assert asked.lines[0].low is None
     assert asked.notes[0] == "a has no stored evaluation: its last one while it trained"
     assert asked.notes[1].startswith("the data's returns are not shown: ")

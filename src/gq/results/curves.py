@@ -39,23 +39,24 @@ class OfficialCurve:
         return f"{self.name}, {max(self.num_seeds)} seeds"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """One line; all arrays are [points], float64."""
 
     task: str
     algo: str
     group: str  # what tells its runs from those of other lines; "" where there is one group of a task
-    what: str
-    metric: str  # see gq.results.history.RETURN
-    rank: int  # see gq.results.history.MAIN
-    target: float | None
     runs: tuple[str, ...]
     x: np.ndarray
-    mean: np.ndarray  # over runs; of their middle half where that was asked for
+    mean: np.ndarray  # over runs, or of their middle half
     low: np.ndarray | None  # the band; None for a single run
     high: np.ndarray | None
-    band: str  # bootstrap, min-max, or "" for none
+    band: str  # bootstrap, min-max, episodes, or "" for none
+    what: str = ""
+    metric: str = RETURN
+    rank: int = MAIN
+    target: float | None = None
+    checkpoints: tuple[str, ...] = ()  # of the runs
 
     @property
     def name(self) -> str:

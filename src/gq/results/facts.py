@@ -100,7 +100,6 @@ class RunFacts:
     best: CheckpointFacts | None
     last: CheckpointFacts | None  # None where it is the best one too
     selection: str  # how the best was chosen
-    protocol: list[tuple[str, list[str]]]  # what was done, as names and lines; "sha256" begins a hash
     reference: Reference | None
     baselines: list[Baseline]
     data: DataFacts | None
@@ -210,7 +209,7 @@ class Facts:
 
 def _run_document(run: RunFacts, learning: Learning | None) -> dict[str, Any]:
     document = asdict(run)
-    del document["config_text"], document["protocol"]
+    del document["config_text"]
     if run.data:
         del document["data"]["returns"]
     document |= {"path": str(run.path), "commands": dict(run.commands)}

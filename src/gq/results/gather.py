@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from gq.results.targets import thinned
 from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.evaluations import (
-    PROTOCOL,
     EvaluationRow,
     Evaluations,
     Way,
@@ -115,7 +114,7 @@ def _gather_run(
             data = found
             if environment.get("dataset_sha256") not in (None, data.fingerprint):
                 notes.append(f"{dataset} has changed since the training: its returns are not those of the run's data")
-    facts = RunFacts(
+    return RunFacts(
         name=run.name,
         path=run,
         state=state,
@@ -125,7 +124,6 @@ def _gather_run(
         best=best,
         last=last,
         selection=selection_text(run, settings),
-        protocol=[],
         reference=reference_for(task, recorded_origin(run, dataset)),
         baselines=_find_baselines(run, runs, environment, data),
         data=data,
@@ -133,7 +131,6 @@ def _gather_run(
         commands=_commands_of(run, settings, environment, best),
         notes=notes,
     )
-    return replace(facts, protocol=_protocol_of(facts))
 
 
 def _data_or_reason(dataset: str, task: str) -> DataFacts | str:
@@ -167,38 +164,6 @@ def _choose_video(run: Path, max_bytes: int, notes: list[str]) -> Path | None:
         limit = f"{max_bytes / 1e6:.1f} MB"
         notes.append(f"its videos are above {limit}, too large to embed; gq report --video records a small one")
     return max(fitting, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
-
-
-def _protocol_of(run: RunFacts) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = [("Run", [str(run.path)]), ("State", [run.state])]
-    found.append(("Seed", [str(run.settings.get("train.seed", "not on record"))]))
-    for which, checkpoint in (("Best checkpoint", run.best), ("Last checkpoint", run.last)):
-        if checkpoint:
-            progress = ", ".join(f"{number:,} {what}" for what, number in checkpoint.progress.items())
-            found.append((which, [f"{checkpoint.name}, {progress}", f"weights sha256 {checkpoint.model_sha256}"]))
-    if measure := run.headline:
-        seeds = sorted(episode.seed for episode in measure.episodes)
-        own = [m.target for m in run.best.measures if m.is_own and m.target is not None] if run.best else []
-        targets = ", ".join(f"{target:,.10g}" for target in own)
-        found.append(("Targets", [f"{targets}: fixed with the run, not chosen by these results"] if targets else []))
-        found.append(("Episodes", [f"{len(seeds)} each, seeds {seeds[0]} to {seeds[-1]}; actions are deterministic"]))
-    environment = run.environment
-    if run.dataset:
-        digest = environment.get("dataset_sha256")
-        found.append(("Data", [run.dataset, *([f"arrays sha256 {digest}"] if digest else [])]))
-        recorded = {name: value for name, value in section(environment, "dataset").items() if name != "origin"}
-        found.append(("Data made with", [_listed(recorded)]))
-    if parent := section(environment, "parent"):
-        found.append(("Finetuned from", [f"{parent.get('run')}, {parent.get('checkpoint')}"]))
-    found.append(("Computed on", [str(environment.get("compute", ""))]))
-    found.append(("Trained with", [_listed(section(environment, "versions"))]))
-    found.append(("Evaluated with", list(dict.fromkeys(_listed(measure.versions) for _, measure in run.measures))))
-    found.append(("Measured", [run.selection, PROTOCOL]))
-    return [(name, lines) for name, lines in found if any(lines)]
-
-
-def _listed(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _gather_checkpoints(

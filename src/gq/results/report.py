@@ -13,28 +13,21 @@ import numpy as np
 from gq.errors import UsageError
 from gq.files import write_json, write_text
 from gq.paths import check_still_there
-from gq.results.curves import Learning
-from gq.results.facts import DataFacts, Facts, Group, GroupRow, Measure, RunFacts
+from gq.results.curves import Curve, Learning
+from gq.results.facts import DataFacts, Facts, Group, GroupRow, RunFacts
 from gq.results.figures import Returns, Strip, draw_curves, draw_returns
 from gq.results.gather import MIME, ReportOptions, gather
 from gq.results.history import RETURN
 from gq.results.style import Table, inline_svg
-from gq.results.targets import TargetLine, TargetReturns, draw_targets
+from gq.results.targets import TargetReturns, draw_targets
+from gq.runs.evaluations import PROTOCOL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 KINDS = (".html", ".json")
-ALGORITHMS = {
-    "dt": "A Decision Transformer",
-    "bc": "A network that clones behaviour",
-    "odt": "An Online Decision Transformer",
-    "finetune": "An Online Decision Transformer, finetuned on its own episodes",
-    "tdmpc2": "A TD-MPC2 agent",
-}
-WIDE, NARROW = 7.2, 3.6  # inches of figures on wide pages and on phones
+WIDE, NARROW = 6.4, 3.6  # inches of figures on wide pages and on phones
 CURVES_INCHES, LEGEND_INCHES = 2.7, 0.16
-MAX_POINTS = 40  # of each curve in its table
 MAX_NOTES = 8  # on top of a page about several runs
 
 
@@ -45,7 +38,6 @@ class PageFigure:
     wide: str  # SVG
     narrow: str
     caption: str
-    numbers: Table | None
 
 
 def report(
@@ -95,7 +87,8 @@ def render_page(facts: Facts) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"show": show, "between": between}
+    environment.filters |= {"show": show, "between": between, "short": short, "number": lambda value: f"{value:,.10g}"}
+    environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode("ascii")
     folder = resources.files("gq.results")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     tasks = list(dict.fromkeys(run.task for run in facts.runs))
@@ -107,12 +100,13 @@ def render_page(facts: Facts) -> str:
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),
         svg=Markup,
         notes=[*facts.notes, *facts.runs[0].notes] if is_single else [*facts.notes, *missing][:MAX_NOTES],
+        protocol=PROTOCOL,
+        mime=MIME,
         runs=[
-            {"facts": run, "sentences": f"{_what_it_is(run)} {_what_it_returns(run)}", "video": _video(run)}
+            {"facts": run, "curves": facts.learning.get(str(run.path))}
             | _run_parts(run, facts.learning.get(str(run.path)), f"run-{index}")
             for index, run in enumerate(facts.runs)
         ],
-        groups=[] if is_single else [sentence_of(group) for group in facts.groups],
         comparison=None if is_single else comparison_table(facts),
         tasks=[] if is_single else [_task_parts(facts, task, f"all-{index}") for index, task in enumerate(tasks)],
     )
@@ -127,52 +121,14 @@ def show(value: float | None) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def between(interval: tuple[float, float] | None) -> str:
-    """An interval for tables and sentences."""
-    return "–" if interval is None else f"{show(interval[0])} to {show(interval[1])}"
-
-
-def _short(dataset: str) -> str:
+def short(dataset: str) -> str:
+    """A dataset's id, or its file's name."""
     return PurePath(dataset).name if PurePath(dataset).is_absolute() else dataset
 
 
-# Sentences
-
-
-def _what_it_is(run: RunFacts) -> str:
-    parameters = run.environment.get("parameters")
-    size = f"size {run.settings.get('size', 'unknown')}"
-    amount = f" ({size}, {parameters:,} parameters)" if isinstance(parameters, int) else f" ({size})"
-    source = f", trained on {_short(run.dataset)}" if run.dataset else ", trained on its own experience"
-    return f"{ALGORITHMS.get(run.algo, run.algo)}{amount} for {run.task}{source}."
-
-
-def _what_it_returns(run: RunFacts) -> str:
-    parts = ["It has not been evaluated yet."]
-    if measure := run.headline:
-        result = measure.summary
-        start = f"With target {measure.target:,.10g}, it" if measure.target is not None else "It"
-        interval = f"95 % interval {between(result.return_ci95)}; {len(measure.episodes)} episodes"
-        parts = [f"{start} returns {show(result.return_mean)} on average ({interval})."]
-    if data := run.data:
-        best, top = show(data.quantiles["p100"]), show(data.top_mean)
-        parts.append(f"The data return {show(data.return_mean)} on average, {best} at best, {top} in their best tenth.")
-    return " ".join(parts)
-
-
-def sentence_of(group: Group) -> str:
-    """What a group returned at its highest target."""
-    row = group.headline
-    name = f"{group.name} ({len(group.runs)} runs)" if len(group.runs) > 1 else group.name
-    if not row:
-        return f"{name}: not evaluated yet."
-    over = "runs" if len(row.means) > 1 else "episodes"
-    how = f"95 % interval over {over} {between(row.ci95)}" if row.ci95 else "no interval: a seed is repeated"
-    target = f" with target {row.target:,.10g}" if row.target is not None else ""
-    return f"{name}: {show(row.mean)} on average{target} ({how})."
-
-
-# Tables
+def between(interval: tuple[float, float] | None) -> str:
+    """An interval for tables and sentences."""
+    return "–" if interval is None else f"{show(interval[0])} to {show(interval[1])}"
 
 
 def comparison_table(facts: Facts) -> Table:
@@ -195,77 +151,24 @@ def comparison_table(facts: Facts) -> Table:
     return Table(headings, rows, f"{caption}. Scores by {', '.join(names) or 'no reference'}", classes)
 
 
-def _results_table(run: RunFacts) -> Table:
-    rows: list[tuple[str, ...]] = []
-    classes = []
-    for which, measure in run.measures:
-        result = measure.summary
-        label = f"{measure.target:,.10g}" if measure.target is not None else measure.label
-        numbers = (show(result.return_mean), between(result.return_ci95), show(result.return_iqm))
-        ends = (f"{result.length_mean:,.0f}", str(measure.num_terminated), str(len(measure.episodes)))
-        rows.append((label, which, *numbers, show(result.normalized_mean), *ends))
-        classes.append("main" if measure is run.headline else "" if measure.is_own else "quiet")
-    score = f"score ({run.reference.name})" if run.reference else "score"
-    way = "mode" if run.algo == "tdmpc2" else "target"
-    headings = [way, "checkpoint", "mean", "95 % interval", "IQM", score, "steps", "terminated", "episodes"]
-    if run.algo == "bc":
-        headings, rows = headings[1:], [row[1:] for row in rows]
-    extra = "; quiet rows were evaluated later, not fixed with the run" if "quiet" in classes else ""
-    return Table(headings, rows, f"Returns, the intervals over episodes{extra}", classes)
-
-
-def _comparisons_table(run: RunFacts) -> Table | None:
-    rows = [(what, show(mean), between(ci95), show(score)) for what, mean, ci95, score in run.comparisons()]
-    caption = "Mean returns"
-    if run.reference:
-        caption += f"; scores by {run.reference.title}"
-    if any(not one.is_policy for one in run.baselines):
-        caption += ". Cloning the best tenth of the data aims at its mean; that line is data, no policy was measured"
-    note = f". {run.reference.note}" if run.reference and run.reference.note else ""
-    return Table(["what", "mean return", "95 % interval", "score"], rows, caption + note) if rows else None
-
-
-def _data_table(data: DataFacts) -> Table:
-    names = {"p0": "lowest", "p50": "median", "p100": "highest"}
-    headings = [names.get(name, f"{name[1:]} %") for name in data.quantiles]
-    size = f"{data.num_episodes:,} episodes, {data.num_transitions:,} transitions"
-    caption = f"{_short(data.dataset)}, {size}: quantiles of the episodes' returns"
-    return Table(headings, [tuple(show(value) for value in data.quantiles.values())], caption)
-
-
-def _episode_table(measures: Sequence[Measure]) -> Table:
-    rows = [
-        (measure.way, str(e.seed), show(e.episode_return), f"{e.length:,}", "yes" if e.terminated else "no")
-        for measure in measures
-        for e in measure.episodes
-    ]
-    return Table(["way", "seed", "return", "steps", "terminated"], rows, "Every episode")
-
-
-# Figures
-
-
 def _figure(
     draw: Callable[["Canvas"], None],
     height: float,
     name: str,
     words: tuple[str, str, str],  # title, description for those who do not see it, caption
-    numbers: Table | None = None,
 ) -> PageFigure:
     title, description, caption = words
     wide, narrow = (
         inline_svg((width, height), draw, name=f"{name}-{form}", title=title, description=description)
         for width, form in ((WIDE, "wide"), (NARROW, "narrow"))
     )
-    return PageFigure(wide, narrow, caption, numbers)
+    return PageFigure(wide, narrow, caption)
 
 
 def _run_parts(run: RunFacts, learning: Learning | None, name: str) -> dict[str, Any]:
-    """Tables and figures of one run; None for those that it does not have."""
+    """The figures of one run; None for those that it does not have."""
     measures = run.best.measures if run.best else []
     parts: dict[str, Any] = dict.fromkeys(("returns", "targets", "learning"))
-    parts |= {"results": _results_table(run), "compared": _comparisons_table(run)}
-    parts["data"] = _data_table(run.data) if run.data else None
     if measures:
         strips = [
             Strip(
@@ -280,7 +183,7 @@ def _run_parts(run: RunFacts, learning: Learning | None, name: str) -> dict[str,
         ]
         marks = [*_scale_marks([run]), *((_baseline_name(one.is_policy), one.return_mean) for one in run.baselines)]
         words = f"Returns of {run.name}", "Each dot is an episode of the best checkpoint."
-        parts["returns"] = _returns_figure(strips, run.data, marks, words, f"{name}-returns", _episode_table(measures))
+        parts["returns"] = _returns_figure(strips, run.data, marks, words, f"{name}-returns")
     if any(measure.target is not None for _, measure in run.measures):
         parts["targets"] = _targets_figure(run, f"{name}-targets")
     if learning:
@@ -338,18 +241,17 @@ def _returns_figure(
     marks: Sequence[tuple[str, float]],
     words: tuple[str, str],
     name: str,
-    numbers: Table | None = None,
 ) -> PageFigure:
     title, caption = words
     caption += " Below them, the mean with its 95 % interval, and as a tick the interquartile mean."
     if any(strip.target is not None for strip in strips):
         caption += " The triangle is the target return."
     if data:
-        caption += f" On top, the episodes of {_short(data.dataset)}."
+        caption += f" On top, the episodes of {short(data.dataset)}."
     returns = Returns(strips=strips, histogram=(data.edges, data.counts) if data else None, landmarks=marks)
     said = "; ".join(f"{strip.label}: mean {strip.mean:,.0f} of {len(strip.returns)} episodes" for strip in strips)
     height = returns.size(WIDE)[1]
-    return _figure(lambda canvas: draw_returns(canvas, returns), height, name, (title, said, caption), numbers)
+    return _figure(lambda canvas: draw_returns(canvas, returns), height, name, (title, said, caption))
 
 
 def _targets_figure(run: RunFacts, name: str) -> PageFigure:
@@ -361,8 +263,18 @@ def _targets_figure(run: RunFacts, name: str) -> PageFigure:
             low, high = np.array([measure.summary.return_ci95 for measure in measures]).T
             means = np.array([measure.summary.return_mean for measure in measures])
             targets = np.array([measure.target for measure in measures])
-            names = (which,), (checkpoint.name,)
-            lines.append(TargetLine(run.task, "", *names, targets, means, low, high, "episodes"))
+            line = Curve(
+                task=run.task,
+                algo=run.algo,
+                group=which,
+                runs=(run.name,),
+                x=targets,
+                mean=means,
+                low=low,
+                high=high,
+                band="episodes",
+            )
+            lines.append(line)
             said += [f"{which}, {measure.way}: {show(measure.summary.return_mean)}" for measure in measures]
     data = {run.task: run.data.returns} if run.data else {}
     figure = TargetReturns(lines, data, "mean", [])
@@ -376,16 +288,8 @@ def _targets_figure(run: RunFacts, name: str) -> PageFigure:
 
 
 def _learning_figure(learning: Learning, task: str, marked: Sequence[tuple[str, float]], name: str) -> PageFigure:
-    """The learning curves of a task with their last values."""
     curves = learning.shown(task)
     caption = "Evaluations while training, on the episodes that choose the best checkpoint."
-    rows = [
-        (curve.name, f"{x:,.10g}", show(float(mean)))
-        for curve in curves
-        for x, mean in list(zip(curve.x.tolist(), curve.mean.tolist(), strict=True))[-MAX_POINTS:]
-    ]
-    headings = ["curve", learning.x_name.replace("-", " "), "mean return"]
-    numbers = Table(headings, rows, "Points of the curves, the last forty of each")
     said = "; ".join(f"{curve.name}: {curve.mean[-1]:,.0f} at {curve.x[-1]:,.10g}" for curve in curves)
     height = CURVES_INCHES + LEGEND_INCHES * (len(curves) + len(marked) + 2 + (task in learning.official))
     return _figure(
@@ -393,14 +297,4 @@ def _learning_figure(learning: Learning, task: str, marked: Sequence[tuple[str, 
         height,
         name,
         (f"Learning on {task}", said, f"{caption} {learning.caption().capitalize()}"),
-        numbers,
     )
-
-
-def _video(run: RunFacts) -> dict[str, str] | None:
-    """A video with all of its bytes in the page."""
-    if not run.video:
-        return None
-    kind = MIME[run.video.suffix.lower()]
-    address = f"data:{kind};base64,{base64.b64encode(run.video.read_bytes()).decode('ascii')}"
-    return {"address": address, "kind": kind, "name": f"{run.video.parent.name}/{run.video.name}"}

@@ -11,7 +11,7 @@ import numpy as np
 
 from gq.datasets.loading import load_dataset
 from gq.errors import GqError, UsageError
-from gq.results.curves import Aggregate, Band, aggregate, band_of, describe, kind_of_band
+from gq.results.curves import Aggregate, Band, Curve, aggregate, band_of, describe, kind_of_band
 from gq.results.history import History, groups_by_task, is_number, read_records, read_settings, repeated_seeds
 from gq.results.style import (
     GREY,
@@ -52,32 +52,10 @@ class _Achieved:
 
 
 @dataclass(frozen=True)
-class TargetLine:
-    """What runs of one group achieved; all arrays are [targets], float64."""
-
-    task: str
-    group: str
-    runs: tuple[str, ...]
-    checkpoints: tuple[str, ...]
-    targets: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray | None
-    high: np.ndarray | None
-    band: str  # episodes, bootstrap, min-max, or "" for none
-
-    @property
-    def name(self) -> str:
-        """What the line is called."""
-        if len(self.runs) > 1:
-            return f"{self.group} ({len(self.runs)} runs)" if self.group else f"{len(self.runs)} runs"
-        return self.group or self.runs[0]
-
-
-@dataclass(frozen=True)
 class TargetReturns:
     """Lines of some runs, and the returns of the data that they learnt from."""
 
-    lines: list[TargetLine]
+    lines: list[Curve]  # x is the target return
     data: dict[str, np.ndarray]  # by task: [episodes], or quantiles of them, in increasing order
     aggregate: Aggregate
     notes: list[str]
@@ -154,7 +132,7 @@ def _read_achieved(run: Path) -> _Achieved:
     return _Achieved(history, dict(sorted(returns.items())), "")
 
 
-def _group_lines(name: str, group: Sequence[_Achieved], how: Aggregate, wanted: Band) -> list[TargetLine]:
+def _group_lines(name: str, group: Sequence[_Achieved], how: Aggregate, wanted: Band) -> list[Curve]:
     targets = [target for target in group[0].returns if all(target in one.returns for one in group)]
     if not targets:
         apart = [", ".join(filter(None, [name, one.history.run.name])) for one in group]
@@ -166,19 +144,19 @@ def _group_lines(name: str, group: Sequence[_Achieved], how: Aggregate, wanted: 
         band = "episodes"
         ends = np.array([mean_interval(group[0].returns[target]) for target in targets])
         low, high = ends.T
-    return [
-        TargetLine(
-            task=str(group[0].history.settings["task"]),
-            group=name,
-            runs=tuple(one.history.run.name for one in group),
-            checkpoints=tuple(one.checkpoint for one in group),
-            targets=np.array(targets),
-            mean=aggregate(values, how),
-            low=low,
-            high=high,
-            band=band,
-        )
-    ]
+    line = Curve(
+        task=str(group[0].history.settings["task"]),
+        algo=str(group[0].history.settings["algo"]),
+        group=name,
+        runs=tuple(one.history.run.name for one in group),
+        checkpoints=tuple(one.checkpoint for one in group),
+        x=np.array(targets),
+        mean=aggregate(values, how),
+        low=low,
+        high=high,
+        band=band,
+    )
+    return [line]
 
 
 def _returns_of_data(histories: Sequence[History]) -> tuple[np.ndarray | None, str]:
@@ -200,7 +178,7 @@ def draw_targets(axes: "Axes", targets: TargetReturns, task: str) -> None:
     """Draw the lines of a task, the diagonal where policies return their target, and the data's returns on the axis."""
     lines = [line for line in targets.lines if line.task == task]
     data = targets.data.get(task)
-    places = np.concatenate([line.targets for line in lines] + ([data] if data is not None else []))
+    places = np.concatenate([line.x for line in lines] + ([data] if data is not None else []))
     low, high = min(0.0, float(places.min())), max(0.0, float(places.max()))
     axes.plot((low, high), (low, high), color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=DIAGONAL)
     bars: dict[str, Any] = {"capsize": 2, "capthick": 0.8, "elinewidth": 0.8}
@@ -209,7 +187,7 @@ def draw_targets(axes: "Axes", targets: TargetReturns, task: str) -> None:
         ends = None
         if line.low is not None and line.high is not None:
             ends = np.maximum([line.mean - line.low, line.high - line.mean], 0)
-        axes.errorbar(line.targets, line.mean, ends, label=line.name, **style)
+        axes.errorbar(line.x, line.mean, ends, label=line.name, **style)
     for text in targets.bands(task):
         axes.errorbar([], [], [], color=STRONG_GREY, linestyle="none", label=text, **bars)
     if data is not None:
@@ -238,7 +216,7 @@ def target_drawing(targets: TargetReturns) -> Drawing:
     rows = []
     for line in targets.lines:
         ends = [None] * 2 if line.low is None or line.high is None else [line.low, line.high]
-        columns = [line.targets, line.mean, *(line.mean if values is None else values for values in ends)]
+        columns = [line.x, line.mean, *(line.mean if values is None else values for values in ends)]
         for target, mean, low, high in zip(*(values.tolist() for values in columns), strict=True):
             band = [low, high] if line.band else ["", ""]
             points.append([line.name, line.task, target, mean, *band, len(line.runs), targets.aggregate, line.band])
@@ -247,7 +225,7 @@ def target_drawing(targets: TargetReturns) -> Drawing:
             {
                 "label": line.name,
                 "task": line.task,
-                "targets": line.targets.tolist(),
+                "targets": line.x.tolist(),
                 "achieved": line.mean.tolist(),
                 "low": None if line.low is None else line.low.tolist(),
                 "high": None if line.high is None else line.high.tolist(),
@@ -277,8 +255,8 @@ def _target_rows(targets: TargetReturns, width: int) -> list[Row]:
     rows: list[Row] = []
     for task in targets.tasks:
         chosen = [line for line in targets.lines if line.task == task]
-        lines = [numbered(line.name, line.targets, line.mean, index) for index, line in enumerate(chosen)]
-        ends = np.array([min(0.0, *(line.targets[0] for line in chosen)), max(line.targets[-1] for line in chosen)])
+        lines = [numbered(line.name, line.x, line.mean, index) for index, line in enumerate(chosen)]
+        ends = np.array([min(0.0, *(line.x[0] for line in chosen)), max(line.x[-1] for line in chosen)])
         lines.append(Line(DIAGONAL, ends, ends, DIM, "*"))
         rows += [[(task, "")], *draw_lines(lines, width=width, x_name="target", y_name="return")]
         if task in targets.data:
