@@ -462,6 +462,20 @@ def test_the_canonical_file_reads_back_equal(tmp_path, episodes, widths):
         }
 
 
+def test_attributes_that_hdf5_cannot_hold_are_written_as_text(tmp_path):
+    found = read_trajectories(write_hdf5(tmp_path / "hopper.hdf5", rows([5], terminated=[True])))
+    attributes = {"a": "x\0\ud800", "b": {"c": 1}, "d": ["\ud800", "e"], "f": [1, "g"], "h": [1, 2]}
+    write_canonical(tmp_path / "x.hdf5", found, timeouts=time_limits(found), attributes=attributes)
+    stored = read_trajectories(tmp_path / "x.hdf5").attributes
+    assert {name: stored[name] for name in attributes} == {
+        "a": "x ?",
+        "b": "{'c': 1}",
+        "d": ["?", "e"],
+        "f": "[1, 'g']",
+        "h": [1, 2],
+    }
+
+
 def test_flags_that_do_not_mark_the_ends_are_a_programming_error(tmp_path):
     found = read_trajectories(write_hdf5(tmp_path / "hopper.hdf5", rows([5, 4], terminated=[True, False])))
     with pytest.raises(AssertionError, match="flags must mark the ends"):

@@ -70,6 +70,18 @@ def plain_attributes(holder: Any) -> dict[str, Any]:
     return plain
 
 
+def item_names(group: Any) -> list[str]:
+    """Return the names in an HDF5 group; h5py gives bytes for what is no UTF-8, which is no name that gq knows.
+
+    Raises:
+        OSError: they are damaged, whatever h5py makes of that.
+    """
+    try:
+        return [name for name in group if isinstance(name, str)]
+    except READ_ERRORS as error:
+        raise OSError(str(error)) from error
+
+
 def own_item(where: str, container: Any, name: str) -> Any:
     """Return what a name in a dict or an HDF5 group stands for, or None.
 
@@ -84,10 +96,10 @@ def own_item(where: str, container: Any, name: str) -> Any:
         return container.get(name)
     import h5py
 
-    link = container.get(name, getlink=True)
-    if link is not None and not isinstance(link, h5py.HardLink):
-        raise ForeignError(f"{where}: {name} is a link to elsewhere, which gq does not follow", hint=ELSEWHERE)
     try:
+        link = container.get(name, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise ForeignError(f"{where}: {name} is a link to elsewhere, which gq does not follow", hint=ELSEWHERE)
         item = container.get(name)
         getattr(item, "dtype", None)
     except (KeyError, ValueError, TypeError, OverflowError) as error:  # as a type of number that NumPy lacks

@@ -19,6 +19,7 @@ from gq.data.hdf5 import (
     READ_ERRORS,
     ForeignError,
     damaged,
+    item_names,
     own_item,
     pick_column,
     plain_attributes,
@@ -127,13 +128,13 @@ def starts_as_hdf5(path: Path) -> bool:
 
 def stored_hdf5(path: Path, root: Any, problems: Problems) -> Stored:
     """Look at an open D4RL or Minari file. Raises UnusableError, ForeignError."""
-    names = [name for name in root if isinstance(name, str)]  # h5py gives bytes for what is no UTF-8
-    if "observations" in names:
+    if root.id.links.exists(b"observations"):  # where the link may lead is for `own_item` to say
         attributes = _root_attributes(path, root, problems)
         return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), root)], attributes=attributes)
+    names = item_names(root)
     episodes = [name for name in names if re.fullmatch(r"episode_\d{1,18}", name)]
     if not episodes:
-        found = ", ".join(map(str, list(root)[:5])) or "nothing"
+        found = ", ".join(names[:5]) or "nothing"
         message = f"neither observations (D4RL) nor episode_0 (Minari) at its root, but {found}"
         hint = "gq reads D4RL and Minari HDF5 files and pickled lists of episodes"
         raise UnusableError(Problem("bad-shape", message, DataError(f"{path} has {message}", hint=hint)))
@@ -216,16 +217,17 @@ def _find_episodes(stored: Stored, path: Path, holder: Any, labels: list[str], p
         try:
             place = _Place(path, label, stored.layout, problems)
             stored.parts.append(_find_part(place, own_item(str(path), holder, label)))
+            continue
         except ForeignError:
             raise
         except UnusableError as error:
-            problems.add(replace(error.problem, episode=label, loses_episode=True))
-            stored.num_lost += 1
+            problem = error.problem
         except (DataError, *READ_ERRORS) as error:
             if problems.refuse:
                 raise
-            problems.add(Problem("truncated-file", str(error), episode=label, loses_episode=True))
-            stored.num_lost += 1
+            problem = Problem("truncated-file", str(error))
+        problems.add(replace(problem, episode=label, loses_episode=True))
+        stored.num_lost += 1
 
 
 @dataclass(frozen=True)
@@ -257,14 +259,11 @@ def _find_part(place: _Place, container: Any) -> Part:
         ForeignError: one lies in another file.
     """
     refuse = place.problems.refuse
-    wanted = [*REQUIRED]
-    if (place.layout.timeouts or not refuse) and place.stored_name("timeouts") in container:
-        wanted.append("timeouts")
     dispensable = ("timeouts",) if place.label else FLAGS  # in a flat file, repair recognises falls without terminals
+    found = _pick_columns(place, container, dispensable)
     columns: dict[str, Any] = {}
-    for name in wanted:
+    for name, column in found.items():
         try:
-            column = _pick(place, container, name, wanted, columns)
             _examine_column(place, name, column)
             columns[name] = column
         except UnusableError as error:
@@ -276,23 +275,36 @@ def _find_part(place: _Place, container: Any) -> Part:
     return Part(place.label, columns, num_rows, following)
 
 
-def _pick(place: _Place, container: Any, name: str, wanted: list[str], found: dict[str, Any]) -> Any:
-    """Return a column; repair takes lists of numbers too. Raises UnusableError if it is no array, ForeignError."""
-    stored_name = place.stored_name(name)
-    try:
-        return pick_column(str(place), container, stored_name, [place.stored_name(other) for other in wanted])
-    except ForeignError:
-        raise
-    except DataError as error:
-        if isinstance(container, dict) and isinstance(container.get(stored_name), list):
-            place.report("wrong-dtype", f"{stored_name} is a list, not one array", error)
-            with suppress(ValueError):
-                return np.asarray(container[stored_name])
-        there = ", ".join(f"{key} ({column.shape[0]:,} rows)" for key, column in found.items()) or "nothing"
-        message = f"{stored_name} cannot be read, only {there}"
+def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -> dict[str, Any]:
+    """Find the columns by gq's names. Raises UnusableError if one that is needed is no array, ForeignError."""
+    names = list(REQUIRED)
+    has_timeouts = isinstance(container, Mapping) and place.stored_name("timeouts") in container
+    if has_timeouts and (place.layout.timeouts or not place.problems.refuse):
+        names.append("timeouts")
+    needed = [place.stored_name(name) for name in names]
+    found: dict[str, Any] = {}
+    absent: dict[str, DataError] = {}
+    for name, stored_name in zip(names, needed, strict=True):
+        try:
+            found[name] = pick_column(str(place), container, stored_name, needed)
+        except ForeignError:
+            raise
+        except DataError as error:
+            if isinstance(container, dict) and isinstance(container.get(stored_name), list):  # repair takes lists too
+                place.report("wrong-dtype", f"{stored_name} is a list, not one array", error)
+                with suppress(ValueError):
+                    found[name] = np.asarray(container[stored_name])
+            if name not in found:
+                absent[name] = error
+    there = ", ".join(f"{name} ({len(column) if column.shape else 0:,} rows)" for name, column in found.items())
+    message = f"{', '.join(absent)} cannot be read, only {there or 'nothing'}"
+    for name, refusal in absent.items():
+        if name not in dispensable:
+            raise UnusableError(Problem("bad-shape", message, refusal, count=len(absent)))
         if name == "terminals":
             message = "there are no terminals; falls are recognised where the physics are known"
-        raise UnusableError(Problem("bad-shape", message, error)) from error
+        place.report("bad-shape", message, refusal)
+    return found
 
 
 def _examine_column(place: _Place, name: str, column: Any) -> None:

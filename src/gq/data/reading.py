@@ -205,10 +205,22 @@ def write_canonical(
     with atomic_path(path) as temporary:
         try:
             with h5py.File(temporary, "w") as root:
-                root.attrs.update({name: value for name, value in recorded.items() if value is not None})
+                root.attrs.update({name: _storable(value) for name, value in recorded.items() if value is not None})
                 for name, array in arrays.items():
                     root.create_dataset(name, data=array)
         except (OSError, RuntimeError) as error:  # h5py buries the number in a long text; RuntimeError on closing
             number = re.search(r"errno = (\d+)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code)) from error
+
+
+def _storable(value: Any) -> Any:
+    """Return an attribute as HDF5 can hold it: text without NUL and what is no UTF-8; text for what is no number."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", " ")
+    is_plain = isinstance(value, bool | int | float | np.ndarray | np.generic)
+    if is_plain or (isinstance(value, list) and all(isinstance(item, bool | int | float) for item in value)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [_storable(item) for item in value]
+    return _storable(str(value))

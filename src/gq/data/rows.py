@@ -87,8 +87,9 @@ def read_rows(path: Path, task: str | None = None, *, refuse: bool = False) -> t
     try:
         return _read(path, task, problems), problems
     except UnusableError as error:
-        problems.add(error.problem)
-        return None, problems
+        fatal = error.problem
+    problems.add(fatal)  # not above, where an error that is raised would have itself as its context
+    return None, problems
 
 
 def _read(path: Path, task: str | None, problems: Problems) -> Rows:

@@ -73,7 +73,7 @@ class Simulator:
         mujoco.mj_forward(self.model, self.data)
 
     def correct(self, observation: np.ndarray) -> None:
-        """Take exactly the positions and velocities that an observation [S] shows, and go on from there.
+        """Take exactly the positions and velocities that an observation [S] shows, and continue from there.
 
         After a step that led there, this keeps what no observation shows and the next step depends on.
         """
