@@ -304,7 +304,7 @@ def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
             hf_api.HfApi.repo_info, hf_api.HfApi.list_repo_tree = repo_info, list_repo_tree
             pulling.fetch = fetch  # type: ignore[assignment]
             if random.random() < 0.2:
-                return hub.dataset_urls(hub_entry("hf://me/hopper"))
+                return hub.dataset_files(hub_entry("hf://me/hopper"))
             found = pulling.pull_run("me/hopper", out=folder / "here" / "hopper")
             outside = [
                 path for path in folder.rglob("*") if path.parent == folder and path.name not in ("server", "here")

@@ -420,6 +420,21 @@ def test_datasets_whose_names_differ_by_their_suffix_alone_are_told_apart(hub: A
     np.testing.assert_array_equal(load_dataset(loser.id).rewards, read_trajectories(repo / "a.hdf5").rewards)
 
 
+def test_a_dataset_that_is_not_what_the_hub_lists_is_refused(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_d4rl(Path(hub.root) / "them" / "sets" / "data.hdf5")
+    lfs = {"oid": "0" * 64, "size": 1, "pointerSize": 1}
+    list_also(
+        monkeypatch, lambda files: [RepoFile(path=one.path, size=1, oid="0" * 40, lfs=dict(lfs)) for one in files]
+    )
+    refused = gq("download", "hf://them/sets")
+    assert refused.exit_code == 1
+    error, hint = refused.stderr.splitlines()[-2:]
+    assert "is not the file that it should be" in error
+    assert "the Hub has 000000000000" in error
+    assert hint.startswith("hint: run it again")
+    assert not cached(resolve("hf://them/sets"))
+
+
 def test_a_pickle_is_not_shared(hub: Any, tmp_path: Path) -> None:
     (tmp_path / "data.pkl").write_bytes(b"\x80\x04")
     assert gq("push", tmp_path / "data.pkl", "me/data", "--yes").exit_code == 1

@@ -16,7 +16,7 @@ from gq.data.trajectories import Trajectories
 from gq.datasets.cache import Record, Source, now, read_record, record_path, write_record
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.fetch import Expected, Note, RemoteFile, Report, fetch, silent
-from gq.datasets.hub import dataset_urls, endpoint, hub_token, refuse_offline, server
+from gq.datasets.hub import dataset_files, endpoint, hub_token, refuse_offline, server
 from gq.datasets.names import PREFIX
 from gq.errors import DataError
 from gq.files import sha256
@@ -53,21 +53,22 @@ def fetch_dataset(
     if installed:
         return _convert_installed(entry, installed, note)
     refuse_offline(f"{entry.id} is not here", offline=offline, hint=OFFLINE_HINT)
-    urls = dataset_urls(entry) if entry.kind == "hub" else _remote_urls(entry)
+    files = dataset_files(entry) if entry.kind == "hub" else [(url, "") for url in _remote_urls(entry)]
+    (*urls, url), listed_sha256 = [url for url, _ in files], files[-1][1]
     raw, token = entry.raw_folder, "" if entry.kind == "d4rl" else hub_token()
-    for url in urls[:-1]:
-        fetch(RemoteFile(url=url, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(url).name, note=note)
+    for first in urls:
+        fetch(RemoteFile(url=first, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(first).name, note=note)
     remote = RemoteFile(
-        url=urls[-1],
+        url=url,
         magic=ZIP_MAGIC if entry.kind == "tdmpc2" else HDF5_MAGIC,
         hint=RETRY_HINT,
         token=token,
-        expected=_expected_content(entry),
+        expected=_expected_content(entry, listed_sha256),
         spare_bytes=entry.canonical_bytes,
     )
-    file = raw / Path(urls[-1]).name
+    file = raw / Path(url).name
     digest = fetch(remote, file, report=report, note=note)
-    source = Source(where=urls[-1], num_bytes=file.stat().st_size, sha256=digest, time=now())
+    source = Source(where=url, num_bytes=file.stat().st_size, sha256=digest, time=now())
     if entry.kind == "tdmpc2":
         if read_record(entry).source is None:
             write_record(entry, Record(id=entry.id, source=source))  # first, so that a kill does not lose it
@@ -83,18 +84,18 @@ def fetch_dataset(
             file.replace(entry.refused_path)
             hint = f"{error.hint}; it is kept aside: gq repair {entry.refused_path}".removeprefix("; ")
         shutil.rmtree(raw)
-        message = str(error).replace(str(raw), urls[-1].rpartition("/")[0])  # it names files that are gone now
+        message = str(error).replace(str(raw), url.rpartition("/")[0])  # it names files that are gone now
         raise DataError(message, hint=hint) from error
 
 
-def _expected_content(entry: DatasetEntry) -> Expected | None:
-    """Return what the data file's hash must be: what gq knows of it, or what the first download had."""
+def _expected_content(entry: DatasetEntry, listed_sha256: str = "") -> Expected | None:
+    """Return what the data file's hash must be: what gq knows, what the first download had, or what the Hub lists."""
     if entry.sha256_start:
         hint = "get it elsewhere and train from its path, if you trust it"
         return Expected(sha256=entry.sha256_start, says="the file that gq knows", hint=hint)
     source = read_record(entry).source
     if source is None:
-        return None
+        return Expected(sha256=listed_sha256, says="the Hub", hint=RETRY_HINT) if listed_sha256 else None
     hint = f"if you trust the new file, delete {record_path(entry)} and download it again"
     return Expected(sha256=source.sha256, says=f"the first download, of {source.time[:10]},", hint=hint)
 

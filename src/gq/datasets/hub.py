@@ -163,8 +163,10 @@ def _failures_told(reference: Reference, kind: Kind) -> Iterator[None]:
         raise GqError(f"{endpoint()} is not answered as the Hub does", hint="see HF_ENDPOINT") from error
 
 
-def dataset_urls(entry: DatasetEntry) -> list[str]:
-    """Return the addresses of a dataset's files on the Hub, the data last: a single HDF5 file, or Minari's two.
+def dataset_files(entry: DatasetEntry) -> list[tuple[str, str]]:
+    """Return addresses and SHA-256s of a dataset's files on the Hub, the data last: one HDF5 file, or Minari's two.
+
+    A hash is empty where the Hub lists none.
 
     Raises:
         GqError: the repository cannot be read.
@@ -183,4 +185,5 @@ def dataset_urls(entry: DatasetEntry) -> list[str]:
         raise UsageError(f"{entry.id} has {found}", hint=hint)
     metadata = by_path.get(data[0].rpartition("/")[0] + "/metadata.json")
     is_minari = data[0].endswith("main_data.hdf5") and metadata is not None
-    return [snapshot.url(file) for file in ([metadata] if is_minari and metadata else []) + [by_path[data[0]]]]
+    files = ([metadata] if is_minari and metadata else []) + [by_path[data[0]]]
+    return [(snapshot.url(file), file.sha256) for file in files]
