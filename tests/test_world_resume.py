@@ -1,6 +1,7 @@
 """TD-MPC2 runs stopped or killed at any point end, bit for bit, like those that nothing disturbed."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from commandline import copy_run, gq
 from comparing import assert_equal
 from gq import presets
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
-from gq.data.steps import FIRST, TERMINATED, StepLog, StepRing
+from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing
 from gq.errors import GqError, Interrupted
 from gq.planning.acting import PlanningPolicy
 from gq.runs import checkpoint as checkpoints
@@ -79,11 +80,27 @@ class Reference(NamedTuple):
         return int(share * (self.num_passes[point] - 1))
 
 
-@pytest.fixture(autouse=True)
-def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an evaluation end soon, however long the pole is balanced."""
+class GivenEnds(gymnasium.Wrapper):
+    """An environment whose episodes end as their seeds say, terminated or cut short, however a network acts."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        assert seed is not None
+        self.num_left, self.is_cut = 6 + seed % 5, bool(seed % 2)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        self.num_left -= 1
+        is_end = self.num_left == 0
+        return observation, reward, is_end and not self.is_cut, is_end and self.is_cut, info
+
+
+@pytest.fixture(scope="module", autouse=True)
+def given_ends() -> Iterator[None]:
     plain = gymnasium.make
-    monkeypatch.setattr(gymnasium, "make", lambda *names, **options: plain(*names, **options, max_episode_steps=15))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gymnasium, "make", lambda *names, **options: GivenEnds(plain(*names, **options)))
+        yield
 
 
 def start(run: Path, **settings: Any) -> None:
@@ -98,9 +115,7 @@ def resume(run: Path) -> None:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     run = tmp_path_factory.mktemp("whole") / "run"
-    plain = gymnasium.make
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gymnasium, "make", lambda *names, **options: plain(*names, **options, max_episode_steps=15))
         passes = {point: at(patch, point, -1, die) for point in POINTS}
         start(run)
     num_passes = {point: len(passed) for point, passed in passes.items()}
@@ -135,8 +150,9 @@ def test_the_run_that_all_are_compared_with_has_everything_in_it(reference: Refe
     log = StepLog(reference.run / "replay" / "rank-0", num_environments=2, width=7, position=position)
     kinds = log.read(0)[:, :, -1]
     assert (kinds == TERMINATED).sum() >= 2
+    assert (kinds == TRUNCATED).sum() >= 2
     assert len(kinds) > TINY["train.buffer_size"] // 2
-    assert (kinds[-1] != TERMINATED).any()
+    assert (kinds[-1] == GOES_ON).any()
     progress = state["progress"]
     assert progress["decisions"] == (kinds != FIRST).sum() >= 60
     assert progress["step"] == int(progress["decisions"] * 0.25)
