@@ -360,8 +360,8 @@ def remove(entry: DatasetEntry) -> int:
         if _is_anothers(entry):
             return 0
         raw = entry.raw_folder
-        doomed = [path for path in (entry.path, entry.refused_path, *raw.rglob("*")) if path.is_file()]
-        num_bytes = sum(path.stat().st_size for path in doomed)
+        paths = [path for path in (entry.path, entry.refused_path, *raw.rglob("*")) if path.is_file()]
+        num_bytes = sum(path.stat().st_size for path in paths)
         record = read_record(entry)
         try:
             if record.source is not None:

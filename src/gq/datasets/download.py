@@ -5,7 +5,6 @@ Whoever calls these functions holds the dataset's lock (`gq.datasets.cache.holdi
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,12 @@ RETRY_HINT = f"run it again to resume where it stopped; {OFFLINE_HINT}"
 LARGE_BYTES = 300_000_000  # converting more than that takes seconds
 
 
-@dataclass(frozen=True)
-class Obtained:
-    """A file that was put into the cache."""
-
-    source: Source
-    trajectories: Trajectories | None = None  # None for checkpoints
-
-
 def fetch_dataset(
     entry: DatasetEntry, *, offline: bool = False, report: Report = silent, note: Note = silent
-) -> Obtained:
+) -> tuple[Source, Trajectories | None]:
     """Put a dataset of Minari or D4RL, or a checkpoint, into the cache; an installed Minari goes before the network.
+
+    Returns where it is from, and its episodes; None for a checkpoint.
 
     Args:
         offline: never use the network.
@@ -73,11 +66,11 @@ def fetch_dataset(
         if read_record(entry).source is None:
             write_record(entry, Record(id=entry.id, source=source))  # first, so that a kill does not lose it
         file.replace(entry.path)
-        return Obtained(source)
+        return source, None
     if source.num_bytes > LARGE_BYTES:
         note(f"converting {source.num_bytes / 1e9:.1f} GB")
     try:
-        return Obtained(source, _convert(file, entry, source, note))
+        return source, _convert(file, entry, source, note)
     except DataError as error:  # the next try must not stop at the same bad file
         hint = f"nothing of it was kept; try again: gq download {entry.id}"
         if error.hint != AGAIN:
@@ -108,14 +101,14 @@ def _installed_minari(entry: DatasetEntry) -> Path | None:
     return root / entry.id if (root / entry.id / "data" / "main_data.hdf5").is_file() else None
 
 
-def _convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> Obtained:
+def _convert_installed(entry: DatasetEntry, folder: Path, note: Note) -> tuple[Source, Trajectories]:
     """Write an installed Minari dataset to the canonical file."""
     file = data_file(folder)
     source = Source(where=str(folder), num_bytes=file.stat().st_size, sha256=sha256(file), time=now())
     expected = _expected_content(entry)
     if expected:
         expected.check(str(file), source.sha256)
-    return Obtained(source, _convert(file, entry, source, note))
+    return source, _convert(file, entry, source, note)
 
 
 def address_of(entry: DatasetEntry) -> str:

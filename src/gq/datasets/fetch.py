@@ -84,7 +84,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Announced:
+class FileInfo:
     """What the server says of a file; None where it does not."""
 
     validator: str | None = None  # a strong ETag or a date, for If-Range
@@ -109,9 +109,9 @@ def fetch(remote: RemoteFile, target: Path, *, report: Report = silent, note: No
             digest = sha256(target)
             _check_content(remote, target, None, digest)
             return digest
-        announced = _receive_all(remote, part, report, note)
+        info = _receive_all(remote, part, report, note)
         digest = sha256(part)
-        _check_content(remote, part, announced.sha256, digest)
+        _check_content(remote, part, info.sha256, digest)
         sync(part)
         part.replace(target)
         _discard(part)
@@ -120,14 +120,14 @@ def fetch(remote: RemoteFile, target: Path, *, report: Report = silent, note: No
     return digest
 
 
-def _check_content(remote: RemoteFile, path: Path, announced_sha256: str | None, digest: str) -> None:
+def _check_content(remote: RemoteFile, path: Path, sent_sha256: str | None, digest: str) -> None:
     """Compare a file's hash with what the server announced and with what is known; a wrong file is removed.
 
     Raises:
         GqError: it is wrong.
     """
     try:
-        if announced_sha256 not in (None, digest):
+        if sent_sha256 not in (None, digest):
             message = "what arrived does not have the sha256 that the server announces"
             raise GqError(f"cannot download {remote.url}: {message}", hint=remote.hint)
         if remote.expected:
@@ -137,7 +137,7 @@ def _check_content(remote: RemoteFile, path: Path, announced_sha256: str | None,
         raise
 
 
-def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> Announced:
+def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> FileInfo:
     """Complete a part file in as many attempts as it takes, and return what the server announced.
 
     Raises:
@@ -162,7 +162,7 @@ def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> 
         time.sleep(wait_s)
 
 
-def _receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
+def _receive(remote: RemoteFile, part: Path, report: Report) -> FileInfo:
     """Make one attempt to complete a part file, and return what the server announced.
 
     Raises:
@@ -170,7 +170,7 @@ def _receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
         GqError: the server refuses for good, or has another file than it should, or the disk has no room for it.
         OSError: the part file cannot be written.
     """
-    known = _stored_announcement(part)
+    known = _stored_info(part)
     num_bytes = _size_of(part) if known.validator else 0
     if known.validator and num_bytes == known.num_bytes:
         return known
@@ -183,33 +183,33 @@ def _receive(remote: RemoteFile, part: Path, report: Report) -> Announced:
         _discard(part)
         raise
     with response:
-        announced = _announcement(response, linked)
-        if remote.expected and announced.sha256:
-            remote.expected.check(remote.url, announced.sha256)
+        info = _file_info(response, linked)
+        if remote.expected and info.sha256:
+            remote.expected.check(remote.url, info.sha256)
         if response.status == 206:
-            _check_continuation(response, part, known, announced)
+            _check_continuation(response, part, known, info)
             _check_room(remote, part, known, num_bytes)
-            return append(response, part, known, report)
-        _check_room(remote, part, announced, 0)
+            return _append(response, part, known, report)
+        _check_room(remote, part, info, 0)
         head = _read_from(response.read, len(remote.magic))
         if not head.startswith(remote.magic):
             raise BrokenTransferError(f"the server sends something else, which starts with {head[:20]!r}")
-        part.unlink(missing_ok=True)  # first: a kill must not leave bytes of one file with the announcement of another
-        write_json(_note_of(part), asdict(announced))
-        return append(response, part, announced, report, head)
+        part.unlink(missing_ok=True)  # first: a kill must not leave bytes of one file with the record of another
+        write_json(_note_of(part), asdict(info))
+        return _append(response, part, info, report, head)
 
 
-def append(
-    response: http.client.HTTPResponse, part: Path, announced: Announced, report: Report, chunk: bytes = b""
-) -> Announced:
-    """Add the body of an answer to a part file, after a chunk of it that was read already; return `announced`.
+def _append(
+    response: http.client.HTTPResponse, part: Path, info: FileInfo, report: Report, chunk: bytes = b""
+) -> FileInfo:
+    """Add the body of an answer to a part file, after a chunk of it that was read already; return `info`.
 
     Raises:
         BrokenTransferError: the connection failed.
         OSError: the part file cannot be written.
     """
     num_bytes = _size_of(part)
-    report(num_bytes, announced.num_bytes)
+    report(num_bytes, info.num_bytes)
     with part.open("ab", buffering=0) as file:  # unbuffered: a kill loses one chunk at most
         chunk = chunk or _read_from(response.read1, CHUNK_BYTES)
         while chunk:
@@ -217,44 +217,44 @@ def append(
             while rest:  # a disk that is nearly full takes a part of it
                 rest = rest[file.write(rest) :]
             num_bytes += len(chunk)
-            report(num_bytes, announced.num_bytes)
+            report(num_bytes, info.num_bytes)
             chunk = _read_from(response.read1, CHUNK_BYTES)  # what has arrived, at least a byte
-    if announced.num_bytes not in (None, num_bytes):
-        raise BrokenTransferError(f"it broke off after {num_bytes:,} of {announced.num_bytes:,} bytes")
-    return announced
+    if info.num_bytes not in (None, num_bytes):
+        raise BrokenTransferError(f"it broke off after {num_bytes:,} of {info.num_bytes:,} bytes")
+    return info
 
 
-def _check_continuation(response: http.client.HTTPResponse, part: Path, known: Announced, announced: Announced) -> None:
+def _check_continuation(response: http.client.HTTPResponse, part: Path, known: FileInfo, info: FileInfo) -> None:
     """Check that a partial answer begins where the part file ends, and is of the same file.
 
     Raises:
         BrokenTransferError: it does not; the part file is removed.
     """
     first_byte = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
-    is_same = (announced.validator, announced.num_bytes) == (known.validator, known.num_bytes)
+    is_same = (info.validator, info.num_bytes) == (known.validator, known.num_bytes)
     if not is_same or not first_byte or int(first_byte[1]) != _size_of(part):
         _discard(part)
         raise BrokenTransferError("the server continues with another file")
 
 
-def _check_room(remote: RemoteFile, part: Path, announced: Announced, num_bytes: int) -> None:
+def _check_room(remote: RemoteFile, part: Path, info: FileInfo, num_bytes: int) -> None:
     """Check that the disk has room for what is still to come after `num_bytes`, and for what is made of it.
 
     Raises:
         GqError: it has not.
     """
-    if announced.num_bytes is None:
+    if info.num_bytes is None:
         return
     part.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(part.parent).free + _size_of(part) - num_bytes  # a restart gives the old part back
-    needed_bytes = announced.num_bytes - num_bytes + remote.spare_bytes
+    needed_bytes = info.num_bytes - num_bytes + remote.spare_bytes
     if needed_bytes > free_bytes:
         message = f"{part.parent} has no room: {needed_bytes / 1e6:,.0f} MB are needed to download and convert"
         hint = "free some space, or let GQ_HOME name a folder on another disk"
         raise GqError(f"{message} {remote.url}, {free_bytes / 1e6:,.0f} MB are free", hint=hint)
 
 
-def _announcement(response: http.client.HTTPResponse, linked: dict[str, str]) -> Announced:
+def _file_info(response: http.client.HTTPResponse, linked: dict[str, str]) -> FileInfo:
     """Read what an answer, and the redirects before it, say of the whole file.
 
     Raises:
@@ -268,7 +268,7 @@ def _announcement(response: http.client.HTTPResponse, linked: dict[str, str]) ->
     if None not in (num_sent, num_bytes) and num_sent != num_bytes:
         raise BrokenTransferError(f"the server sends {num_sent:,} bytes of a file that has {num_bytes:,}")
     digest = (headers["X-Linked-Etag"] or linked.get("X-Linked-Etag") or etag or "").strip('"')
-    return Announced(
+    return FileInfo(
         validator=etag
         if etag and not etag.startswith("W/")
         else headers["Last-Modified"],  # If-Range takes no weak ones
@@ -290,16 +290,16 @@ def _read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
 
 
 def _note_of(part: Path) -> Path:
-    """Return where the announcement for a part file is kept."""
+    """Return where what the server said of a part file is kept."""
     return part.with_name(part.name + ".json")
 
 
-def _stored_announcement(part: Path) -> Announced:
+def _stored_info(part: Path) -> FileInfo:
     """Return what the server said when the part file was begun; empty if that is lost."""
     try:
-        return Announced(**parse_json(_note_of(part).read_text(encoding="utf-8")))
+        return FileInfo(**parse_json(_note_of(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # without it the file is fetched from the start
-        return Announced()
+        return FileInfo()
 
 
 def _size_of(part: Path) -> int:
@@ -308,7 +308,7 @@ def _size_of(part: Path) -> int:
 
 
 def _discard(part: Path) -> None:
-    """Remove a part file and its announcement."""
+    """Remove a part file and what the server said of it."""
     part.unlink(missing_ok=True)
     _note_of(part).unlink(missing_ok=True)
 

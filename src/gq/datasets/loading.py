@@ -73,10 +73,10 @@ def download(
             download_builtin(entry.id, entry.path, num_transitions=num_wanted, progress=progress)
             stored = put_on_record(entry, None, read_trajectories(entry.path, source=entry.id))
         elif stored is None:
-            obtained = fetch_dataset(entry, offline=offline, report=progress, note=note)
-            stored = put_on_record(entry, obtained.source, obtained.trajectories)
+            source, trajectories = fetch_dataset(entry, offline=offline, report=progress, note=note)
+            stored = put_on_record(entry, source, trajectories)
     if was_cached:
-        check_size(entry, stored, num_transitions)
+        _check_size(entry, stored, num_transitions)
         note(f"{entry.id} is in the cache already")
     if entry.note:
         look = "" if entry.kind != "d4rl" else f"; look at it: gq repair {entry.id}"
@@ -103,7 +103,7 @@ def _recorded_task(file: Path) -> str:
         return str(plain_attributes(root).get("env_id", ""))
 
 
-def check_size(entry: DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
+def _check_size(entry: DatasetEntry, stored: Stored, num_transitions: int | None) -> None:
     """Raise UsageError for a cached simulation where another number of transitions is wanted."""
     asked = stored.num_requested_transitions
     if num_transitions in (None, asked):

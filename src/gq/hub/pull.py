@@ -25,7 +25,7 @@ UNREMARKABLE = (".gitattributes", ".gitignore")
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """A run that was brought here, or found."""
 
     run: Path
@@ -39,7 +39,7 @@ class Pulled:
 
 def pull_run(
     name: str, *, out: Path | None = None, offline: bool = False, report: Report = silent, note: Note = silent
-) -> Pulled:
+) -> PullResult:
     """Bring a run from a model repository, `org/name[@revision]`, into the runs folder or `out`.
 
     Args:
@@ -57,7 +57,7 @@ def pull_run(
     snapshot = list_files(reference, "model")
     chosen, left_out = _choose(snapshot)
     target = out or runs_folder() / reference.repo.split("/")[1]
-    found = Pulled(
+    found = PullResult(
         run=target,
         repo=reference.repo,
         commit=snapshot.commit,
@@ -110,7 +110,7 @@ def _choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
     return chosen, left_out
 
 
-def _refuse_other(target: Path, wanted: Pulled) -> None:
+def _refuse_other(target: Path, wanted: PullResult) -> None:
     """Raise UsageError unless the run at a place is the one that is wanted."""
     known = json_or_empty(target / HUB_FILE)
     if (known.get("repo"), known.get("commit")) != (wanted.repo, wanted.commit):

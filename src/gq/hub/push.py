@@ -36,7 +36,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What was put up."""
 
     repo: str
@@ -106,7 +106,7 @@ def push(
     public: bool = False,
     offline: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> Pushed:
+) -> PushResult:
     """Put files up in one commit; the repository is made if there is none, and private unless `public`.
 
     Checkpoints of an earlier push that are not among the files are removed from it; its history keeps them. A card that
@@ -136,7 +136,7 @@ def push(
         done = client.create_commit(
             repo, operations, commit_message=f"{plan.name}, by gq {__version__}", repo_type=plan.kind
         )
-    return Pushed(
+    return PushResult(
         repo=repo,
         kind=plan.kind,
         url=f"{endpoint()}/{'datasets/' if plan.kind == 'dataset' else ''}{repo}",
