@@ -32,8 +32,8 @@ from gq.runs.checkpoint import checkpoint_folders, choose_checkpoint, load_check
 from gq.runs.folder import SELECTION_SEED, lock_run
 from gq.runs.metrics import Silence
 from gq.training import finetuning, online
-from gq.training.finetuning import Evaluations
-from gq.training.online import EXPLORATION_SEED, FinetuneResult
+from gq.training.finetuning import EXPLORATION_SEED, Evaluations
+from gq.training.online import FinetuneResult
 from gq.training.session import Session
 from simulator import make
 from tiny import SETTINGS, as_flags, write_hopper_file
@@ -140,7 +140,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> None:
             episode = LoggedEpisode(np.stack(observations), np.stack(actions), earned, terminated=True)
             callbacks["finished"](number, episode)
 
-    monkeypatch.setattr(online, "record_episodes", record_episodes)
+    monkeypatch.setattr(finetuning, "record_episodes", record_episodes)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What finetuning has of its parent: weights, moments, targets and episodes; and what it is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.config import FinetuneConfig
 from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer, dataset_episodes, starting_episodes
 from gq.data.trajectories import Trajectories
+from gq.envs.make import make
 from gq.envs.scores import Reference, origin_of, reference_for
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256
+from gq.models.stochastic_transformer import StochasticTransformer
+from gq.policies.compute import Compute
+from gq.rollouts.collect import Recipe, record_episodes
 from gq.rollouts.episodes import EpisodeRequest, roll_out
 from gq.rollouts.statistics import Change, Episode, Summary, measure_change, summarise
 from gq.runs.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint
 from gq.runs.folder import SELECTION_SEED
+
+EXPLORATION_SEED = 2_000_000  # added to the run's seed: its episodes start elsewhere than those of any evaluation
+SMALL_EMBED_DIM = 256
 
 
 def refuse_other_data(config: FinetuneConfig, parent_state: Mapping[str, Any], dataset_sha256: str) -> None:
@@ -130,6 +138,41 @@ def parent_checkpoint(config: FinetuneConfig, dataset_sha256: str) -> Checkpoint
         raise UsageError(message, hint="begin with a new one: --set online.optimizer_state=reset")
     refuse_other_data(config, checkpoint.state, dataset_sha256)
     return checkpoint
+
+
+class Explorer:
+    """Environments in which a model's policy samples episodes at high target returns."""
+
+    def __init__(self, config: FinetuneConfig, model: StochasticTransformer, compute: Compute) -> None:
+        online = config.online
+        # A few rows of a small model take longer in bfloat16 on a CPU, which converts everything to and fro.
+        is_small = compute.device.type == "cpu" and config.model.embed_dim <= SMALL_EMBED_DIM
+        autocast, delayed = nullcontext if is_small else compute.autocast, config.data.mode == "delayed"
+        self.policy = ODTPolicy(model, autocast=autocast, delayed=delayed, stochastic=True)
+        seed = EXPLORATION_SEED + config.train.seed
+        self.recipe = Recipe(seed=seed, targets=online.targets, block_size=online.rollouts)
+        self.task, self.environments = config.environment, list[Any]()
+
+    def run(self, first: int, *, is_stopped: Callable[[], bool]) -> dict[int, LoggedEpisode]:
+        """Return an iteration's episodes by their numbers, from `first` on; fewer where it was stopped."""
+        numbers = range(first, first + self.recipe.block_size)
+        self.environments += [make(self.task) for _ in range(len(numbers) - len(self.environments))]
+        finished: dict[int, LoggedEpisode] = {}
+        self.policy.model.eval()
+        record_episodes(
+            self.policy,
+            self.environments,
+            numbers,
+            self.recipe,
+            finished=finished.__setitem__,
+            stepped=lambda num_steps: is_stopped(),
+        )
+        return dict(sorted(finished.items()))
+
+    def close(self) -> None:
+        """Close the environments."""
+        for environment in self.environments:
+            environment.close()
 
 
 class Evaluations:

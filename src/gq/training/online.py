@@ -1,8 +1,8 @@
 """Finetuning an Online Decision Transformer (arXiv 2202.05607): episodes into a buffer, updates, alternately."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,25 +13,19 @@ import torch
 from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.algos.supervised import Execution
 from gq.config import FinetuneConfig
-from gq.data.replay import LoggedEpisode
 from gq.data.trajectories import Trajectories
-from gq.envs.make import make
 from gq.errors import UsageError
 from gq.files import write_json
 from gq.policies.algorithms import build_odt, build_odt_learner
 from gq.policies.compute import choose_compute
-from gq.rollouts.collect import Recipe, record_episodes
 from gq.rollouts.statistics import Change, Summary
 from gq.runs.card import COMPARISON_FILE, write_card
 from gq.runs.folder import refuse_filled
 from gq.runs.metrics import Listener
 from gq.training import processes as distributed
-from gq.training.finetuning import Evaluations, ReplayStore, begin_from_parent, own_reference, random_return
+from gq.training.finetuning import Evaluations, Explorer, ReplayStore, begin_from_parent, own_reference, random_return
 from gq.training.offline import facts_of, refuse_changed_data
 from gq.training.session import Kept, Progress, Session, at_highest_target, by_target, open_session
-
-EXPLORATION_SEED = 2_000_000  # added to the run's seed: its episodes start elsewhere than those of any evaluation
-SMALL_EMBED_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -142,15 +136,17 @@ def finetune(
             return {"buffer": [entry.name for entry in store.buffer.entries]}, {}
 
         run.restore(learner, others=kept)
-        explorer = Explorer(run, config, learner, store)
+        explorer = Explorer(config, learner.model, compute)
         try:
             if config.online.final_episodes and not run.progress.start_returns:
                 run.progress.start_returns = evaluations.fresh_returns()
-            evaluation = learn(run, config, learner, explorer, evaluations, random_return(config, trajectories))
+            act = partial(explore, run, config, explorer, store)
+            evaluation = learn(run, config, learner, act, evaluations, random_return(config, trajectories))
             starts = run.progress.start_returns
             comparison = evaluations.compare(run.folder, starts) if config.online.final_episodes else []
         finally:
             explorer.close()
+            store.log.close()
         if comparison:
             write_json(run.folder / COMPARISON_FILE, {"targets": [asdict(one) for one in comparison]})
         write_card(run.folder)
@@ -181,13 +177,14 @@ def learn(
     run: Session[OnlineProgress],
     config: FinetuneConfig,
     learner: ODTLearner,
-    explorer: "Explorer",
+    act: Callable[[], bool],
     evaluations: Evaluations,
     low: float,
 ) -> list[Summary]:
-    """Roll out and update by turns until a budget is used up; return the last evaluation.
+    """Act and update alternately until a budget is used up; return the last evaluation.
 
     Args:
+        act: runs an iteration's episodes; False: a stop request came first, and they are lost.
         low: the return of a random policy, above which a collapse is measured.
     """
     progress, evaluation = run.progress, list[Summary]()
@@ -208,8 +205,7 @@ def learn(
         if progress.first_return is None:
             run.save(is_best=evaluate())
         while not progress.is_over(config):
-            # An iteration begins with episodes; where a stop request comes first, they are lost and nothing is learnt.
-            if not progress.is_between_iterations(config) or explorer.run_iteration():
+            if not progress.is_between_iterations(config) or act():
                 learner.share_done = progress.share_done(config)
                 run.count(learner.update(progress.step))
                 if run.due(config.train.log_every):
@@ -240,76 +236,37 @@ def show(run: Session[OnlineProgress], config: FinetuneConfig, record: dict[str,
     run.show(record, min(done, limit), limit)
 
 
-class Explorer:
-    """Samples episodes of the learner's policy at high target returns into the buffer."""
-
-    def __init__(
-        self, run: Session[OnlineProgress], config: FinetuneConfig, learner: ODTLearner, store: ReplayStore
-    ) -> None:
-        self.run, self.config, self.model, self.store = run, config, learner.model, store
-        # A few rows of a small model take longer in bfloat16 on a CPU, which converts everything to and fro.
-        is_small = run.compute.device.type == "cpu" and config.model.embed_dim <= SMALL_EMBED_DIM
-        self.policy = ODTPolicy(
-            learner.model,
-            autocast=nullcontext if is_small else run.compute.autocast,
-            delayed=config.data.mode == "delayed",
-            stochastic=True,
-        )
-        self.environments: list[Any] = []
-
-    def run_iteration(self) -> bool:
-        """Run an iteration's episodes into the buffer; return False where a stop request came first: they are lost."""
-        began, run, online = monotonic(), self.run, self.config.online
-        progress = run.progress
-        numbers = range(progress.num_episodes, progress.num_episodes + online.rollouts)
-        self.environments += [make(self.config.environment) for _ in range(online.rollouts - len(self.environments))]
-        finished: dict[int, LoggedEpisode] = {}
-        self.model.eval()
-        seed = EXPLORATION_SEED + self.config.train.seed
-        recipe = Recipe(seed=seed, targets=online.targets, block_size=online.rollouts)
-        with run.throughput.acting():
-            record_episodes(
-                self.policy,
-                self.environments,
-                numbers,
-                recipe,
-                finished=finished.__setitem__,
-                stepped=lambda num_steps: bool(run.stop.requested),
-            )
-        if len(finished) < online.rollouts:
-            return False
-        for number in numbers:
-            self.store.add(number, finished[number])
-        progress.num_episodes += online.rollouts
-        num_steps = sum(len(episode.rewards) for episode in finished.values())
-        progress.environment_steps += num_steps
-        run.throughput.num_environment_steps += num_steps
-        progress.rollout_seconds += monotonic() - began
-        self._report([finished[number] for number in numbers], [recipe.target(number) for number in numbers])
-        return True
-
-    def _report(self, episodes: Sequence[LoggedEpisode], targets: Sequence[float]) -> None:
-        """Log an iteration's episodes and what the buffer is made of."""
-        returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes])
-        record = {
-            **self.run.progress.position(),
-            "iteration": self.run.progress.num_episodes // self.config.online.rollouts,
-            "rollout/return_mean": float(returns.mean()),
-            "rollout/return_min": float(returns.min()),
-            "rollout/return_max": float(returns.max()),
-            "rollout/length_mean": float(np.mean([len(episode.rewards) for episode in episodes])),
-            "rollout/target_mean": float(np.mean(targets)),
-            "rollout/shortfall_mean": float(np.mean(np.array(targets) - returns)),  # target minus achieved return
-            **self.store.describe(),
-        }
-        self.run.write(record)
-        show(self.run, self.config, record)
-
-    def close(self) -> None:
-        """Close environments and files."""
-        for environment in self.environments:
-            environment.close()
-        self.store.log.close()
+def explore(run: Session[OnlineProgress], config: FinetuneConfig, explorer: Explorer, store: ReplayStore) -> bool:
+    """Run an iteration's episodes into the buffer; return False where a stop request came first: they are lost."""
+    began, progress = monotonic(), run.progress
+    first, num_rollouts = progress.num_episodes, config.online.rollouts
+    with run.throughput.acting():
+        episodes = explorer.run(first, is_stopped=lambda: bool(run.stop.requested))
+    if len(episodes) < num_rollouts:
+        return False
+    for number, episode in episodes.items():
+        store.add(number, episode)
+    progress.num_episodes += num_rollouts
+    num_steps = sum(len(episode.rewards) for episode in episodes.values())
+    progress.environment_steps += num_steps
+    run.throughput.num_environment_steps += num_steps
+    progress.rollout_seconds += monotonic() - began
+    returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes.values()])
+    targets = np.array([explorer.recipe.target(number) for number in episodes])
+    record = {
+        **progress.position(),
+        "iteration": progress.num_episodes // num_rollouts,
+        "rollout/return_mean": float(returns.mean()),
+        "rollout/return_min": float(returns.min()),
+        "rollout/return_max": float(returns.max()),
+        "rollout/length_mean": num_steps / num_rollouts,
+        "rollout/target_mean": float(targets.mean()),
+        "rollout/shortfall_mean": float((targets - returns).mean()),  # target minus achieved return
+        **store.describe(),
+    }
+    run.write(record)
+    show(run, config, record)
+    return True
 
 
 def result_of(
