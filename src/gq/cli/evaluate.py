@@ -25,8 +25,7 @@ Examples:
 
 @options.grouped
 def evaluate(
-    run: options.RunName = None,
-    latest: options.Latest = False,
+    run: options.ActingRun,
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: those of the run.")
     ] = None,
@@ -51,10 +50,7 @@ def evaluate(
     history_len: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
     ] = None,
-    corrector: options.CorrectorName = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20,
-    checkpoint: options.CheckpointName = "best",
-    stochastic: options.Stochastic = False,
     seed: options.EpisodeSeed = 0,
     context: Annotated[
         Literal["sliding", "blocks"] | None,
@@ -63,36 +59,24 @@ def evaluate(
             "faster; default: the run's eval.context."
         ),
     ] = None,
-    device: options.Device = "auto",
     *,
     output: Output,
 ) -> None:
     """Measure a run: all episodes and targets at once, fixed seeds, confidence intervals."""
-    from gq.paths import find_run
-
-    folder, checkpoint_folder = find_run(run, latest=latest)
     targets = options.parse_numbers(target, "--target")
     from gq import threads
 
     threads.prepare()
-    from gq.policies.loading import Acting
     from gq.results.evaluate import evaluate as evaluate_run
     from gq.rollouts.episodes import EpisodeRequest
 
-    acting = Acting(
-        checkpoint=checkpoint_folder or checkpoint,
-        mode_options={
-            "plan_horizon": spec_plan_horizon,
-            "execution_horizon": spec_exec_horizon,
-            "threshold": spec_mismatch_threshold,
-            "history_length": history_len,
-        },
-        corrector=corrector,
-        stochastic=stochastic,
-        context=context,
-        device=device or "auto",
-    )
-    limit = options.max_steps(folder)
+    changes = {
+        "plan_horizon": spec_plan_horizon,
+        "execution_horizon": spec_exec_horizon,
+        "threshold": spec_mismatch_threshold,
+        "history_length": history_len,
+    }
+    limit = options.max_steps(run.folder)
     turn = [0, 1]  # the mode in progress, of how many
 
     def begin(name: str, index: int, number: int) -> None:
@@ -101,8 +85,8 @@ def evaluate(
 
     with output.progress("evaluating", unit="steps") as move:
         evaluation = evaluate_run(
-            folder,
-            acting,
+            run.folder,
+            run.acting(mode_options=changes, context=context),
             EpisodeRequest(episodes, targets, seed),
             modes=[] if mode is None else [name.strip() for name in mode.split(",")],
             watch=lambda step: move(turn[0] * limit + step.index + 1, turn[1] * limit),

@@ -4,12 +4,15 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gq.errors import UsageError
 from gq.files import parse_whole_number
+
+if TYPE_CHECKING:
+    from gq.policies.loading import Acting
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -20,7 +23,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        made = {name: group(**{key: values.pop(key) for key in options[name]}) for name, group in groups.items()}
+        # The last comes first: it is the output, and says whether the errors of others have tracebacks.
+        last_first = reversed(groups.items())
+        made = {name: group(**{key: values.pop(key) for key in options[name]}) for name, group in last_first}
         command(**values, **made)
 
     flat = [one for each in parameters for one in options.get(each.name, {each.name: each}).values()]
@@ -170,3 +175,29 @@ CorrectorName = Annotated[
     str | None,
     typer.Option(metavar="NAME|PATH", help="What corrects plans, by gq distill; default: the run's."),
 ]
+
+
+class ActingRun:
+    """A run and how it acts; its arguments are options."""
+
+    def __init__(
+        self,
+        *,
+        run: RunName = None,
+        latest: Latest = False,
+        checkpoint: CheckpointName = "best",
+        corrector: CorrectorName = None,
+        stochastic: Stochastic = False,
+        device: Device = "auto",
+    ) -> None:
+        from gq.paths import find_run
+
+        self.folder, named = find_run(run, latest=latest)
+        self.given: dict[str, Any] = {"checkpoint": named or checkpoint, "device": device or "auto"}
+        self.given |= {"corrector": corrector, "stochastic": stochastic}
+
+    def acting(self, **more: Any) -> "Acting":
+        """Return the options as a value, with fields that a command adds; this loads torch."""
+        from gq.policies.loading import Acting
+
+        return Acting(**self.given, **more)

@@ -19,16 +19,12 @@ Examples:
 
 @options.grouped
 def render(
-    run: options.RunName = None,
-    latest: options.Latest = False,
+    run: options.ActingRun,
     target: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
     ] = None,
     mode: options.ActingMode = None,
-    corrector: options.CorrectorName = None,
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
-    checkpoint: options.CheckpointName = "best",
-    stochastic: options.Stochastic = False,
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
     fps: Annotated[
@@ -38,16 +34,13 @@ def render(
     overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
     seed: options.EpisodeSeed = 0,
-    device: options.Device = "auto",
     force: options.Force = False,
     *,
     output: Output,
 ) -> None:
     """Record a video of a run and print its path. Works without a display."""
     from gq.errors import UsageError
-    from gq.paths import find_run
 
-    folder, checkpoint_folder = find_run(run, latest=latest)
     targets = options.parse_numbers(target, "--target")
     width, height = options.parse_size(size)
     from gq import threads
@@ -57,7 +50,6 @@ def render(
 
     if not live:
         output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
-    from gq.policies.loading import Acting
     from gq.rendering import VideoOptions
     from gq.rendering import render as render_run
     from gq.rollouts.episodes import EpisodeRequest
@@ -66,18 +58,11 @@ def render(
     if video and not force and (place := writer_path(video)[0]).exists():
         raise UsageError(f"{place} is there already", hint="--force replaces it")
 
-    acting = Acting(
-        checkpoint=checkpoint_folder or checkpoint,
-        mode=mode,
-        corrector=corrector,
-        stochastic=stochastic,
-        device=device or "auto",
-    )
-    limit = options.max_steps(folder)
+    limit = options.max_steps(run.folder)
     with output.progress("rendering", unit="steps") as move:
         rendering = render_run(
-            folder,
-            acting,
+            run.folder,
+            run.acting(mode=mode),
             EpisodeRequest(episodes, targets, seed),
             VideoOptions(width=width, height=height, fps=fps, camera=camera, overlay=overlay, live=live),
             output=video,
