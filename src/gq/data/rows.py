@@ -110,52 +110,50 @@ def _read(path: Path, task: str | None, problems: Problems) -> Rows:
 
 
 def _gather(path: Path, stored: Stored, task: str | None, problems: Problems) -> Rows:
-    """Read the columns of all parts, each into its place among the rows. Raises UnusableError."""
-    parts, names = stored.parts, stored.layout.stored_names
+    """Read the columns of all parts and put them back to back. Raises UnusableError."""
+    is_flat = stored.layout is D4RL
+    parts = stored.parts
     _check_widths(path, parts)
     check_size(path, [(part.num_rows, *column.shape[1:]) for part in parts for column in part.columns.values()])
-    offsets = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])]).astype(np.int64)
-    lost = np.zeros(offsets[-1], bool)
-    arrays: dict[str, np.ndarray] = {}
-    for name in (*REQUIRED, "timeouts"):
-        if any(name in part.columns for part in parts):
-            arrays[name] = _read_column(name, parts, offsets, lost, problems)
-    is_flat = stored.layout is D4RL
+    arrays, lost = _read_columns(parts, problems)
     if lost.any() and not is_flat:
-        is_whole = ~np.logical_or.reduceat(lost, offsets[:-1])
-        kept = np.repeat(is_whole, np.diff(offsets))
-        arrays, lost = {name: values[kept] for name, values in arrays.items()}, lost[kept]
-        parts = [part for part, whole in zip(parts, is_whole, strict=True) if whole]
-        offsets = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])]).astype(np.int64)
+        parts, arrays, lost = _undamaged(parts, arrays, lost)
     _report_lost(stored, len(parts), lost, problems)
     if not parts:
         error = DataError(f"{path}: no episode can be read", hint=AGAIN)
         raise UnusableError(Problem("bad-shape", "no episode can be read", error))
     arrays["observations"][lost] = np.nan
+    offsets = _offsets(parts)
+    flags = {name: np.nan_to_num(arrays[name]) != 0 for name in FLAGS if name in arrays}
+    terminals, timeouts = flags.get("terminals", np.zeros(len(lost), bool)), flags.get("timeouts")
+    if not is_flat:
+        timeouts = np.zeros(len(lost), bool) if timeouts is None else timeouts
+        timeouts[offsets[1:] - 1] = True
+        timeouts &= ~terminals
     rows = Rows(
         layout=stored.layout.name,
         observations=arrays["observations"],
         actions=arrays["actions"],
         rewards=arrays["rewards"],
-        terminals=_as_flags(arrays["terminals"]) if "terminals" in arrays else np.zeros(len(lost), bool),
-        timeouts=_as_flags(arrays["timeouts"]) if "timeouts" in arrays else None,
+        terminals=terminals,
+        timeouts=timeouts,
         offsets=None if is_flat else offsets,
         labels=[part.label for part in parts],
         task=_choose_task(path, task, stored.attributes.get("env_id")),
         lost=lost,
         attributes=stored.attributes,
     )
-    if not is_flat:
-        rows.timeouts = np.zeros(len(lost), bool) if rows.timeouts is None else rows.timeouts
-        rows.timeouts[offsets[1:] - 1] = True
-        rows.timeouts &= ~rows.terminals
-    for name in FLAGS:
-        refusal = non_finite(path, names.get(name, name), arrays[name], rows) if name in arrays else None
+    for name in flags:
+        refusal = non_finite(path, stored.layout.stored_names.get(name, name), arrays[name], rows)
         if refusal is not None:
             problems.add(Problem("non-finite", str(refusal).removeprefix(f"{path}: "), refusal))
     if not problems.refuse:
         _look_ahead(rows, parts, offsets, problems)
     return rows
+
+
+def _offsets(parts: list[Part]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([part.num_rows for part in parts])]).astype(np.int64)
 
 
 def _check_widths(path: Path, parts: list[Part]) -> None:
@@ -184,17 +182,36 @@ def _report_lost(stored: Stored, num_left: int, lost: np.ndarray, problems: Prob
         problems.append(Problem("truncated-file", message, count=len(rows), rows=first))
 
 
-def _read_column(name: str, parts: list[Part], offsets: np.ndarray, lost: np.ndarray, problems: Problems) -> np.ndarray:
-    """Return one column of all parts, float32 [N, ...], zeros where a part lacks it; mark in `lost` what is damaged."""
-    stored = [part.columns.get(name) for part in parts]
-    inner = next(row_shape(name, column.shape) for column in stored if column is not None)
-    if len(parts) == 1 and (mapped := _map_float32(stored[0], len(lost))) is not None:
-        return mapped.reshape(len(lost), *inner)
-    values = np.zeros((len(lost), *inner), np.float32)
-    for column, start, stop in zip(stored, offsets[:-1], offsets[1:], strict=True):
-        if column is not None:
-            _read_float32(column, values[start:stop], lost[start:stop], problems)
-    return values
+def _read_columns(parts: list[Part], problems: Problems) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return all parts' columns, float32 [N, ...], zeros where one is missing; and the damaged rows, bool [N]."""
+    offsets = _offsets(parts)
+    lost = np.zeros(offsets[-1], bool)
+    arrays: dict[str, np.ndarray] = {}
+    for name in (*REQUIRED, "timeouts"):
+        stored = [part.columns.get(name) for part in parts]
+        inner = next((row_shape(name, column.shape) for column in stored if column is not None), None)
+        if inner is None:
+            continue
+        mapped = _map_float32(stored[0], len(lost)) if len(parts) == 1 else None
+        if mapped is not None:
+            arrays[name] = mapped.reshape(len(lost), *inner)
+            continue
+        arrays[name] = np.zeros((len(lost), *inner), np.float32)
+        for column, start, stop in zip(stored, offsets[:-1], offsets[1:], strict=True):
+            if column is not None:
+                _read_float32(column, arrays[name][start:stop], lost[start:stop], problems)
+    return arrays, lost
+
+
+def _undamaged(
+    parts: list[Part], arrays: dict[str, np.ndarray], lost: np.ndarray
+) -> tuple[list[Part], dict[str, np.ndarray], np.ndarray]:
+    """Return the parts without damaged rows, and what was read of them."""
+    offsets = _offsets(parts)
+    is_whole = ~np.logical_or.reduceat(lost, offsets[:-1])
+    kept = np.repeat(is_whole, np.diff(offsets))
+    whole = [part for part, is_kept in zip(parts, is_whole, strict=True) if is_kept]
+    return whole, {name: values[kept] for name, values in arrays.items()}, lost[kept]
 
 
 def _map_float32(column: Any, num_rows: int) -> np.ndarray | None:
@@ -236,11 +253,6 @@ def _read_float32(column: Any, out: np.ndarray, lost: np.ndarray, problems: Prob
         except READ_ERRORS:
             lost[rows] = True
             target[rows] = 0
-
-
-def _as_flags(values: np.ndarray) -> np.ndarray:
-    flags: np.ndarray = np.nan_to_num(values) != 0
-    return flags
 
 
 def non_finite(path: Path, name: str, values: np.ndarray, rows: Rows) -> DataError | None:
