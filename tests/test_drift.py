@@ -12,7 +12,9 @@ import pytest
 
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
+from gq.envs import make as making
 from gq.envs.engines import differing_engines, installed_engines, mismatch, recorded_engines
+from gq.envs.tasks import Task
 from gq.errors import DataError, UsageError
 from gq.repair.drift import DriftReport, replay_drift
 from simulator import make
@@ -60,13 +62,15 @@ def recorded() -> dict[str, Trajectories]:
 def replay_with(change: Callable[[Any], None], trajectories: Trajectories, **options: Any) -> DriftReport:
     """Replay in a simulator whose model was changed."""
 
-    def make_changed(task: str) -> Any:
-        env = make(task)
+    honest = making.make
+
+    def make_changed(task: Task) -> Any:
+        env = honest(task)
         change(env.unwrapped.model)
         return env
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gq.envs.make.make", make_changed)
+        patch.setattr(making, "make", make_changed)
         return replay_drift(trajectories, 10, **options)
 
 
