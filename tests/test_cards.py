@@ -10,6 +10,8 @@ from commandline import TINY, gq, train_tiny
 from gq.runs.card import CARD, CARD_BESIDE, card_text, is_own, refresh_card, write_card
 from tiny import write_hopper_file
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

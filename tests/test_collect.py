@@ -31,7 +31,7 @@ from simulator import make
 from tiny import write_hopper_file
 
 BUILTIN = "builtin/hopper/expert"
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ from test_plan_data import ACTION, make_episode, make_teacher
 from test_world_runs import trained
 from tiny import as_flags
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread")]
 
 TINY = DistillSettings(
     archs=ARCHITECTURES,

@@ -23,7 +23,7 @@ LONGER = {
     "finetune": ("finetune", "online.iterations=3"),
     "tdmpc2": ("train", "tdmpc2", "train.decisions=70"),
 }
-pytestmark = [pytest.mark.usefixtures("one_thread", "fast_disk")]
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
 
 @pytest.fixture

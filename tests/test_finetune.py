@@ -65,7 +65,7 @@ ONLINE = {
 }
 TARGET = 40.0
 NOMINAL_RATE, NUM_PARENT_STEPS, WARMUP_STEPS = 1e-3, 12, 24
-pytestmark = pytest.mark.usefixtures("fast_disk")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("fast_disk")]
 
 
 @pytest.fixture(scope="module")

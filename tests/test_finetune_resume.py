@@ -57,7 +57,7 @@ FINETUNING = {
 }
 # By step: what a network that has learnt nothing returns is luck, and so is which checkpoints are best so far.
 SCORES = {0: 1.0, 4: 3.0, 8: 2.0, 12: 2.5} | {6: 0.5}  # finetuning: the best at 0 and 4; pretraining: at 6 and 12
-pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk", "scores")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk", "scores")]
 
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------

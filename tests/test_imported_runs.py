@@ -29,6 +29,8 @@ from gq.runs.folder import is_imported, newest_unfinished, read_config
 from gq.training.world import train_world_model
 from test_importing import TINY, official, random_model
 
+pytestmark = pytest.mark.computes
+
 WALKER = {"observation_dim": 24, "action_dim": 6}
 REACHER = {"observation_dim": 10, "action_dim": 2}  # Gymnasium's, whose episodes have 50 decisions
 FOLDER = "/nicklashansen/tdmpc2/resolve/main"

@@ -26,7 +26,7 @@ from gq.runs.evaluations import read_evaluations
 from gq.video import draw_overlay
 from test_world_runs import trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread")]
 
 USAGE = 2
 FIGURES = (

@@ -18,6 +18,8 @@ from gq.rendering import VideoOptions, camera_option, render, tile
 from gq.results.evaluate import evaluate
 from gq.rollouts.episodes import EpisodeRequest, roll_out
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -30,6 +30,8 @@ from gq.training.offline import TrainResult
 from gq.training.session import Session, restored_metrics
 from tiny import SETTINGS, as_flags, write_hopper_file
 
+pytestmark = pytest.mark.computes
+
 EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
 
 

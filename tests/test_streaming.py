@@ -22,7 +22,7 @@ from test_resume import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
 
 def assert_same(first: Batch, second: Batch) -> None:

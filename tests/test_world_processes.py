@@ -24,6 +24,8 @@ from processes import command_in_processes
 from test_world_resume import TINY
 from tiny import as_flags
 
+pytestmark = pytest.mark.computes
+
 SETTINGS = {**TINY, "train.decisions": 60, "train.num_environments": 1, "eval.every": 0, "checkpoint.every": 3}
 
 

@@ -49,7 +49,7 @@ TINY = {
     "eval.num_episodes": 1,
     "checkpoint.every": 4,
 }
-pytestmark = pytest.mark.usefixtures("one_thread", "fast_disk")
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
 # --- points of a run, at which something can happen -------------------------------------------------------------------
 
