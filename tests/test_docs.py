@@ -131,6 +131,14 @@ def test_the_architecture_page_has_the_rooms() -> None:
     assert [set(re.findall(r"`(\w+)`", rooms)) for rooms in reversed(floors)] == FLOORS
 
 
+def test_the_architecture_page_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text[text.index("### The front house") : text.index("## The way of one batch")]
+    words = set(re.findall(r"[a-z0-9_]+", section))
+    modules = {path.stem for path in (ROOT / "src/gq").rglob("*.py") if path.parent.name != "cli"}
+    assert modules - words - {"__init__", "__main__"} == set()
+
+
 # Running what the pages say
 
 

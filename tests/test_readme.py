@@ -45,10 +45,3 @@ def test_costs_of_models_are_what_the_program_prints(monkeypatch: pytest.MonkeyP
 def test_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
-
-
-def test_the_file_map_names_every_module() -> None:
-    section = README[README.index("## The files") : README.index("## Limits")]
-    words = set(re.findall(r"[a-z0-9_]+", section))
-    modules = {path.stem for path in (ROOT / "src/gq").rglob("*.py") if path.parent.name != "cli"}
-    assert modules - words - {"__init__", "__main__"} == set()
