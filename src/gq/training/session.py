@@ -114,7 +114,7 @@ class Session(Generic[P]):
         self.config, self.folder, self.processes = config, folder, processes
         self.compute, self.listener = compute, listener
         self.is_first = processes.rank == 0
-        self.checkpoint = last_checkpoint(folder)
+        self.checkpoint = last_checkpoint(folder)  # None once training begins
         self.progress = progress_type(**self.checkpoint.state["progress"]) if self.checkpoint else progress_type()
         self.stop = StopRequest(listener.note)
         self.throughput = Throughput(config, compute)
@@ -181,6 +181,7 @@ class Session(Generic[P]):
             Interrupted: SIGINT or SIGTERM came; everything is saved.
             GqError: the loss is not finite any more, or a checkpoint could not be written.
         """
+        self.checkpoint = None  # its tensors are not needed any more
         self._began = monotonic() - self.progress.seconds
         self.throughput.begin()
         trackers = nullcontext() if is_over else self.trackers.opened(self.progress.step)
