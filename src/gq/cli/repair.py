@@ -88,12 +88,12 @@ def repair(
             simulate=simulate,
             progress=lambda what, done, total: move(done, total),
         )
-    document, text = report.document(), describe(report, verbose=bool(output.verbose))
+    document, text = report.document(), _describe(report, verbose=bool(output.verbose))
     if png is not None:
-        draw(report, png)
+        _draw(report, png)
         output.note(f"wrote {png}")
     if replay is not None:
-        drift = measure_drift(report, dataset, task, replay)
+        drift = _measure_drift(report, dataset, task, replay)
         document["drift"] = drift.document()
         text = "\n".join([text, "", *drift.summary()])
     output.result(document, quiet=report.output or " ".join(f.code for f in report.problems), human=text)
@@ -103,7 +103,7 @@ def repair(
         raise typer.Exit(1)
 
 
-def draw(report: "RepairReport", path: Path) -> None:
+def _draw(report: "RepairReport", path: Path) -> None:
     """Draw the histograms. Raises GqError."""
     from gq.errors import GqError
     from gq.results.distributions import of_health, write_histograms
@@ -113,7 +113,7 @@ def draw(report: "RepairReport", path: Path) -> None:
     write_histograms([of_health(report.health, f"{report.file.name}, {report.task or 'unknown task'}")], path)
 
 
-def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_episodes: int) -> "DriftReport":
+def _measure_drift(report: "RepairReport", dataset: str, task: str | None, num_episodes: int) -> "DriftReport":
     """Replay episodes of the repaired copy, or of the dataset if there is none. Raises GqError."""
     from gq.datasets.loading import load_dataset
     from gq.repair.drift import replay_drift
@@ -122,7 +122,7 @@ def measure_drift(report: "RepairReport", dataset: str, task: str | None, num_ep
     return replay_drift(trajectories, num_episodes, task=task)
 
 
-def describe(report: "RepairReport", *, verbose: bool) -> str:
+def _describe(report: "RepairReport", *, verbose: bool) -> str:
     """Return the report as text for people."""
     from gq.repair.findings import several
 
@@ -130,12 +130,12 @@ def describe(report: "RepairReport", *, verbose: bool) -> str:
     if report.layout:
         pieces = f"{several(report.num_episodes, 'whole episode')}, {several(report.num_fragments, 'fragment')}"
         lines.append(f"{report.task or 'unknown task'}, {report.num_transitions:,} rows, {pieces}")
-        lines.append(evidence(report))
+        lines.append(_evidence(report))
     lines.append("")
     width = max([len(finding.code) for finding in report.findings], default=0)
     for finding in report.findings:
         severity = "problem" if finding.is_problem else "note   "
-        lines.append(f"{severity}  {finding.code:<{width}}  {finding.message}{first_rows(finding, verbose=verbose)}")
+        lines.append(f"{severity}  {finding.code:<{width}}  {finding.message}{_first_rows(finding, verbose=verbose)}")
     if not report.problems:
         lines.append("nothing is wrong with it")
     if report.health:
@@ -145,7 +145,7 @@ def describe(report: "RepairReport", *, verbose: bool) -> str:
     return "\n".join(lines)
 
 
-def evidence(report: "RepairReport") -> str:
+def _evidence(report: "RepairReport") -> str:
     """Say what told where episodes end."""
     if report.evidence == "simulator":
         other = "" if report.physics == report.task else f", whose physics are those of {report.physics}"
@@ -155,7 +155,7 @@ def evidence(report: "RepairReport") -> str:
     return "ends of episodes found by statistics of the steps alone, which can miss some"
 
 
-def first_rows(finding: "Finding", *, verbose: bool) -> str:
+def _first_rows(finding: "Finding", *, verbose: bool) -> str:
     """Return where a finding is, for -v."""
     if not verbose or not finding.rows:
         return ""

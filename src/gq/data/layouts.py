@@ -139,7 +139,7 @@ def stored_hdf5(path: Path, root: Any, problems: Problems) -> Stored:
         hint = "gq reads D4RL and Minari HDF5 files and pickled lists of episodes"
         raise UnusableError(Problem("bad-shape", message, DataError(f"{path} has {message}", hint=hint)))
     try:
-        attributes = minari_metadata(path)
+        attributes = _minari_metadata(path)
     except DataError as error:
         problems.add(Problem("bad-shape", str(error), error))
         attributes = {}
@@ -183,7 +183,7 @@ def row_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[1:]) if is_plain else tuple(length for length in shape[1:] if length != 1)
 
 
-def minari_metadata(path: Path) -> dict[str, Any]:
+def _minari_metadata(path: Path) -> dict[str, Any]:
     """Return the provenance in metadata.json beside a Minari file, with `env_id`; empty if there is no such file.
 
     Raises:

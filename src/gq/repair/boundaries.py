@@ -143,8 +143,8 @@ def examine(rows: Rows, *, simulate: Simulate = "auto", progress: Progress = lam
     scores = step_scores(observations, actions, robot)
     finite = np.isfinite(scores)
     initial = looks_initial(robot, observations) if robot else np.zeros(len(observations), bool)
-    ordinary = np.flatnonzero(finite & (scores < 2) & ~near(flagged)[:-1] & ~initial[1:])
-    likely = by_score(scores, initial, flagged) if robot else by_flags(scores, rows.terminals, rows.timeouts, limit)
+    ordinary = np.flatnonzero(finite & (scores < 2) & ~_near(flagged)[:-1] & ~initial[1:])
+    likely = _by_score(scores, initial, flagged) if robot else by_flags(scores, rows.terminals, rows.timeouts, limit)
 
     def call_judge() -> Judge | None:
         if robot is None or task is None or simulate == "off" or not len(ordinary):
@@ -159,16 +159,16 @@ def examine(rows: Rows, *, simulate: Simulate = "auto", progress: Progress = lam
     elif judge := call_judge():
         chosen = finite.copy()
         if simulate == "auto" and robot is not None:
-            chosen &= worth_a_look(scores, initial, flagged, robot)
+            chosen &= _worth_a_look(scores, initial, flagged, robot)
         follows, method = np.where(finite, FOLLOWS, UNKNOWN).astype(np.int8), "simulator"
-        follows = look(judge, follows, np.flatnonzero(chosen), otherwise=likely, progress=progress)
-    doubtful = np.flatnonzero(finite & too_long(follows, flagged, limit))
+        follows = _look(judge, follows, np.flatnonzero(chosen), otherwise=likely, progress=progress)
+    doubtful = np.flatnonzero(finite & _too_long(follows, flagged, limit))
     if len(doubtful) and simulate != "all" and (judge := judge or call_judge()):
-        follows = look(judge, follows, doubtful, otherwise=follows, progress=progress)
+        follows = _look(judge, follows, doubtful, otherwise=follows, progress=progress)
     return Evidence(follows, method, judge)
 
 
-def look(
+def _look(
     judge: Judge, follows: np.ndarray, rows: np.ndarray, *, otherwise: np.ndarray, progress: Progress
 ) -> np.ndarray:
     """Return what is known of all steps, int8 [N - 1], after a look at some; `otherwise` is for those left unclear."""
@@ -178,7 +178,7 @@ def look(
     return follows
 
 
-def worth_a_look(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray, robot: Robot) -> np.ndarray:
+def _worth_a_look(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray, robot: Robot) -> np.ndarray:
     """Return which steps may be breaks, generously: bool [N - 1].
 
     Args:
@@ -189,7 +189,7 @@ def worth_a_look(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray, r
     """
     known = np.nan_to_num(scores, nan=-np.inf)
     enters = initial[1:] & (~initial[:-1] | (known > 0))
-    chosen: np.ndarray = enters | near(flagged)[:-1] | flagged[1:] | (known >= SUSPICIOUS_SCORE)
+    chosen: np.ndarray = enters | _near(flagged)[:-1] | flagged[1:] | (known >= SUSPICIOUS_SCORE)
     others = np.flatnonzero(~chosen)
     num_looks = min(len(others), max(int(robot.unlikely_share * len(others)), LEAST_LOOKS))
     blocks = np.array_split(known, max(1, len(known) // NEIGHBOURHOOD))
@@ -203,7 +203,7 @@ def worth_a_look(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray, r
 # --- statistics of the steps ---
 
 
-def by_score(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray) -> np.ndarray:
+def _by_score(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray) -> np.ndarray:
     """Return FOLLOWS, BREAK or UNKNOWN for the steps of a known robot, int8 [N - 1].
 
     A step to an initial state is a break if it is at all unusual, any other step if it is very unusual. What is unclear
@@ -216,7 +216,7 @@ def by_score(scores: np.ndarray, initial: np.ndarray, flagged: np.ndarray) -> np
     """
     finite = np.isfinite(scores)
     known = np.nan_to_num(scores, nan=0.0)
-    ordinary = known[finite & ~near(flagged)[:-1] & ~initial[1:]]
+    ordinary = known[finite & ~_near(flagged)[:-1] & ~initial[1:]]
     certain = CERTAIN_SCORE
     if len(ordinary):
         certain = min(certain, float(np.quantile(ordinary, 0.999)) + MARGIN)
@@ -251,20 +251,20 @@ def by_flags(scores: np.ndarray, terminals: np.ndarray, timeouts: np.ndarray | N
             verdicts[rows + shift] = BREAK
             break
     if limit is None:
-        return verdicts if timeouts is not None and timeouts.any() else with_breaks(verdicts, known)
-    starts, ends = long_stretches(verdicts, flagged, limit)
+        return verdicts if timeouts is not None and timeouts.any() else _with_breaks(verdicts, known)
+    starts, ends = _long_stretches(verdicts, flagged, limit)
     cuts = [np.arange(start + limit - 1, end, limit) for start, end in zip(starts, ends, strict=True)]
     if not cuts or np.mean(known[np.concatenate(cuts)] >= RESET_SCORE) >= AGREEMENT:
         return verdicts  # whoever cuts at the limit will be right
-    return with_breaks(verdicts, np.where(too_long(verdicts, flagged, limit), known, 0.0))
+    return _with_breaks(verdicts, np.where(_too_long(verdicts, flagged, limit), known, 0.0))
 
 
-def with_breaks(verdicts: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def _with_breaks(verdicts: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return verdicts with a BREAK at every very unusual step that no flag marks."""
     return np.where((scores >= CERTAIN_SCORE_UNKNOWN_ROBOT) & (verdicts == FOLLOWS), BREAK, verdicts).astype(np.int8)
 
 
-def long_stretches(verdicts: np.ndarray, flagged: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _long_stretches(verdicts: np.ndarray, flagged: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return first and last row of stretches that are longer than an episode can be, int [n] each."""
     ends = np.flatnonzero(np.append((verdicts == BREAK) | ((verdicts == UNKNOWN) & flagged[:-1]), True))
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -272,15 +272,15 @@ def long_stretches(verdicts: np.ndarray, flagged: np.ndarray, limit: int | None)
     return starts[is_long], ends[is_long]
 
 
-def too_long(verdicts: np.ndarray, flagged: np.ndarray, limit: int | None) -> np.ndarray:
+def _too_long(verdicts: np.ndarray, flagged: np.ndarray, limit: int | None) -> np.ndarray:
     """Return which steps are in such stretches, bool [N - 1]."""
     inside = np.zeros(len(flagged), bool)
-    for start, end in zip(*long_stretches(verdicts, flagged, limit), strict=True):
+    for start, end in zip(*_long_stretches(verdicts, flagged, limit), strict=True):
         inside[start:end] = True
     return inside[:-1]
 
 
-def near(flags: np.ndarray) -> np.ndarray:
+def _near(flags: np.ndarray) -> np.ndarray:
     """Return flags [N] with the rows before and after each."""
     spread = flags.copy()
     spread[1:] |= flags[:-1]
@@ -301,29 +301,29 @@ def step_scores(observations: np.ndarray, actions: np.ndarray, robot: Robot | No
     num_steps = len(observations) - 1
     if num_steps < 1:
         return np.zeros(0)
-    columns = slice(robot.num_columns) if robot else lively_columns(observations)
+    columns = slice(robot.num_columns) if robot else _lively_columns(observations)
     observations = observations[:, columns]
     sample = np.unique(np.linspace(0, num_steps - 1, min(num_steps, FIT_ROWS)).astype(np.int64))
-    inputs, changes, valid = step_features(observations, actions, sample, robot)
+    inputs, changes, valid = _step_features(observations, actions, sample, robot)
     usable = np.isfinite(inputs).all(axis=1) & np.isfinite(changes).all(axis=1)
     whole = usable & valid.all(axis=1)
     if whole.sum() < 2 * inputs.shape[1]:
         whole = usable
     if not whole.any():
         return np.full(num_steps, np.nan)
-    weights, spread = fit_bulk(inputs[whole], changes[whole])
+    weights, spread = _fit_bulk(inputs[whole], changes[whole])
     scores = np.empty(num_steps)
     for start in range(0, num_steps, CHUNK):
         rows = np.arange(start, min(start + CHUNK, num_steps))
-        inputs, changes, valid = step_features(observations, actions, rows, robot)
+        inputs, changes, valid = _step_features(observations, actions, rows, robot)
         with np.errstate(invalid="ignore", over="ignore"):
             squares = np.minimum(((changes - inputs @ weights) / spread) ** 2, 1e12)
         squares[~valid & np.isfinite(squares)] = 0.0
         scores[rows] = squares.sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
-    return standardised(scores)
+    return _standardised(scores)
 
 
-def lively_columns(observations: np.ndarray) -> np.ndarray:
+def _lively_columns(observations: np.ndarray) -> np.ndarray:
     """Return the columns of observations [N, S] that move nearly always, at most 64; contact forces do not."""
     start = np.unique(np.linspace(0, len(observations) - 2, 2000).astype(np.int64))
     changes = np.nan_to_num(np.abs(observations[start + 1].astype(np.float64) - observations[start]))
@@ -331,7 +331,7 @@ def lively_columns(observations: np.ndarray) -> np.ndarray:
     return np.flatnonzero(lively)[:64] if lively.any() else np.arange(min(observations.shape[1], 64))
 
 
-def step_features(
+def _step_features(
     observations: np.ndarray, actions: np.ndarray, rows: np.ndarray, robot: Robot | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the inputs [n, F], the changes to predict [n, C], and which changes can be predicted, bool [n, C]."""
@@ -348,7 +348,7 @@ def step_features(
     return inputs, after[:, positions].astype(np.float64) - before[:, positions], valid
 
 
-def fit_bulk(inputs: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit_bulk(inputs: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit changes [n, C] linearly to inputs [n, F] but the worst twentieth; return weights and typical residuals."""
     kept = np.ones(len(inputs), bool)
     floor = 1e-9 + 1e-6 * np.abs(changes).mean(axis=0)
@@ -363,7 +363,7 @@ def fit_bulk(inputs: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nd
     return weights, spread
 
 
-def standardised(squares: np.ndarray) -> np.ndarray:
+def _standardised(squares: np.ndarray) -> np.ndarray:
     """Return positive numbers on a logarithmic scale with median 0 and robust standard deviation 1; NaN stays."""
     logarithms = np.log(squares + 1e-12)
     finite = logarithms[np.isfinite(logarithms)]

@@ -93,13 +93,13 @@ class DriftReport:
             return lines
         sizes = ", ".join(f"{name} {value:.1e}" for name, value in self.error_quantiles.items())
         lines.append(
-            f"one step from each of {self.num_compared:,} stored states: {percent(self.agreement)} agree within "
+            f"one step from each of {self.num_compared:,} stored states: {_percent(self.agreement)} agree within "
             f"{AGREES:g} typical steps ({sizes})"
         )
         if self.reward_agreement is not None:
-            lines.append(f"rewards of the steps that agree: {percent(self.reward_agreement)} agree")
+            lines.append(f"rewards of the steps that agree: {_percent(self.reward_agreement)} agree")
         if self.output_agreement is not None:
-            lines.append(f"columns that are not state: {percent(self.output_agreement)} of those steps agree")
+            lines.append(f"columns that are not state: {_percent(self.output_agreement)} of those steps agree")
         if self.num_fall_rewards_off and self.agreement >= ENOUGH:
             falls = f"{self.num_fall_rewards_off} of {self.num_falls} falls"
             lines.append(f"another reward on the last step of {falls}: v4 pays for health there, v5 does not")
@@ -109,7 +109,7 @@ class DriftReport:
         return lines
 
 
-def percent(value: float) -> str:
+def _percent(value: float) -> str:
     """Return a share as text, never rounded up to 100 %."""
     return f"{np.floor(1000 * value) / 10:g} %"
 
@@ -130,20 +130,20 @@ def replay_drift(trajectories: Trajectories, num_episodes: int, *, task: str | N
     """
     if num_episodes < 1:
         raise UsageError(f"cannot replay {num_episodes} episodes", hint="ask for one at least")
-    name = check_task(trajectories, task)
+    name = _check_task(trajectories, task)
     chosen = np.unique(np.linspace(0, trajectories.num_episodes - 1, num_episodes).round().astype(int))
-    errors = replay_episodes(name, trajectories, chosen)
-    pool = pooled(errors)
+    errors = _replay_episodes(name, trajectories, chosen)
+    pool = _pooled(errors)
     state = pool.state[~np.isnan(pool.state)]
     recorded, installed = recorded_engines(trajectories.attributes), installed_engines()
-    agreement = share(state)
+    agreement = _share(state)
     is_off = agreement is not None and agreement < ENOUGH
-    fits = fitting_sibling(name, trajectories, chosen) if is_off else None
+    fits = _fitting_sibling(name, trajectories, chosen) if is_off else None
     agreeing = pool.state <= AGREES
-    reward_agreement = share(pool.rewards[agreeing])
+    reward_agreement = _share(pool.rewards[agreeing])
     lasts = np.cumsum([len(error.state) for error in errors]) - 1
     falls = lasts[trajectories.terminals[trajectories.offsets[chosen + 1] - 1]]
-    verdict, reason = judge(state, reward_agreement, differing_engines(recorded, installed), recorded, fits)
+    verdict, reason = _judge(state, reward_agreement, differing_engines(recorded, installed), recorded, fits)
     has_outputs = bool(np.isfinite(pool.outputs[agreeing]).any())
     return DriftReport(
         source=trajectories.source,
@@ -152,19 +152,19 @@ def replay_drift(trajectories: Trajectories, num_episodes: int, *, task: str | N
         reason=reason,
         num_compared=len(state),
         agreement=agreement,
-        error_quantiles=quantiles(state),
+        error_quantiles=_quantiles(state),
         reward_agreement=reward_agreement,
-        output_agreement=share(pool.outputs[agreeing]) if has_outputs else None,
+        output_agreement=_share(pool.outputs[agreeing]) if has_outputs else None,
         num_falls=len(falls),
         num_fall_rewards_off=int((pool.rewards[falls] > AGREES).sum()),
         recorded=recorded,
         installed=installed,
         fits=fits,
-        episodes=[describe(int(i), error) for i, error in zip(chosen, errors, strict=True)],
+        episodes=[_describe(int(i), error) for i, error in zip(chosen, errors, strict=True)],
     )
 
 
-def replay_episodes(task: str, trajectories: Trajectories, episodes: np.ndarray) -> list[Errors]:
+def _replay_episodes(task: str, trajectories: Trajectories, episodes: np.ndarray) -> list[Errors]:
     """Replay the given episodes in a task and return the errors of each."""
     rows = [np.arange(*trajectories.offsets[i : i + 2]) for i in episodes]
     scale = typical_step(trajectories.observations, np.concatenate([row[:-1] for row in rows]))
@@ -194,12 +194,12 @@ def replay_episodes(task: str, trajectories: Trajectories, episodes: np.ndarray)
     return errors
 
 
-def pooled(errors: list[Errors]) -> Errors:
+def _pooled(errors: list[Errors]) -> Errors:
     """Return the errors of all episodes as one."""
     return Errors(*(np.concatenate(parts) for parts in zip(*(astuple(error) for error in errors), strict=True)))
 
 
-def check_task(trajectories: Trajectories, task: str | None) -> str:
+def _check_task(trajectories: Trajectories, task: str | None) -> str:
     """Return the id of the task to replay in; raise UsageError or DataError where that is impossible."""
     asked = task or trajectories.task
     if asked is None:
@@ -210,7 +210,7 @@ def check_task(trajectories: Trajectories, task: str | None) -> str:
         message = f"{name} cannot be replayed: its observations do not show the simulator's state"
         raise UsageError(message, hint=f"replay works for {known}")
     widths = (trajectories.observations.shape[1], trajectories.actions.shape[1])
-    expected = dims(name)
+    expected = _dims(name)
     if widths != expected:
         message = f"{trajectories.source} has {widths[0]} observation and {widths[1]} action columns, "
         message += f"{name} has {expected[0]} and {expected[1]}"
@@ -218,22 +218,22 @@ def check_task(trajectories: Trajectories, task: str | None) -> str:
     return name
 
 
-def dims(task: str) -> tuple[int, int]:
+def _dims(task: str) -> tuple[int, int]:
     """Return the numbers of observation and action columns of a task."""
     return TASKS[task].observation_dim, TASKS[task].action_dim
 
 
-def fitting_sibling(task: str, trajectories: Trajectories, episodes: np.ndarray) -> str | None:
+def _fitting_sibling(task: str, trajectories: Trajectories, episodes: np.ndarray) -> str | None:
     """Return another version of a task in which the data agree, or None."""
     for other in TASKS:
-        if other != task and other.split("-")[0] == task.split("-")[0] and dims(other) == dims(task):
-            agreement = share(pooled(replay_episodes(other, trajectories, episodes)).state)
+        if other != task and other.split("-")[0] == task.split("-")[0] and _dims(other) == _dims(task):
+            agreement = _share(_pooled(_replay_episodes(other, trajectories, episodes)).state)
             if agreement is not None and agreement >= ENOUGH:
                 return other
     return None
 
 
-def judge(
+def _judge(
     state: np.ndarray,
     reward_agreement: float | None,
     differing: list[str],
@@ -246,7 +246,7 @@ def judge(
         state: errors of single steps.
         differing: engines that were recorded in another version than the installed one.
     """
-    agreement = share(state)
+    agreement = _share(state)
     if agreement is None or len(state) < MIN_ROWS:
         return "unknown", f"only {len(state)} stored steps can be replayed"
     if agreement >= ENOUGH:
@@ -256,7 +256,7 @@ def judge(
     if fits:
         return "other physics", f"the data are of {fits}"
     extent = "almost every step differs" if agreement <= FEW else "part of the steps differ"
-    if (share(state, CLEARLY_OFF) or 0) <= FEW:
+    if (_share(state, CLEARLY_OFF) or 0) <= FEW:
         return "other physics", f"{extent}: other masses, gravity, time step or action scaling, or a very old engine"
     if differing:
         return "drifts", f"{extent}, as they may between versions of " + " and ".join(differing)
@@ -265,19 +265,19 @@ def judge(
     return "drifts", f"{extent}, as they may between engine versions; the data do not name theirs"
 
 
-def share(errors: np.ndarray, limit: float = AGREES) -> float | None:
+def _share(errors: np.ndarray, limit: float = AGREES) -> float | None:
     """Return the share of the known errors within a limit, None where none is known."""
     known = errors[~np.isnan(errors)]
     return float((known <= limit).mean()) if len(known) else None
 
 
-def quantiles(errors: np.ndarray) -> dict[str, float]:
+def _quantiles(errors: np.ndarray) -> dict[str, float]:
     """Return a few quantiles of errors by name, none of no errors."""
     names = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
     return {name: float(np.quantile(errors, q)) for name, q in names.items()} if len(errors) else {}
 
 
-def describe(episode: int, errors: Errors) -> EpisodeDrift:
+def _describe(episode: int, errors: Errors) -> EpisodeDrift:
     """Return what to report of one episode."""
     known, rewards = errors.state[~np.isnan(errors.state)], errors.rewards[~np.isnan(errors.rewards)]
     return EpisodeDrift(
@@ -287,12 +287,12 @@ def describe(episode: int, errors: Errors) -> EpisodeDrift:
         error_median=float(np.median(known)) if len(known) else None,
         error_max=float(known.max()) if len(known) else None,
         reward_error_max=float(rewards.max()) if len(rewards) else None,
-        diverges_at=first_beyond(errors.open_state),
-        reward_diverges_at=first_beyond(errors.open_rewards),
+        diverges_at=_first_beyond(errors.open_state),
+        reward_diverges_at=_first_beyond(errors.open_rewards),
     )
 
 
-def first_beyond(errors: np.ndarray) -> int | None:
+def _first_beyond(errors: np.ndarray) -> int | None:
     """Return the first step that is off by more than DIVERGED, or None."""
     beyond = np.flatnonzero(errors > DIVERGED)
     return int(beyond[0]) if len(beyond) else None

@@ -56,11 +56,11 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     findings = findings_of(problems)
     if raw is None:
         return findings
-    findings += fit_columns(raw)
+    findings += _fit_columns(raw)
     finite = finite_rows(raw)
     progress("finding episodes", 0, None)
     evidence = examine(raw, simulate=simulate, progress=lambda done, total: progress("replaying steps", done, total))
-    segments = find_episodes(raw, evidence)
+    segments = _find_episodes(raw, evidence)
     usable = np.logical_and.reduceat(finite, segments.offsets[:-1])
     repeated = repeated_pieces(raw, segments, usable)
     findings += boundary_findings(raw, segments, usable)
@@ -69,7 +69,7 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     return Examined(raw, segments, evidence, usable, repeated, tuple(findings))
 
 
-def find_episodes(raw: Rows, evidence: Evidence) -> Segments:
+def _find_episodes(raw: Rows, evidence: Evidence) -> Segments:
     """Cut the rows into episodes and fragments."""
     robot = robot_of(known_task(raw))
 
@@ -96,7 +96,7 @@ def find_episodes(raw: Rows, evidence: Evidence) -> Segments:
     return cut(evidence.follows, raw.terminals, raw.timeouts, physics)
 
 
-def fit_columns(raw: Rows) -> list[Finding]:
+def _fit_columns(raw: Rows) -> list[Finding]:
     """Give data a task that fits their widths, and its columns; return what did not fit.
 
     A task whose version gq does not know (Hopper-v2) becomes the newest one of its robot if the widths are the same;
@@ -105,7 +105,7 @@ def fit_columns(raw: Rows) -> list[Finding]:
     widths = (raw.observations.shape[1], raw.actions.shape[1])
     fitting = [task.id for task in TASKS.values() if widths == (task.observation_dim, task.action_dim)]
     if raw.task is None:
-        raw.task = only_robot(fitting) or {(111, 8): "Ant-v5"}.get(widths)
+        raw.task = _only_robot(fitting) or {(111, 8): "Ant-v5"}.get(widths)
     family = (raw.task or "").split("-")[0]
     if raw.task not in TASKS:
         raw.task = next((known for known in TASKS if known.split("-")[0] == family), raw.task)  # v5 comes first
@@ -117,7 +117,7 @@ def fit_columns(raw: Rows) -> list[Finding]:
     found += str(task.action_dim)
     kept = EXACT_COLUMNS.get((raw.task, widths[0]))
     if kept is not None and widths[1] == task.action_dim:
-        return [mapped(raw, kept, found)]
+        return [_mapped(raw, kept, found)]
     same_family = [known for known in fitting if known.split("-")[0] == family]
     if same_family:
         raw.task = same_family[0]
@@ -128,12 +128,12 @@ def fit_columns(raw: Rows) -> list[Finding]:
     return [Finding("dimension-mismatch", widths[0], f"{found}{hint}")]
 
 
-def only_robot(fitting: list[str]) -> str | None:
+def _only_robot(fitting: list[str]) -> str | None:
     """Return the first of some tasks if all are of one robot."""
     return fitting[0] if len({task.split("-")[0] for task in fitting}) == 1 else None
 
 
-def mapped(raw: Rows, kept: np.ndarray, found: str) -> Finding:
+def _mapped(raw: Rows, kept: np.ndarray, found: str) -> Finding:
     """Reduce observations to some of their columns; return the finding, which says if the others were not zero."""
     count = raw.observations.shape[1]
     raw.observations, are_zero = keep_columns(raw.observations, kept)

@@ -73,7 +73,7 @@ def several(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def at_rows(code: str, rows: np.ndarray, message: str, *, is_problem: bool = True) -> Finding:
+def _at_rows(code: str, rows: np.ndarray, message: str, *, is_problem: bool = True) -> Finding:
     """Return a finding about rows, of which it names the first ones."""
     return Finding(code, len(rows), message, tuple(int(row) for row in rows[:NUM_ROWS_NAMED]), is_problem)
 
@@ -84,14 +84,14 @@ def at_rows(code: str, rows: np.ndarray, message: str, *, is_problem: bool = Tru
 def boundary_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list[Finding]:
     """Return the findings about flags and fragments; `usable` is bool [K], pieces without damaged rows."""
     return [
-        *missing_findings(raw, segments),
-        *terminal_findings(segments),
-        *timeout_findings(segments),
-        *fragment_findings(raw, segments, usable),
+        *_missing_findings(raw, segments),
+        *_terminal_findings(segments),
+        *_timeout_findings(segments),
+        *_fragment_findings(raw, segments, usable),
     ]
 
 
-def missing_findings(raw: Rows, segments: Segments) -> list[Finding]:
+def _missing_findings(raw: Rows, segments: Segments) -> list[Finding]:
     """Return the finding of ends that no timeout marks."""
     rows = np.sort(np.concatenate([segments.unmarked, segments.limit_terminals]))
     if not len(rows):
@@ -105,10 +105,10 @@ def missing_findings(raw: Rows, segments: Segments) -> list[Finding]:
     }
     listed = ", ".join(f"{count:,} {where}" for where, count in kinds.items() if count)
     there = "no timeouts; " if raw.timeouts is None or not raw.timeouts.any() else ""
-    return [at_rows("missing-timeouts", rows, f"{there}{several(len(rows), 'episode')} without a flag: {listed}")]
+    return [_at_rows("missing-timeouts", rows, f"{there}{several(len(rows), 'episode')} without a flag: {listed}")]
 
 
-def terminal_findings(segments: Segments) -> list[Finding]:
+def _terminal_findings(segments: Segments) -> list[Finding]:
     """Return the findings of terminals in the wrong place, and of lost ones."""
     findings = []
     wrong = {
@@ -119,14 +119,14 @@ def terminal_findings(segments: Segments) -> list[Finding]:
     rows = np.sort(np.concatenate(list(wrong.values())))
     if len(rows):
         listed = ", ".join(f"{len(some):,} {where}" for where, some in wrong.items() if len(some))
-        findings.append(at_rows("shifted-terminals", rows, f"{several(len(rows), 'misplaced terminal')}: {listed}"))
+        findings.append(_at_rows("shifted-terminals", rows, f"{several(len(rows), 'misplaced terminal')}: {listed}"))
     if len(segments.lost_terminals):
         message = f"{several(len(segments.lost_terminals), 'fall')} without a terminal, by the task's own rule"
-        findings.append(at_rows("missing-terminals", segments.lost_terminals, message))
+        findings.append(_at_rows("missing-terminals", segments.lost_terminals, message))
     return findings
 
 
-def timeout_findings(segments: Segments) -> list[Finding]:
+def _timeout_findings(segments: Segments) -> list[Finding]:
     """Return the finding of timeouts that mark no time limit."""
     rows = segments.misplaced_timeouts
     if not len(rows):
@@ -139,10 +139,10 @@ def timeout_findings(segments: Segments) -> list[Finding]:
     listed = "; ".join(f"{count:,} {where}" for where, count in kinds.items() if count)
     limit = f" of {segments.limit:,} steps" if segments.limit else ""
     message = f"{several(len(rows), 'timeout')} elsewhere than at the limit{limit}: {listed}"
-    return [at_rows("iteration-timeouts", rows, message)]
+    return [_at_rows("iteration-timeouts", rows, message)]
 
 
-def fragment_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list[Finding]:
+def _fragment_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list[Finding]:
     """Return the findings of episodes without an end or without a beginning."""
     findings = []
     lengths = np.diff(segments.offsets)
@@ -150,14 +150,14 @@ def fragment_findings(raw: Rows, segments: Segments, usable: np.ndarray) -> list
         is_marked = raw.timeouts is not None and bool(raw.timeouts[-1])
         fate = "it is marked as if it were whole" if is_marked else "readers leave it out"
         message = f"the last episode is unfinished after {several(lengths[-1], 'row')}; {fate}"
-        findings.append(at_rows("trailing-fragment", segments.offsets[-2:-1], message, is_problem=is_marked))
+        findings.append(_at_rows("trailing-fragment", segments.offsets[-2:-1], message, is_problem=is_marked))
     leading = np.flatnonzero(segments.inside & usable)
     if len(leading):
         message = (
             f"{several(len(leading), 'episode')} without a beginning, {several(lengths[leading].sum(), 'row')}: the "
             "first observation is not one that a reset gives"
         )
-        findings.append(at_rows("leading-fragment", segments.offsets[:-1][leading], message))
+        findings.append(_at_rows("leading-fragment", segments.offsets[:-1][leading], message))
     return findings
 
 
@@ -184,7 +184,7 @@ def non_finite_findings(raw: Rows, finite: np.ndarray, segments: Segments) -> li
         f"{several(len(rows), 'row')} with NaN or infinite values, in {several(num_pieces, 'episode')}, which a copy "
         "leaves out whole: without the rows alone they would jump"
     )
-    return [at_rows("non-finite", rows, message)]
+    return [_at_rows("non-finite", rows, message)]
 
 
 def action_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
@@ -201,7 +201,7 @@ def action_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
             f"{several(int(outside.sum()), 'row')} with actions up to {largest:.3g}, {task.id} takes "
             f"±{task.action_bound:g}; a copy clips them, as MuJoCo does with the torque"
         )
-        findings.append(at_rows("action-out-of-bounds", np.flatnonzero(outside), message))
+        findings.append(_at_rows("action-out-of-bounds", np.flatnonzero(outside), message))
     on_bound = finite[:, None] & (size >= task.action_bound * (1 - 1e-6))
     share = float(on_bound.mean()) if on_bound.size else 0.0
     if share > SATURATED_SHARE:
@@ -210,7 +210,7 @@ def action_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
             "them no finite likelihood"
         )
         rows = np.flatnonzero(on_bound.any(axis=1))
-        findings.append(at_rows("action-saturated", rows, message, is_problem=False))
+        findings.append(_at_rows("action-saturated", rows, message, is_problem=False))
     return findings
 
 
@@ -227,7 +227,7 @@ def constant_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
     if not len(columns):
         return []
     message = f"{len(columns):,} of {len(varies):,} observation columns are constant; training scales them by 1"
-    return [at_rows("constant-dimension", columns, message, is_problem=False)]
+    return [_at_rows("constant-dimension", columns, message, is_problem=False)]
 
 
 def repeated_pieces(raw: Rows, segments: Segments, usable: np.ndarray) -> np.ndarray:
@@ -248,4 +248,4 @@ def repeated_findings(segments: Segments, repeated: np.ndarray) -> list[Finding]
     if not repeated.any():
         return []
     message = f"{several(int(repeated.sum()), 'episode')} that are there already; a copy leaves them out"
-    return [at_rows("duplicate-episodes", segments.offsets[:-1][repeated], message)]
+    return [_at_rows("duplicate-episodes", segments.offsets[:-1][repeated], message)]

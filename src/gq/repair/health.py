@@ -101,7 +101,7 @@ def measure(
         lengths=histogram(lengths),
         targets=suggested_targets(returns),
         return_scale=suggested_scale(returns),
-        versions=recorded_versions(attributes),
+        versions=_recorded_versions(attributes),
         sha256=sha256,
     )
 
@@ -137,7 +137,7 @@ def suggested_scale(returns: np.ndarray) -> float:
     return 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
 
 
-def recorded_versions(attributes: dict[str, Any]) -> dict[str, str]:
+def _recorded_versions(attributes: dict[str, Any]) -> dict[str, str]:
     """Return the environment and the versions that a file records."""
     found = {"env_id": str(attributes["env_id"])} if attributes.get("env_id") else {}
     for name, value in sorted(attributes.items()):

@@ -88,7 +88,7 @@ def repair(
         UsageError: there is no such file or task, or `output` is taken or the original.
         DataError: a copy was asked for and there is nothing to write.
     """
-    named, file = locate(name)
+    named, file = _locate(name)
     asked = resolve_task(task).id if task else None
     if output is not None:
         output = Path(output).expanduser()
@@ -106,7 +106,7 @@ def repair(
             num_fragments=0,
             findings=tuple(examined),
         )
-    report = describe(file, examined)
+    report = _describe(file, examined)
     if output is None:
         return report
     progress("writing", 0, None)
@@ -118,7 +118,7 @@ def repair(
     return report
 
 
-def locate(name: str | Path) -> tuple[str, Path]:
+def _locate(name: str | Path) -> tuple[str, Path]:
     """Return a dataset's id, or its path as it was given, and its file; one that a download kept aside has an id too.
 
     Raises:
@@ -136,7 +136,7 @@ def locate(name: str | Path) -> tuple[str, Path]:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # pieces with infinite rewards are left out after summing
-def describe(file: Path, examined: Examined) -> RepairReport:
+def _describe(file: Path, examined: Examined) -> RepairReport:
     """Return the report about an examined file."""
     raw, segments = examined.raw, examined.segments
     whole = segments.whole & examined.usable

@@ -75,18 +75,18 @@ def write_copy(examined: Examined, file: Path, output: Path, *, fragments: Fragm
         hint = "keep pieces of episodes with --fragments keep" if examined.usable.any() else "fetch the file again"
         raise DataError(f"{file}: no whole episode is left to write", hint=hint)
     trajectories = select(examined, np.flatnonzero(kept), source)
-    repairs = list_repairs(examined, kept)
+    repairs = _list_repairs(examined, kept)
     extra: dict[str, np.ndarray] = {}
     is_fragment = ~segments.whole[kept]
     if is_fragment.any():
         extra["fragments"] = np.repeat(is_fragment, trajectories.lengths)
     if fragments == "bootstrap" and is_fragment.any():
-        extra["bootstrap_values"], words = bootstrap(examined, trajectories, np.flatnonzero(kept))
+        extra["bootstrap_values"], words = _bootstrap(examined, trajectories, np.flatnonzero(kept))
         repairs.append(words)
     attributes = {name: value for name, value in raw.attributes.items() if not STATISTICS.fullmatch(name)}
     attributes = {name: value for name, value in attributes.items() if name not in ("env_id", "source")}
     attributes |= {"repaired_from_sha256": sha256(file), "repairs": json.dumps(repairs), "fragments": fragments}
-    write_checked(output, trajectories, attributes, extra)
+    _write_checked(output, trajectories, attributes, extra)
     return tuple(repairs)
 
 
@@ -113,7 +113,7 @@ def select(examined: Examined, pieces: np.ndarray, source: str) -> Trajectories:
     )
 
 
-def list_repairs(examined: Examined, kept: np.ndarray) -> list[str]:
+def _list_repairs(examined: Examined, kept: np.ndarray) -> list[str]:
     """Say what the copy has that the original has not; `kept` is bool [K], the pieces in it."""
     segments = examined.segments
     lengths = np.diff(segments.offsets)
@@ -134,7 +134,7 @@ def list_repairs(examined: Examined, kept: np.ndarray) -> list[str]:
     return done + [words for code, words in REPAIRS.items() if code in codes]
 
 
-def bootstrap(examined: Examined, trajectories: Trajectories, pieces: np.ndarray) -> tuple[np.ndarray, str]:
+def _bootstrap(examined: Examined, trajectories: Trajectories, pieces: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the estimated return after each fragment's last row, float32 [N], 0 elsewhere, and what was done.
 
     Raises:
@@ -167,7 +167,7 @@ def bootstrap(examined: Examined, trajectories: Trajectories, pieces: np.ndarray
     return values, words
 
 
-def write_checked(
+def _write_checked(
     output: Path, trajectories: Trajectories, attributes: dict[str, Any], extra: dict[str, np.ndarray]
 ) -> None:
     """Write a canonical file with further datasets, read it with the strict reader, and only then put it in place."""
