@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gq.data.reading import read_trajectories, time_limits, write_canonical
+from gq.data.rows import read_rows
 from gq.data.trajectories import Trajectories
 from gq.errors import DataError, GqError, UsageError
 
@@ -285,6 +286,36 @@ def test_a_wrong_array_is_refused_by_name(tmp_path, change, message):
         read_trajectories(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rewards": None},
+        {"terminals": None},
+        {"rewards": np.zeros(29, np.float32)},
+        {"observations": np.zeros((30, 1, 11))},
+        {"timeouts": np.full(30, np.nan)},
+    ],
+)
+def test_training_refuses_with_the_error_of_a_problem_that_repair_sees(tmp_path, change):
+    path = write_hdf5(tmp_path / "hopper.hdf5", damaged(change))
+    _, problems = read_rows(path)
+    (error,) = [problem.error for problem in problems if problem.error]
+    with pytest.raises(DataError) as caught:
+        read_trajectories(path)
+    assert (str(caught.value), caught.value.hint) == (str(error), error.hint)
+
+
+def test_a_problem_says_of_which_episode_it_is(tmp_path):
+    flat = rows([10, 20], terminated=[True, False])
+    folder = write_minari(tmp_path / "data", flat, [10, 20])
+    with h5py.File(folder / "main_data.hdf5", "r+") as root:
+        del root["episode_1/actions"]
+    found, problems = read_rows(folder / "main_data.hdf5")
+    assert found is not None
+    assert found.labels == ["episode_0"]
+    assert [(problem.episode, problem.loses_episode) for problem in problems] == [("episode_1", True), ("", False)]
 
 
 @pytest.mark.parametrize(
