@@ -31,8 +31,7 @@ DATA_SUFFIXES = (".hdf5", ".h5", ".pkl")
 CURVES_ONLY = {"x": "auto", "smooth": 1, "metric": None}  # options for learning curves, and what they are by default
 
 
-def newest_metrics() -> list[str]:
-    """Return the metrics of the newest run, for completion."""
+def _newest_metrics() -> list[str]:
     from gq.paths import all_runs
     from gq.results.history import known_metrics, read_records
 
@@ -57,7 +56,7 @@ def plot(
             "--metric",
             metavar="KEY",
             help="A key of metrics.jsonl, may be repeated; default: returns.",
-            autocompletion=options.complete_from(newest_metrics),
+            autocompletion=options.complete_from(_newest_metrics),
         ),
     ] = None,
     asked: Annotated[
@@ -89,10 +88,10 @@ def plot(
     output: Output,
 ) -> None:
     """Draw learning curves, returns at targets, sweeps of modes or datasets; print the figure's path, or points."""
-    check_request(file, json_mode=output.json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
-    runs, datasets = find_subjects(names, latest=latest)
-    kind = kind_of(datasets, asked=asked, sweep=sweep)
-    refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
+    _check_request(file, json_mode=output.json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
+    runs, datasets = _find_subjects(names, latest=latest)
+    kind = _kind_of(datasets, asked=asked, sweep=sweep)
+    _refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
     drawing: Drawing
     if kind == "dataset":
         from gq.results.distributions import data_drawing, read_summary
@@ -112,10 +111,10 @@ def plot(
 
         learning = read_learning(runs, x=x, smooth=smooth, metrics=metric or (), aggregate=aggregate, band=band)
         drawing = learning_drawing(learning)
-    deliver(output, drawing, runs, file, csv_mode=csv_mode, terminal=terminal)
+    _deliver(output, drawing, runs, file, csv_mode=csv_mode, terminal=terminal)
 
 
-def check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, terminal: bool, force: bool) -> None:
+def _check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, terminal: bool, force: bool) -> None:
     """Raise UsageError for options that do not go together, or a file that is of no kind or is there already."""
     from gq.errors import UsageError
     from gq.results.style import FORMATS
@@ -131,22 +130,22 @@ def check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, termina
         raise UsageError(f"{file} is there already", hint="--force replaces it")
 
 
-def find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path], list[str]]:
+def _find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path], list[str]]:
     """Return the run folders, or the datasets, that names stand for. Raises UsageError for both or neither."""
     from gq.errors import UsageError
     from gq.paths import find_run
 
     if not names:
         return [find_run(None, latest=latest)[0].resolve()], []
-    datasets = [name for name in dict.fromkeys(names) if is_dataset(name)]
+    datasets = [name for name in dict.fromkeys(names) if _is_dataset(name)]
     runs = [name for name in names if name not in datasets]
     if runs and datasets:
         raise UsageError(f"{runs[0]} is a run and {datasets[0]} a dataset", hint="plot them apart")
     return list(dict.fromkeys(find_run(name)[0].resolve() for name in runs)), datasets
 
 
-def is_dataset(name: str) -> bool:
-    """Tell whether a name stands for a dataset, not for runs. Raises UsageError where it may be either."""
+def _is_dataset(name: str) -> bool:
+    """Whether a name stands for a dataset, not for runs. Raises UsageError where it may be either."""
     from gq.datasets import names as registry
     from gq.datasets.cache import cached
     from gq.errors import UsageError
@@ -167,8 +166,7 @@ def is_dataset(name: str) -> bool:
     return not fitting
 
 
-def kind_of(datasets: list[str], *, asked: bool, sweep: bool) -> str:
-    """Return what is to be drawn. Raises UsageError for two things at a time."""
+def _kind_of(datasets: list[str], *, asked: bool, sweep: bool) -> str:
     from gq.errors import UsageError
 
     wanted = [name for name, is_on in (("dataset", datasets), ("asked", asked), ("sweep", sweep)) if is_on]
@@ -179,8 +177,7 @@ def kind_of(datasets: list[str], *, asked: bool, sweep: bool) -> str:
     return wanted[0] if wanted else "learning"
 
 
-def refuse_ignored(kind: str, **given: Any) -> None:
-    """Raise UsageError for an option of learning curves with anything else."""
+def _refuse_ignored(kind: str, **given: Any) -> None:
     from gq.errors import UsageError
 
     for name, value in given.items():
@@ -188,10 +185,10 @@ def refuse_ignored(kind: str, **given: Any) -> None:
             raise UsageError(f"--{name} is for learning curves", hint="leave it out")
 
 
-def deliver(
+def _deliver(
     output: Output, drawing: "Drawing", runs: list[Path], file: Path | None, *, csv_mode: bool, terminal: bool
 ) -> None:
-    """Write the file, and print what was asked for."""
+    """Write the file, and print the result."""
     from gq.files import write_text
 
     for note in drawing.notes:
@@ -200,7 +197,7 @@ def deliver(
         output.result({}, quiet=drawing.csv(), human=drawing.csv())
         return
     wants_file = not (terminal or output.json_mode)
-    path = file or (choose_path(drawing, runs) if wants_file else None)
+    path = file or (_choose_path(drawing, runs) if wants_file else None)
     if path and path.suffix.lower() == ".csv":
         write_text(path, drawing.csv() + "\n")
     elif path:
@@ -210,11 +207,11 @@ def deliver(
     shown = str(path or "")
     quiet = shown or " ".join(f"{number:g}" for number in drawing.numbers)
     draws = terminal or not path or sys.stdout.isatty()
-    human = shown if file else overview(output, drawing, shown, draws=draws)
+    human = shown if file else _overview(output, drawing, shown, draws=draws)
     output.result(drawing.document | {"path": shown or None}, quiet=quiet, human=human)
 
 
-def choose_path(drawing: "Drawing", runs: list[Path]) -> Path | None:
+def _choose_path(drawing: "Drawing", runs: list[Path]) -> Path | None:
     """Return where a picture goes that the user gave no name: into a run's plots, else nowhere.
 
     That of one run replaces the one before, those of several have names of their own.
@@ -228,7 +225,7 @@ def choose_path(drawing: "Drawing", runs: list[Path]) -> Path | None:
     return plots / f"{prefix}{len(runs)}-runs-{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.png"
 
 
-def overview(output: Output, drawing: "Drawing", path: str, *, draws: bool) -> Any:
+def _overview(output: Output, drawing: "Drawing", path: str, *, draws: bool) -> Any:
     """Return what people see: the picture in characters, tables, what bands are, and the path."""
     from rich.console import Group
     from rich.text import Text

@@ -81,7 +81,7 @@ def report(
         for note in dict.fromkeys(run.notes):
             output.note(f"{run.name}: {note}")
     shown = str(path or "")
-    output.result(facts.document(), quiet=shown, human=overview(output, facts, shown))
+    output.result(facts.document(), quiet=shown, human=_overview(output, facts, shown))
 
 
 def record_video(run: Path, output: Output) -> None:
@@ -93,7 +93,7 @@ def record_video(run: Path, output: Output) -> None:
     render(run, video=VideoOptions(width=VIDEO_PIXELS, height=VIDEO_PIXELS, fps=VIDEO_FPS), output=path)
 
 
-def overview(output: Output, facts: "Facts", path: str) -> Any:
+def _overview(output: Output, facts: "Facts", path: str) -> Any:
     """Return the comparison's lines and the path."""
     from rich.console import Group
     from rich.text import Text

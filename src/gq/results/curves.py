@@ -187,7 +187,7 @@ def read_learning(
 
     Args:
         x: auto, or one of `gq.results.history.X_NAMES`; auto takes what all runs have, frames first.
-        smooth: values are means over so many neighbouring points.
+        smooth: values are means over this many neighbouring points.
         metrics: keys of metrics.jsonl; by default returns.
         aggregate: mean, or iqm for that of the middle half of the runs.
         band: of several runs: bootstrap, for 95 % intervals of the aggregate; min-max; none; auto: min-max of fewer
@@ -217,11 +217,11 @@ def _choose_x(histories: Sequence[History], wanted: str) -> str:
         return common[0]
     if wanted in common:
         return wanted
-    lacking = next((history for history in histories if wanted not in history.x_names), histories[0])
+    missing = next((history for history in histories if wanted not in history.x_names), histories[0])
     if wanted == "auto":
         message = "these runs count their progress in different ways"
         raise UsageError(message, hint="plot them apart")
-    raise UsageError(f"{lacking.run} does not count {wanted}", hint=f"--x {' or '.join(common or lacking.x_names)}")
+    raise UsageError(f"{missing.run} does not count {wanted}", hint=f"--x {' or '.join(common or missing.x_names)}")
 
 
 def _group_curves(
@@ -300,7 +300,7 @@ def aggregate(values: np.ndarray, how: Aggregate, axis: int = 0) -> np.ndarray:
 
 
 def kind_of_band(num_runs: int, wanted: Band) -> str:
-    """Return what the band of so many runs is: bootstrap, min-max, or "" for none."""
+    """Return what the band of a number of runs is: bootstrap, min-max, or "" for none."""
     if num_runs < 2 or wanted == "none":
         return ""
     if wanted == "auto":

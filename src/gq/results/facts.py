@@ -15,8 +15,7 @@ from gq.rollouts.statistics import Episode, Summary, interquartile_mean, mean_in
 MODES = {"plan": "planning", "baseline": "planning", "policy": "policy alone", "-": "all episodes"}
 
 
-def way_of(label: str, target: float | None) -> str:
-    """How a policy was to act, in words."""
+def _way_of(label: str, target: float | None) -> str:
     return f"target {target:,.10g}" if target is not None else MODES.get(label, label)
 
 
@@ -40,7 +39,7 @@ class Measure:
     @property
     def way(self) -> str:
         """How the policy was to act, in words."""
-        return way_of(self.label, self.target)
+        return _way_of(self.label, self.target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,6 @@ def _draw_official(axes: "Axes", official: OfficialCurve, longest: float) -> Non
 
 
 def _learning_points(learning: Learning) -> list[Sequence[Any]]:
-    """All points; the official ones have the standard deviation as their band."""
     points: list[Sequence[Any]] = []
     for curve in learning.curves:
         names = [learning.label(curve), curve.task, curve.metric, curve.what, learning.x_name]

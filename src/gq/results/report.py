@@ -54,7 +54,7 @@ def report(
     """
     if not runs:
         raise UsageError("no run given", hint="name one, or take the newest with --latest")
-    check_kind(output)
+    _check_kind(output)
     facts = gather(list(dict.fromkeys(run.resolve() for run in runs)), options or ReportOptions())
     if output:
         for run in runs:
@@ -66,8 +66,7 @@ def report(
     return facts, output
 
 
-def check_kind(output: Path | None) -> None:
-    """Raise UsageError for a file of a kind that reports do not have."""
+def _check_kind(output: Path | None) -> None:
     if output and output.suffix.lower() not in KINDS:
         raise UsageError(f"{output} is not a report's name", hint=f"end it in {' or '.join(KINDS)}")
 
@@ -166,7 +165,6 @@ def _figure(
 
 
 def _run_parts(run: RunFacts, learning: Learning | None, name: str) -> dict[str, Any]:
-    """The figures of one run; None for those that it does not have."""
     measures = run.best.measures if run.best else []
     parts: dict[str, Any] = dict.fromkeys(("returns", "targets", "learning"))
     if measures:
@@ -194,7 +192,6 @@ def _run_parts(run: RunFacts, learning: Learning | None, name: str) -> dict[str,
 
 
 def _task_parts(facts: Facts, task: str, name: str) -> dict[str, Any]:
-    """The figures of all runs of a task together."""
     groups = [group for group in facts.groups if group.task == task]
     runs = [run for run in facts.runs if run.task == task]
     datas = {run.data.fingerprint: run.data for run in runs if run.data}
@@ -228,7 +225,6 @@ def _baseline_name(is_policy: bool) -> str:
 
 
 def _scale_marks(runs: Sequence[RunFacts]) -> list[tuple[str, float]]:
-    """What scores of 0 and 100 stand for, where it is the same for all runs."""
     references = {run.reference for run in runs}
     if len(references) > 1 or not (reference := runs[0].reference):
         return []
@@ -255,7 +251,6 @@ def _returns_figure(
 
 
 def _targets_figure(run: RunFacts, name: str) -> PageFigure:
-    """Return against target return, of both checkpoints."""
     lines, said = [], []
     for which, checkpoint in (("best checkpoint", run.best), ("last checkpoint", run.last)):
         measures = [measure for measure in (checkpoint.measures if checkpoint else []) if measure.target is not None]

@@ -51,7 +51,7 @@ def write_card(run: Path, config: RunConfig | None = None) -> Path:
 
 
 def refresh_card(run: Path) -> str:
-    """Write the card of a run that has one anew; return what to tell the user of it, mostly nothing.
+    """Write the card of a run that has one again; return what to tell the user of it, mostly nothing.
 
     A run without a card has not ended yet, and gets it then.
     """
@@ -67,7 +67,7 @@ def refresh_card(run: Path) -> str:
 
 
 def is_own(text: str) -> bool:
-    """Tell whether a card is as gq wrote it."""
+    """Whether a card is as gq wrote it."""
     found = MARK.search(text)
     return found is not None and hashlib.sha256(text[: found.start()].encode()).hexdigest() == found[1]
 
@@ -178,7 +178,6 @@ def _last_evaluation(run: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def _correctors(run: Path) -> dict[str, dict[str, Any]]:
-    """The records of the run's correctors by name, of those that were measured."""
     found = {file.parent.name: json_or_empty(file) for file in sorted((run / "correctors").glob("*/corrector.json"))}
     return {name: one for name, one in found.items() if "all" in section(section(one, "metrics"), "errors")}
 
@@ -186,7 +185,6 @@ def _correctors(run: Path) -> dict[str, dict[str, Any]]:
 def _head(
     config: RunConfig, tags: list[str], imported: Mapping[str, Any], name: str, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """What the Hub shows and searches by."""
     found: dict[str, Any] = {"library_name": "gq", "pipeline_tag": "reinforcement-learning", "tags": tags}
     if licence := imported.get("licence", ""):
         found["license"] = licence.lower()
@@ -200,7 +198,6 @@ def _head(
 
 
 def _index_entry(config: RunConfig, row: EvaluationRow, way: str, result: Summary) -> dict[str, Any]:
-    """An evaluation as a result of the Hub's model-index."""
     how = ", ".join(filter(None, [way, row.checkpoint]))
     of = f"{result.num_episodes} episodes from seed {row.episodes[0].seed}"
     value = f"{result.return_mean:.2f} +/- {result.return_std:.2f}"
