@@ -11,7 +11,7 @@ import pytest
 
 from commandline import child_environment
 
-HEAVY = ("torch", "mujoco", "gymnasium", "h5py", "numpy", "rich", "av", "PIL", "filelock")
+HEAVY = ("torch", "mujoco", "gymnasium", "h5py", "numpy", "rich", "av", "imageio", "PIL", "filelock", "huggingface_hub")
 RUN_EACH = f"""
 import json, os, sys, tempfile
 from gq.cli import main
