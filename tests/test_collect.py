@@ -353,7 +353,7 @@ def test_a_stopped_collection_goes_on_where_it_was(run: Path, tmp_path: Path, mo
     assert len(first) >= 7
     assert sorted(first + second) == list(range(20)), "no episode is run twice"
     assert resumed.sha256 == reference.sha256
-    assert notes == [f"going on with what is in {parts_of(output)}"]
+    assert notes == [f"resuming with what is in {parts_of(output)}"]
     assert names_in(tmp_path) == ["a.hdf5", "whole.hdf5"]
 
 
@@ -657,7 +657,7 @@ def test_ctrl_c_keeps_the_episodes_and_says_how_to_go_on(
     _, error, hint = stopped.stderr.splitlines()
     assert error.startswith("error: stopped by SIGINT, ")
     assert error.endswith(" finished episodes are kept")
-    assert hint == "hint: the same command goes on"
+    assert hint == "hint: the same command resumes"
     assert not output.exists()
     assert gq(*command).exit_code == 0
     assert output.read_bytes() == unharmed[0]

@@ -441,7 +441,7 @@ def test_a_signal_changes_no_byte(pendulum: Path, distilled: Path, tmp_path: Pat
         distill(pendulum, replace(TINY, num_episodes=3), out=tmp_path)
     notes: list[str] = []
     distill(pendulum, TINY, out=tmp_path, note=notes.append)
-    assert "going on with what is in" in notes[0]
+    assert "resuming with what is in" in notes[0]
     assert (tmp_path / "decisions.hdf5").read_bytes() == (distilled / "decisions.hdf5").read_bytes()
     assert (tmp_path / "two-tower/model.safetensors").read_bytes() == (
         distilled / "two-tower/model.safetensors"

@@ -270,7 +270,7 @@ def test_a_kill_changes_no_byte(pendulum: Path, tmp_path: Path, collected: bytes
     notes: list[str] = []
     collect(pendulum, output, CollectionRequest(num_episodes=NUM_EPISODES, seed=4), note=notes.append)
     assert output.read_bytes() == collected
-    assert any("going on with what is in" in note for note in notes)
+    assert any("resuming with what is in" in note for note in notes)
 
 
 def test_the_mode_decides_what_is_collected_and_is_in_the_file(pendulum: Path, tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_targets_and_unknown_modes_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = COMMANDS[command]
-    assert_refused(gq(command, pendulum, *options, "--target", "100"), "target", "leave --target away")
+    assert_refused(gq(command, pendulum, *options, "--target", "100"), "target", "omit --target")
     assert_refused(
         gq(command, pendulum, *options, "--mode", "zzz"),
         "unknown mode 'zzz'",
@@ -354,13 +354,13 @@ def test_targets_and_unknown_modes_are_refused(
     assert_refused(gq(command, pendulum, *options, "--mode", ""), "unknown mode ''", "modes: baseline, ")
     for mode in ("plan", "policy"):
         refused = gq(command, transformer, *options, "--mode", mode)
-        assert_refused(refused, "dt runs have no planner", "leave --mode away")
+        assert_refused(refused, "dt runs have no planner", "omit --mode")
     assert list(tmp_path.glob("*.hdf5")) == []
 
 
 def test_a_builtin_policy_has_no_modes(tmp_path: Path) -> None:
     result = gq("collect", "builtin/hopper/expert", "-o", tmp_path / "a.hdf5", "--mode", "plan")
-    assert_refused(result, "builtin/hopper/expert has no planner", "leave --mode away")
+    assert_refused(result, "builtin/hopper/expert has no planner", "omit --mode")
 
 
 def test_a_missing_dm_control_is_one_hint(cartpole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

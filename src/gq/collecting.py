@@ -93,7 +93,7 @@ def collect(
 ) -> Collected:
     """Run whole episodes of a policy and write them as a canonical dataset.
 
-    A call that was stopped or killed goes on when it is repeated, and ends with the same file. A file that is there
+    A call that was stopped or killed is resumed by repeating it, and ends with the same file. A file that is there
     already is returned as it is if the same request made it.
 
     Args:
@@ -138,7 +138,7 @@ def collect(
             )
             if not plan.is_complete:
                 message = f"stopped by {stop.requested}, {len(log.lengths)} finished episodes are kept"
-                raise Interrupted(message, hint="the same command goes on")
+                raise Interrupted(message, hint="the same command resumes")
             collected = write_output(output, parts, request, assemble(log, plan.first, request))
         remove(parts)
     return collected
@@ -147,7 +147,7 @@ def collect(
 def check(wanted: CollectionRequest, output: Path) -> None:
     """Raise UsageError for values out of range, or a folder as output."""
     if wanted.num_episodes is not None and wanted.num_transitions is not None:
-        raise UsageError("both a number of episodes and one of transitions are given", hint="leave one away")
+        raise UsageError("both a number of episodes and one of transitions are given", hint="omit one of them")
     for name, number in (("episodes", wanted.num_episodes), ("transitions", wanted.num_transitions)):
         if number is not None and number < 1:
             raise UsageError(f"cannot collect {number} {name}", hint="ask for 1 or more")
@@ -176,7 +176,7 @@ def load_source(source: str | Path, acting: Acting) -> Source:
     """
     if isinstance(source, str) and source.startswith("builtin/"):
         if acting.mode is not None:
-            raise UsageError(f"{source} has no planner and acts in one way only", hint="leave --mode away")
+            raise UsageError(f"{source} has no planner and acts in one way only", hint="omit --mode")
         packaged = load_policy(source)
         description = {"policy": source, "policy_sha256": packaged.sha256}
         return Source(BuiltinPolicy(packaged), TASKS[packaged.env_id], description, 0.0, packaged.noise)
@@ -215,7 +215,7 @@ def choose_targets(source: Source, targets: Sequence[float]) -> tuple[float, ...
     if len(source.policy.returns_to_go):
         return tuple(float(target) for target in targets) or (source.target,)
     if len(targets):
-        raise UsageError(f"{source.description['policy']} takes no target return", hint="leave --target away")
+        raise UsageError(f"{source.description['policy']} takes no target return", hint="omit --target")
     return ()
 
 

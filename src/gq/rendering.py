@@ -125,7 +125,7 @@ def camera_option(task: Task, camera: str | None) -> dict[str, str]:
         UsageError: the model has no such camera.
     """
     if camera is None and task.kind == "control":
-        return {}  # these choose themselves, as their suite's films do
+        return {}  # these choose themselves, as their suite's videos do
     model = make(task).unwrapped.model  # type: ignore[attr-defined]
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera is None:

@@ -14,7 +14,7 @@ Examples:
   gq collect cartpole-swingup-tdmpc2 -o planned.hdf5 --episodes 50
   gq collect builtin/hopper/expert -o noisy.hdf5 --episodes 100 --noise 0.3
   gq train dt --dataset noisy.hdf5
-The same command goes on after an interruption, and gives the same file."""
+The same command resumes after an interruption, and gives the same file."""
 
 
 def known_sources() -> list[str]:

@@ -55,8 +55,8 @@ def evaluate(
     context: Annotated[
         Literal["sliding", "blocks"] | None,
         typer.Option(
-            help="What a transformer sees: always its last K steps, or up to K and then anew from K / 2, which is much "
-            "faster; default: the run's eval.context."
+            help="What a transformer sees: always its last K steps, or up to K and then again from K / 2, which is "
+            "much faster; default: the run's eval.context."
         ),
     ] = None,
     *,

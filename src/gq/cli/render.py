@@ -27,9 +27,7 @@ def render(
     episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
-    fps: Annotated[
-        float, typer.Option(metavar="N", help="About so many frames a second; playback is in real time.")
-    ] = 60,
+    fps: Annotated[float, typer.Option(metavar="N", help="Frames a second, about; playback is in real time.")] = 60,
     camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
     overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,

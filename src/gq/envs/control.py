@@ -88,7 +88,7 @@ class ControlEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         """Start an episode; return its first observation and nothing else.
 
         Args:
-            seed: below 2^32; None goes on with the random numbers of the last one.
+            seed: below 2^32; None continues with the random numbers of the last one.
 
         Raises:
             UsageError: the seed is out of range.

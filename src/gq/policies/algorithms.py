@@ -60,7 +60,7 @@ def build_policy(config: TrainedConfig, model: nn.Module, compute: Compute, *, s
     """
     algorithm = ALGORITHMS[config.algo]
     if stochastic and not algorithm.can_sample:
-        raise UsageError(f"a {config.algo} policy has no distribution to sample from", hint="leave --stochastic away")
+        raise UsageError(f"a {config.algo} policy has no distribution to sample from", hint="omit --stochastic")
     return algorithm.build_policy(config, model, compute, stochastic)
 
 

@@ -54,7 +54,7 @@ def choose_modes(config: TrainedConfig, asked: Sequence[str], options: Mapping[s
     """
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if (asked or changes) and not ALGORITHMS[config.algo].plans:
-        raise UsageError(f"{config.algo} runs have no planner and act in one way only", hint="leave --mode away")
+        raise UsageError(f"{config.algo} runs have no planner and act in one way only", hint="omit --mode")
     modes = [resolve_mode(name) for name in dict.fromkeys(asked or ["plan"])]
     for name in changes:
         if not any(concerns(mode, name) for mode in modes):
@@ -66,7 +66,7 @@ def choose_modes(config: TrainedConfig, asked: Sequence[str], options: Mapping[s
 
 
 def concerns(mode: Mode, name: str) -> bool:
-    """Tell whether a field of a mode is one that options change, and that makes a difference."""
+    """Whether a field of a mode is one that options change, and that makes a difference."""
     if name == "threshold":
         return mode.trigger != "never"
     if name == "history_length":
@@ -81,7 +81,7 @@ def choose_targets(config: TrainedConfig, asked: Sequence[float]) -> list[float]
         UsageError: some are asked of a planner, which would ignore them.
     """
     if asked and ALGORITHMS[config.algo].plans:
-        raise UsageError(f"{config.algo} runs plan for all they can get, not a target", hint="leave --target away")
+        raise UsageError(f"{config.algo} runs plan for all they can get, not a target", hint="omit --target")
     return list(dict.fromkeys(float(target) for target in asked or config.targets))
 
 
@@ -141,7 +141,7 @@ def with_context(config: TrainedConfig, context: Context) -> TrainedConfig:
         UsageError: the run is not of a transformer.
     """
     if not isinstance(config, DataRunConfig) or not ALGORITHMS[config.algo].has_context:
-        raise UsageError(f"a {config.algo} policy has no context that grows", hint="leave --context away")
+        raise UsageError(f"a {config.algo} policy has no context that grows", hint="omit --context")
     return replace(config, eval=replace(config.eval, context=context))
 
 

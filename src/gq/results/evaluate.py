@@ -184,7 +184,7 @@ def summarise_mode(way: LoadedRun, episodes: Sequence[Episode], log: DecisionLog
 
 
 def is_baseline(mode: Mode) -> bool:
-    """Tell whether a mode is to plan at every decision, as the planner is set."""
+    """Whether a mode is to plan at every decision, as the planner is set."""
     return mode == Mode(name=mode.name)
 
 
@@ -211,7 +211,7 @@ def corrector_warnings(way: LoadedRun) -> list[str]:
 
 
 def write(run: Path, evaluation: Evaluation, episodes: list[dict[str, Any]]) -> Evaluation:
-    """Write an evaluation with its episodes under a run, and its card anew; return it."""
+    """Write an evaluation with its episodes under a run, and its card again; return it."""
     date = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     file = run / "evals" / f"{date}.json"
     check_still_there(file, run)

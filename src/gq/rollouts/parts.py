@@ -53,12 +53,12 @@ def begin(parts: Path, request: Request, *, force: bool, note: Callable[[str], N
     file = parts / REQUEST_FILE
     stored = read_json(file) if file.exists() else {}
     if stored == request:
-        note(f"going on with what is in {parts}")
+        note(f"resuming with what is in {parts}")
         return
     if stored and not force:
         key = next(key for key in {**stored, **request} if stored.get(key) != request.get(key))
         message = f"{parts} was begun with {key} = {stored.get(key)}, not {request.get(key)}"
-        raise UsageError(message, hint="go on with the first command, or throw away what it made with --force")
+        raise UsageError(message, hint="resume the first command, or discard what it made with --force")
     for old in parts.iterdir():  # also what a process left that was killed before it had written the request
         if old.name not in (".lock", REQUEST_FILE):
             old.unlink()
@@ -66,12 +66,12 @@ def begin(parts: Path, request: Request, *, force: bool, note: Callable[[str], N
 
 
 def is_begun_with(parts: Path, request: Request) -> bool:
-    """Tell whether what is in the folder is of a request."""
+    """Whether what is in the folder is of a request."""
     return json_or_empty(parts / REQUEST_FILE) == request
 
 
 def remove(parts: Path) -> None:
-    """Remove the folder with all that is in it; the request goes first, so that a kill leaves nothing to go on with."""
+    """Remove the folder with all that is in it; the request goes first, so that a kill leaves nothing to resume."""
     (parts / REQUEST_FILE).unlink(missing_ok=True)
     shutil.rmtree(parts, ignore_errors=True)
 
