@@ -188,12 +188,7 @@ def _tell_other_levels(output: Output, names: list[str]) -> None:
 
 
 def _tasks_of(entries: "list[DatasetEntry]", files: list[str], asked: str | None) -> dict[str, str]:
-    """Return the task that each checkpoint is imported for, by id; "" where gq has none of its tasks.
-
-    Raises:
-        UsageError: a checkpoint holds many tasks and none was named, or is not for the one that was, or a file or
-            any checkpoint is missing.
-    """
+    """Return the task that each checkpoint is imported for, by id; "" where gq has none of its tasks."""
     from gq.official.names import checkpoint_task
 
     for file in files:

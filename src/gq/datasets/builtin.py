@@ -308,11 +308,7 @@ def serve(name: str, seed: int, first: int, stride: int) -> None:
 
 
 def _receive(worker: subprocess.Popen[bytes], num_columns: int) -> Episode:
-    """Read one episode that `serve` wrote.
-
-    Raises:
-        GqError: the worker ended.
-    """
+    """Read one episode that `serve` wrote."""
     assert worker.stdout is not None
     header = worker.stdout.readline().split()
     if len(header) == 2:

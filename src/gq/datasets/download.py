@@ -126,22 +126,13 @@ def address_of(entry: DatasetEntry) -> str:
 
 
 def _remote_urls(entry: DatasetEntry) -> list[str]:
-    """Return where the entry's remote files are, the data last.
-
-    Raises:
-        UsageError: HF_ENDPOINT or GQ_D4RL_URL is no web address.
-    """
+    """Return where the entry's remote files are, the data last."""
     base = server("GQ_D4RL_URL", DEFAULT_D4RL_URL) if entry.kind == "d4rl" else endpoint()
     return [f"{base}/{path}" for path in entry.remote_paths]
 
 
 def _convert(file: Path, entry: DatasetEntry, source: Source, note: Note) -> Trajectories:
-    """Write the episodes of a file to the canonical file, and return them.
-
-    Raises:
-        DataError: the file must not be trained on.
-        GqError: the cache cannot be written.
-    """
+    """Write the episodes of a file to the canonical file, and return them."""
     attributes: dict[str, Any] = {
         "source_url" if "://" in source.where else "source_path": source.where,
         "source_sha256": source.sha256,

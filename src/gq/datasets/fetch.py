@@ -121,11 +121,7 @@ def fetch(remote: RemoteFile, target: Path, *, report: Report = silent, note: No
 
 
 def _check_content(remote: RemoteFile, path: Path, sent_sha256: str | None, digest: str) -> None:
-    """Compare a file's hash with what the server announced and with what is known; a wrong file is removed.
-
-    Raises:
-        GqError: it is wrong.
-    """
+    """Compare a file's hash with what the server announced and with what is known; a wrong file is removed."""
     try:
         if sent_sha256 not in (None, digest):
             message = "what arrived does not have the sha256 that the server announces"
@@ -138,12 +134,7 @@ def _check_content(remote: RemoteFile, path: Path, sent_sha256: str | None, dige
 
 
 def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> FileInfo:
-    """Complete a part file in as many attempts as it takes, and return what the server announced.
-
-    Raises:
-        GqError: the server refuses for good, or a few attempts in a row brought nothing.
-        OSError: the part file cannot be written.
-    """
+    """Complete a part file in as many attempts as it takes, and return what the server announced."""
     num_failures, furthest = 0, _size_of(part)  # a restart is no progress until it passes what was reached before
     while True:
         try:
@@ -165,10 +156,7 @@ def _receive_all(remote: RemoteFile, part: Path, report: Report, note: Note) -> 
 def _receive(remote: RemoteFile, part: Path, report: Report) -> FileInfo:
     """Make one attempt to complete a part file, and return what the server announced.
 
-    Raises:
-        BrokenTransferError: trying again may help.
-        GqError: the server refuses for good, or has another file than it should, or the disk has no room for it.
-        OSError: the part file cannot be written.
+    Raises BrokenTransferError where trying again may help, GqError where it does not, OSError of the disk.
     """
     known = _stored_info(part)
     num_bytes = _size_of(part) if known.validator else 0
@@ -202,12 +190,7 @@ def _receive(remote: RemoteFile, part: Path, report: Report) -> FileInfo:
 def _append(
     response: http.client.HTTPResponse, part: Path, info: FileInfo, report: Report, chunk: bytes = b""
 ) -> FileInfo:
-    """Add the body of an answer to a part file, after a chunk of it that was read already; return `info`.
-
-    Raises:
-        BrokenTransferError: the connection failed.
-        OSError: the part file cannot be written.
-    """
+    """Add the body of an answer to a part file, after a chunk of it that was read already; return `info`."""
     num_bytes = _size_of(part)
     report(num_bytes, info.num_bytes)
     with part.open("ab", buffering=0) as file:  # unbuffered: a kill loses one chunk at most
@@ -225,11 +208,7 @@ def _append(
 
 
 def _check_continuation(response: http.client.HTTPResponse, part: Path, known: FileInfo, info: FileInfo) -> None:
-    """Check that a partial answer begins where the part file ends, and is of the same file.
-
-    Raises:
-        BrokenTransferError: it does not; the part file is removed.
-    """
+    """Check that a partial answer begins where the part file ends, and is of the same file."""
     first_byte = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
     is_same = (info.validator, info.num_bytes) == (known.validator, known.num_bytes)
     if not is_same or not first_byte or int(first_byte[1]) != _size_of(part):
@@ -238,11 +217,7 @@ def _check_continuation(response: http.client.HTTPResponse, part: Path, known: F
 
 
 def _check_room(remote: RemoteFile, part: Path, info: FileInfo, num_bytes: int) -> None:
-    """Check that the disk has room for what is still to come after `num_bytes`, and for what is made of it.
-
-    Raises:
-        GqError: it has not.
-    """
+    """Check that the disk has room for what is still to come after `num_bytes`, and for what is made of it."""
     if info.num_bytes is None:
         return
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -255,11 +230,7 @@ def _check_room(remote: RemoteFile, part: Path, info: FileInfo, num_bytes: int) 
 
 
 def _file_info(response: http.client.HTTPResponse, linked: dict[str, str]) -> FileInfo:
-    """Read what an answer, and the redirects before it, say of the whole file.
-
-    Raises:
-        BrokenTransferError: they contradict each other.
-    """
+    """Read what an answer, and the redirects before it, say of the whole file."""
     headers = response.headers
     etag = headers["ETag"]
     total = re.search(r"/(\d+)$", headers["Content-Range"] or "") if response.status == 206 else None
@@ -278,11 +249,7 @@ def _file_info(response: http.client.HTTPResponse, linked: dict[str, str]) -> Fi
 
 
 def _read_from(read: Callable[[int], bytes], num_bytes: int) -> bytes:
-    """Call a method of an answer that reads; empty at the end, which may come too early.
-
-    Raises:
-        BrokenTransferError: the connection failed.
-    """
+    """Call a method of an answer that reads; empty at the end, which may come too early."""
     try:
         return read(num_bytes)
     except (OSError, http.client.HTTPException) as error:
@@ -349,12 +316,7 @@ def _authorize(request: urllib.request.Request, token: str) -> None:
 def _open_url(
     url: str, headers: Mapping[str, str], *, token: str = "", hint: str = ""
 ) -> tuple[http.client.HTTPResponse, dict[str, str]]:
-    """Return an open answer, and the X-Linked headers of redirects before it.
-
-    Raises:
-        BrokenTransferError: trying again may help; PastEndError if the requested range lies beyond the end.
-        GqError: the server refuses for good.
-    """
+    """Return an open answer, and the X-Linked headers of redirects before it."""
     request = urllib.request.Request(url, headers={"User-Agent": f"gq/{__version__}", **headers})
     redirects = Redirects(origin_of(url), token)
     if token:

@@ -88,11 +88,7 @@ def pull_run(
 
 
 def _choose(snapshot: Snapshot) -> tuple[list[HubFile], list[str]]:
-    """Return the files of a repository that a run consists of, and the names of the others.
-
-    Raises:
-        GqError: a name leads out of the folder or is listed twice, or there is no run.
-    """
+    """Return the files of a repository that a run consists of, and the names of the others."""
     if len({file.path for file in snapshot.files}) < len(snapshot.files):
         raise GqError(f"{snapshot.reference} lists a file more than once", hint="do not use it")
     for file in snapshot.files:
@@ -146,11 +142,7 @@ def _git_sha1(file: Path) -> str:
 
 
 def _check_run(run: Path, reference: Reference) -> None:
-    """Compare a run's checkpoints with their manifests, and see that its configuration and pointers can be read.
-
-    Raises:
-        GqError: it is not whole, or not sound.
-    """
+    """Compare a run's checkpoints with their manifests, and see that its configuration and pointers can be read."""
     try:
         read_config(run)
         folders = checkpoint_folders(run)
@@ -169,12 +161,7 @@ def _check_run(run: Path, reference: Reference) -> None:
 
 
 def _install(staging: Path, target: Path) -> None:
-    """Move a checked run to its place, durably.
-
-    Raises:
-        UsageError: something came there meanwhile.
-        OSError: it cannot be moved.
-    """
+    """Move a checked run to its place, durably."""
     for path in staging.rglob("*"):
         sync(path)
     if target.exists():

@@ -149,11 +149,7 @@ def push(
 
 
 def _prepare_repo(client: "HfApi", plan: Plan, repo: str, *, public: bool) -> bool:
-    """Make the repository if there is none; return whether it is private.
-
-    Raises:
-        UsageError: it is public, and `public` is not set.
-    """
+    """Make the repository if there is none; return whether it is private."""
     if not client.repo_exists(repo, repo_type=plan.kind):
         client.create_repo(repo, repo_type=plan.kind, private=not public)
         return not public

@@ -89,11 +89,7 @@ def run_uploads(run: Path, name: str, *, with_state: bool = False) -> list[Uploa
 
 
 def _checkpoint_uploads(folder: Path, *, with_state: bool) -> Iterable[Upload]:
-    """Yield the files of a checkpoint, with a manifest of them.
-
-    Raises:
-        GqError: it is damaged.
-    """
+    """Yield the files of a checkpoint, with a manifest of them."""
     verify_checkpoint(folder)
     place = f"checkpoints/{folder.name}"
     state = _as_json(_without_paths(read_json(folder / "state.json")))

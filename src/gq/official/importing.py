@@ -125,11 +125,7 @@ def _state_dict_of(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _layout_of(path: Path, source: dict[str, Any]) -> str:
-    """Return the layout of a state dict.
-
-    Raises:
-        DataError: it is the flat one from before the release, or encodes images, or is of another program.
-    """
+    """Return the layout of a state dict."""
     if "_dynamics.0.0.weight" in source:
         message = f"{path} is in the layout from before the release, of which an operation is unknown"
         raise DataError(f"{message}: its actions would be wrong", hint=_other_seeds(path))
@@ -206,11 +202,7 @@ def _number_of(path: Path, source: dict[str, Any], key: str, default: float) -> 
 
 
 def _drop_copies(path: Path, source: dict[str, Any], layout: str) -> None:
-    """Take out of a state dict what holds nothing of its own.
-
-    Raises:
-        DataError: the second copy of the online Q differs from the first, or an entry without content has some.
-    """
+    """Take out of a state dict what holds nothing of its own."""
     if layout == "A":
         return
     for key in [key for key in source if WITHOUT_CONTENT.fullmatch(key)]:
@@ -269,12 +261,7 @@ def official_name(ours: str, layout: str) -> str:
 
 
 def _choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, int]:
-    """Return a task and which row of a file's embeddings is its.
-
-    Raises:
-        UsageError: no task was chosen, or the file does not have it.
-        DataError: nobody knows the tasks of such a file.
-    """
+    """Return a task and which row of a file's embeddings is its."""
     if num_tasks not in KNOWN_NUM_TASKS:
         raise DataError(
             f"{path} holds {num_tasks} tasks, in an order that was never published",
@@ -290,11 +277,7 @@ def _choose_row(path: Path, task: Task | None, num_tasks: int) -> tuple[Task, in
 
 
 def _check_dims(path: Path, task: Task, observation_dim: int, action_dim: int) -> None:
-    """Check that a model of one task has the inputs of the task that it is said to be for.
-
-    Raises:
-        UsageError: it has not.
-    """
+    """Check that a model of one task has the inputs of the task that it is said to be for."""
     if (task.observation_dim, task.action_dim) != (observation_dim, action_dim):
         raise UsageError(
             f"{path} is for {observation_dim} observations and {action_dim} actions, "
@@ -309,9 +292,6 @@ def _slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padd
     Args:
         state: of the whole model; `task_embedding.weight` is [num_tasks, task_dim].
         row: of the task in it.
-
-    Raises:
-        DataError: the task does not fit into the model.
     """
     observation_dim, action_dim = task.observation_dim, task.action_dim
     if observation_dim > padded.observation_dim or action_dim > padded.action_dim:
@@ -336,11 +316,7 @@ def _slice_task(path: Path, state: dict[str, Tensor], task: Task, row: int, padd
 
 
 def _check_mask(path: Path, mask: Any, row: int, task: Task, shape: tuple[int, int]) -> None:
-    """Check that a file's action masks [num_tasks, action_dim], if it has them, are those of the task.
-
-    Raises:
-        DataError: they are not.
-    """
+    """Check that a file's action masks [num_tasks, action_dim], if it has them, are those of the task."""
     if mask is None:
         return
     expected = torch.arange(shape[1]) < task.action_dim
