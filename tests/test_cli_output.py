@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from commandline import TINY, child_environment, copy_run, document, gq, gq_child, gq_command
+from commandline import PATIENCE_S, TINY, child_environment, copy_run, document, gq, gq_child, gq_command
 from gq.config import read_config_file
 from gq.datasets.catalog import ENTRIES
 from gq.envs.tasks import resolve_task
@@ -303,7 +303,7 @@ def in_terminal(*arguments: Any, **changes: str) -> str:
     )
     os.close(slave)
     shown = b""
-    while select.select([master], [], [], 60)[0]:
+    while select.select([master], [], [], PATIENCE_S)[0]:
         try:
             chunk = os.read(master, 65536)
         except OSError:  # how Linux says that the other side is closed
@@ -312,7 +312,7 @@ def in_terminal(*arguments: Any, **changes: str) -> str:
             break
         shown += chunk
     os.close(master)
-    assert process.wait(60) == 0, shown.decode()
+    assert process.wait(PATIENCE_S) == 0, shown.decode()
     return shown.decode().replace("\r\n", "\n")
 
 
