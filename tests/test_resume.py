@@ -30,7 +30,7 @@ from gq.training.offline import TrainResult
 from gq.training.session import Session, restored_metrics
 from tiny import SETTINGS, as_flags, write_hopper_file
 
-pytestmark = pytest.mark.computes
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
 EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
 

@@ -24,7 +24,7 @@ from processes import command_in_processes
 from test_world_resume import TINY
 from tiny import as_flags
 
-pytestmark = pytest.mark.computes
+pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
 SETTINGS = {**TINY, "train.decisions": 60, "train.num_environments": 1, "eval.every": 0, "checkpoint.every": 3}
 
