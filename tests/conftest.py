@@ -14,6 +14,7 @@ from tiny import write_hopper_file
 if TYPE_CHECKING:
     from corruptions import Stream
     from downloading import Site
+    from resumable import References
 
 # Each of several processes computes in its share of the cores.
 if num_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
@@ -127,6 +128,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GQ_HOME", str(folder / "home"))
         yield train_tiny(folder)
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[References]":
+    """Return the runs that others are compared with, whose scores and episodes' ends depend on no network."""
+    from resumable import references_in
+
+    with references_in(tmp_path_factory.mktemp("references")) as references:
+        yield references
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from gq.training import offline
 from gq.training import session as loops
 from gq.training.building import build_learner, choose_placement
 from gq.training.lifecycle import Background
-from test_resume import assert_same_run, resumed, stop_after
+from test_checkpoints import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
 

@@ -1,276 +1,292 @@
-"""A run that was interrupted, killed or starved of disk space ends exactly like one that was not."""
+"""A run of any algorithm that was stopped or killed, at any point, ends bit for bit like one that nothing disturbed."""
 
-import json
 import os
 import random
-import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from typer.testing import CliRunner
 
-from breaking import forked
-from commandline import gq
-from gq import presets
-from gq.algos.state import restore_generator
-from gq.algos.supervised import SupervisedLearner
-from gq.cli import app
-from gq.config import BCConfig, DTConfig
-from gq.errors import GqError, Interrupted, UsageError
-from gq.learn import train
+from breaking import Killed, die, forked, terminate
+from commandline import copy_run, gq
 from gq.runs import checkpoint as checkpoints
-from gq.runs.folder import lock_run, resume_config, was_elsewhere
-from gq.training.offline import TrainResult
-from gq.training.session import Session, restored_metrics
+from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from resumable import KINDS, Reference, References
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
-EMPTY: dict[str, Any] = {"model": {}, "optimizer": {}, "state": {}}
+# By algorithm: points, and how much of the run comes before.
+Table = dict[str, list[tuple[str, float]]]
+STOPS: Table = {
+    "dt": [("update", 0.0), ("update", 0.4), ("update", 0.6), ("update", 0.95)],
+    "bc": [("update", 0.6)],
+    "odt": [("update", 0.6)],
+    "finetune": [
+        ("rollout", 0.0),
+        ("rollout", 0.5),
+        ("update", 0.4),
+        ("half an update", 0.7),
+        ("selection", 0.0),
+        ("selection", 0.5),
+        ("saving", 0.3),
+    ],
+    "tdmpc2": [
+        ("uniform decision", 0.5),
+        ("decision", 0.3),
+        ("half a tick", 0.8),
+        ("update", 0.0),
+        ("half an update", 0.6),
+        ("evaluation", 0.4),
+        ("saving", 0.5),
+    ],
+}
+BREAKS: Table = {
+    "dt": [("metrics", 0.6), ("renaming", 0.8), ("last.json", 0.4), ("best.json", 0.0), ("best.json", 1.0)],
+    "odt": [("half an update", 0.65), ("evaluation", 0.6), ("last.json", 0.4)],
+    "finetune": [
+        ("rollout", 0.9),
+        ("episode log", 0.0),
+        ("episode log", 0.6),
+        ("half an update", 0.3),
+        ("metrics", 0.6),
+        ("evaluation", 0.0),
+        ("evaluation", 0.7),
+        ("evaluation", 1.0),
+        ("hashing", 0.5),
+        ("renaming", 0.8),
+        ("last.json", 0.0),
+        ("last.json", 0.6),
+        ("best.json", 0.0),
+        ("best.json", 1.0),
+        ("removal", 0.0),
+    ],
+    "tdmpc2": [
+        ("decision", 0.7),
+        ("half a tick", 0.6),
+        ("half an update", 0.9),
+        ("metrics", 0.7),
+        ("evaluation", 1.0),
+        ("step log", 0.6),
+        ("saving", 0.4),
+        ("saving", 1.0),
+        ("hashing", 0.5),
+        ("renaming", 0.8),
+        ("last.json", 0.0),
+        ("last.json", 0.6),
+        ("best.json", 1.0),
+        ("removal", 0.0),
+    ],
+}
+KILLS: Table = {
+    "odt": [("half an update", 0.45), ("hashing", 0.4), ("evaluation", 0.8)],
+    "finetune": [
+        *[("rollout", share) for share in (0.0, 0.3, 0.6, 0.95)],
+        *[("episode log", share) for share in (0.2, 1.0)],
+        *[("update", share) for share in (0.0, 0.5, 1.0)],
+        *[("half an update", share) for share in (0.4, 0.8)],
+        ("metrics", 0.5),
+        *[("evaluation", share) for share in (0.0, 0.4, 0.8, 1.0)],
+        ("hashing", 0.4),
+        ("renaming", 0.7),
+        *[("last.json", share) for share in (0.0, 0.5)],
+        *[("best.json", share) for share in (0.0, 1.0)],
+        ("removal", 0.5),
+    ],
+    "tdmpc2": [(point, share) for point in KINDS["tdmpc2"].points for share in (0.1, 0.5, 0.9)],
+}
+# A point, its pass since the run went on, and the step at which the run is then.
+AGAIN = {
+    "finetune": [("update", 1, 2), ("rollout", 1, 4), ("half an update", 1, 6), ("selection", 0, 8), ("saving", 0, 9)],
+    "tdmpc2": [
+        ("uniform decision", 3, 0),
+        ("uniform decision", 2, 0),
+        ("update", 1, 2),
+        ("decision", 2, None),
+        ("half an update", 2, None),
+    ],
+}
+LOST = {
+    "dt": ["rng/torch", "rng/sampler", "exp_avg"],
+    "finetune": ["rng/torch", "rng/sampler", "exp_avg", "temperature", "step_offset"],
+    "tdmpc2": ["rng/torch", "exp_avg", "value_scale", "rank-0/rng/plans-1", "rank-0/rng/batches", "rank-0/warm_start"],
+}
+STOPPED_BEFORE_LOSS = {"dt": ("update", 0.6), "finetune": ("update", 0.6), "tdmpc2": ("half a tick", 0.75)}
 
 
-def tiny_config(data: Path, **settings: Any) -> DTConfig:
-    return presets.dt("1m").replace({"data.dataset": str(data), "size": "tiny", **SETTINGS, **settings})
+def cases(table: Table) -> list[tuple[str, str, float]]:
+    return [(name, point, share) for name, found in table.items() for point, share in found]
 
 
-def resumed(run: Path, **settings: Any) -> TrainResult:
-    _, config = resume_config("dt", None, settings, run)
-    return train(config, run, resume=True)
+def stopped(reference: Reference, run: Path, point: str, number: int, happen: Any = terminate) -> Any:
+    """Start a run that is sent a signal when it passes a point for the n-th time; return the command's result."""
+    with pytest.MonkeyPatch.context() as patch:
+        reference.at(patch, point, number, happen)
+        result = reference.begin(run)
+    assert (result.exit_code, result.stdout) == (130, ""), result.stderr
+    return result
 
 
-def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoints.choose_checkpoint(run, "last") / "model.safetensors")
+def assert_told(result: Any, reference: Reference, run: Path, name: str = "SIGTERM") -> int:
+    """Check what is said of a run that was stopped; return at which step it was."""
+    step = load_checkpoint(choose_checkpoint(run, "last")).state["step"]
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error == f"error: stopped by {name} at step {step}, everything is saved"
+    assert hint == f"hint: go on with: gq {' '.join(reference.kind.words)} --out {run} --resume"
+    return step
 
 
-def assert_same_run(run: Path, reference: Path) -> None:
-    """Weights bit-equal, metrics and the best checkpoint the same."""
-    ours, theirs = final_weights(run), final_weights(reference)
-    assert ours.keys() == theirs.keys()
-    for name in theirs:
-        assert torch.equal(ours[name], theirs[name]), name
-    assert (run / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
-    assert (run / "checkpoints/best.json").read_text() == (reference / "checkpoints/best.json").read_text()
+def test_the_runs_that_others_are_compared_with_pass_each_point(references: References) -> None:
+    for name, kind in KINDS.items():
+        num_passes = references(name).num_passes
+        assert num_passes.keys() == kind.points.keys()
+        assert all(num_passes.values()) or name in ("dt", "bc", "odt"), (name, num_passes)
+    assert all(number > 1 for number in references("finetune").num_passes.values())
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_updates: int, error: BaseException | None = None) -> None:
-    """Send SIGTERM to ourselves, or raise, after so many updates."""
-    plain = SupervisedLearner.update
-
-    def update(self: SupervisedLearner, step: int) -> dict[str, torch.Tensor]:
-        metrics = plain(self, step)
-        if step + 1 == num_updates:
-            if error:
-                raise error
-            os.kill(os.getpid(), signal.SIGTERM)
-        return metrics
-
-    monkeypatch.setattr(SupervisedLearner, "update", update)
-
-
-@pytest.fixture
-def reference(tmp_path: Path, data: Path) -> Path:
-    run = tmp_path / "reference"
-    train(tiny_config(data), run)
-    return run
-
-
-@pytest.mark.parametrize("num_updates", [1, 5, 7, 11])
+@pytest.mark.parametrize(("name", "point", "share"), cases(STOPS))
 def test_a_stopped_run_resumes_exactly(
-    tmp_path: Path, data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, num_updates: int
+    tmp_path: Path, references: References, name: str, point: str, share: float
 ) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(patch, num_updates)
-        with pytest.raises(Interrupted) as stopped:
-            train(tiny_config(data), run)
-    assert stopped.value.exit_code == 130
-    assert f"at step {num_updates}" in str(stopped.value)
-    result = resumed(run)
-    assert result.steps == 12
-    assert_same_run(run, reference)
+    reference, run = references(name), tmp_path / "run"
+    number = reference.number(point, share)
+    step = assert_told(stopped(reference, run, point, number), reference, run)
+    assert step == number + 1 or point != "update"
+    assert not (run / "README.md").exists()
+    reference.resume(run)
+    reference.assert_same(run)
 
 
-@pytest.mark.parametrize("lost", ["rng/torch", "rng/sampler", "exp_avg"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_run_that_was_stopped_by_ctrl_c_resumes_exactly(tmp_path: Path, references: References, name: str) -> None:
+    reference, run = references(name), tmp_path / "run"
+    number = reference.number("update", 0.4)
+    result = stopped(reference, run, "update", number, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert assert_told(result, reference, run, "SIGINT") == number + 1
+    reference.resume(run)
+    reference.assert_same(run)
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_run_stopped_again_and_again_resumes_exactly(tmp_path: Path, references: References, name: str) -> None:
+    reference, run = references(name), tmp_path / "run"
+    for point, number, expected in AGAIN[name]:
+        with pytest.MonkeyPatch.context() as patch:
+            reference.at(patch, point, number, terminate)
+            result = gq(*reference.kind.words, "--out", run, "--resume") if run.exists() else reference.begin(run)
+        assert result.exit_code == 130, result.stderr
+        assert assert_told(result, reference, run) == expected or expected is None
+    reference.resume(run)
+    reference.assert_same(run)
+
+
+@pytest.mark.parametrize(("name", "point", "share"), cases(BREAKS))
+def test_a_run_that_broke_off_resumes_exactly(
+    tmp_path: Path, references: References, name: str, point: str, share: float
+) -> None:
+    reference, run = references(name), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        reference.at(patch, point, reference.number(point, share), die)
+        with pytest.raises(Killed):
+            reference.begin(run)
+    reference.resume(run)
+    reference.assert_same(run)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, references: References, name: str) -> None:
+    reference = references(name)
+    run = copy_run(reference.run, tmp_path / name)  # its card names it
+    card = (run / "README.md").read_bytes()
+    reference.resume(run)
+    reference.assert_same(run)
+    assert (run / "README.md").read_bytes() == card
+
+
+# --- what a checkpoint must hold --------------------------------------------------------------------------------------
+
+
+def change_checkpoints(patch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let checkpoints be read with other tensors of the learner."""
+
+    def load(folder: Path, **options: Any) -> checkpoints.Checkpoint:
+        checkpoint = load_checkpoint(folder, **options)
+        return replace(checkpoint, optimizer=change(checkpoint.optimizer))
+
+    patch.setattr(checkpoints, "load_checkpoint", load)
+
+
+@pytest.mark.parametrize(("name", "lost"), [(name, lost) for name, found in LOST.items() for lost in found])
 def test_exactness_depends_on_everything_that_is_saved(
-    tmp_path: Path, data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    tmp_path: Path, references: References, monkeypatch: pytest.MonkeyPatch, name: str, lost: str
 ) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted):
-            train(tiny_config(data), run)
-    plain = SupervisedLearner.load_state_tensors
+    reference, run = references(name), tmp_path / "run"
+    point, share = STOPPED_BEFORE_LOSS[name]
+    stopped(reference, run, point, reference.number(point, share))
 
-    def forgetful(self: SupervisedLearner, tensors: dict[str, torch.Tensor]) -> None:
-        fresh = self.state_tensors()
-        kept = {name: value for name, value in tensors.items() if not name.startswith(lost)}
-        plain(self, {name: value for name, value in fresh.items() if name.startswith("rng/")} | kept)
+    def forget(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert any(key.startswith(lost) for key in tensors)
+        fresh = torch.Generator().get_state()
+        return {
+            key: (fresh if "rng" in lost else torch.zeros_like(tensor)) if key.startswith(lost) else tensor
+            for key, tensor in tensors.items()
+        }
 
-    monkeypatch.setattr(SupervisedLearner, "load_state_tensors", forgetful)
-    if lost == "exp_avg":
-        with pytest.raises(KeyError):
-            resumed(run)
-        return
-    resumed(run)
+    change_checkpoints(monkeypatch, forget)
+    reference.resume(run)
+    monkeypatch.undo()
     with pytest.raises(AssertionError):
-        assert_same_run(run, reference)
+        reference.assert_same(run)
 
 
-def test_more_steps_can_be_added_and_nothing_else_changed(reference: Path) -> None:
-    assert resumed(reference, **{"train.steps": 15}).steps == 15
-    with pytest.raises(UsageError, match=r"began with optim.learning_rate = 0.001, not 0.5"):
-        resumed(reference, **{"optim.learning_rate": 0.5})
-
-
-def test_other_data_is_refused(data: Path, reference: Path) -> None:
-    write_hopper_file(data, seed=1)
-    with pytest.raises(GqError, match="not the data that this run began with"):
-        resumed(reference, **{"train.steps": 15})
-
-
-def test_a_gradient_that_is_never_finite_ends_the_run_and_keeps_what_was_saved(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "lost"), [("dt", "exp_avg"), ("finetune", "temperature")])
+def test_what_a_checkpoint_does_not_have_is_an_error(
+    tmp_path: Path, references: References, monkeypatch: pytest.MonkeyPatch, name: str, lost: str
 ) -> None:
-    run, plain = tmp_path / "run", SupervisedLearner.update
-
-    def update(self: SupervisedLearner, step: int) -> dict[str, torch.Tensor]:
-        if step >= 5:
-            self.loss = lambda model, batch: {"loss": sum(p.sum() for p in model.parameters()) * float("nan")}
-        return plain(self, step)
-
-    monkeypatch.setattr(SupervisedLearner, "update", update)
-    with pytest.raises(GqError, match="not finite since step 5"):
-        train(tiny_config(data), run)
-    last = checkpoints.load_checkpoint(checkpoints.choose_checkpoint(run, "last"))
-    assert last.state["step"] == 8
-    assert all(torch.isfinite(value).all() for value in last.model.values())
-    at_five = checkpoints.load_checkpoint(run / "checkpoints/step-000000006").model
-    assert all(torch.equal(value, at_five[name]) for name, value in last.model.items()), "skipped steps change nothing"
+    reference, run = references(name), tmp_path / "run"
+    stopped(reference, run, "update", 6)
+    change_checkpoints(monkeypatch, lambda found: {key: found[key] for key in found if not key.startswith(lost)})
+    with pytest.raises(KeyError):
+        reference.resume(run)
 
 
-def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
-    plain, calls = checkpoints.write_json, []
-
-    def write_json(path: Path, document: Any) -> None:
-        calls.append(path)
-        if len(calls) > 4 and path.name == "MANIFEST.json":
-            raise OSError(28, "No space left on device")
-        plain(path, document)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_json", write_json)
-        with pytest.raises(GqError, match="No space left on device") as failed:
-            train(tiny_config(data), run)
-    assert "--out or GQ_HOME" in failed.value.hint
-    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step-000000004"]
-    assert resumed(run).steps == 12
-    unharmed = tmp_path / "unharmed"
-    train(tiny_config(data), unharmed)
-    assert_same_run(run, unharmed)
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_newest_and_the_best_checkpoints_are_kept(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "point", "share"), cases(KILLS))
+def test_a_killed_run_resumes_exactly(
+    tmp_path: Path, references: References, name: str, point: str, share: float
 ) -> None:
-    def log_evaluation(self: Session[Any], *_: Any) -> bool:
-        self.progress.best_step = 3
-        return self.progress.step == 3
-
-    monkeypatch.setattr(Session, "log_evaluation", log_evaluation)
-    run = tmp_path / "run"
-    train(tiny_config(data, **{"checkpoint.every": 2, "checkpoint.keep": 2, "eval.every": 3}), run)
-    names = [folder.name for folder in checkpoints.checkpoint_folders(run)]
-    assert names == ["step-000000003", "step-000000010", "step-000000012"]
-    assert json.loads((run / "checkpoints/best.json").read_text()) == {"checkpoint": "step-000000003"}
-    assert checkpoints.choose_checkpoint(run, "best").name == "step-000000003"
-    assert checkpoints.choose_checkpoint(run, "10").name == "step-000000010"
+    reference, run = references(name), tmp_path / "run"
+    reference.kill(run, point, reference.number(point, share))
+    reference.resume(run)
+    reference.assert_same(run)
 
 
-def test_a_kill_while_old_checkpoints_are_removed_leaves_none_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, removals = tmp_path / "run", []
-
-    def rmtree(path: Path, **_: Any) -> None:
-        if (path / "MANIFEST.json").exists():
-            removals.append(path)
-            (path / "model.safetensors").unlink()
-            raise KeyboardInterrupt
-
-    checkpoints.save_checkpoint(run, 1, **EMPTY, is_best=False, keep=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", rmtree)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoints.save_checkpoint(run, 2, **EMPTY, is_best=False, keep=1)
-    assert len(removals) == 1
-    for folder in checkpoints.checkpoint_folders(run):
-        checkpoints.verify_checkpoint(folder, deep=True)
-    assert [folder.name for folder in checkpoints.checkpoint_folders(run)] == ["step-000000002"]
-    with lock_run(run):
-        assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000000002", "last.json"}
-
-
-def test_a_resumed_run_removes_what_a_kill_kept_it_from_removing(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, settings = tmp_path / "run", {"checkpoint.every": 4, "checkpoint.keep": 1, "eval.every": 0}
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "remove_old", lambda run, keep: None)
-        train(tiny_config(data, **settings), run)
-    assert [folder.name[-2:] for folder in checkpoints.checkpoint_folders(run)] == ["04", "08", "12"]
-    resumed(run)
-    assert [folder.name[-2:] for folder in checkpoints.checkpoint_folders(run)] == ["12"]
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
-def test_a_flipped_byte_is_found(reference: Path, name: str) -> None:
-    folder = checkpoints.choose_checkpoint(reference, "last")
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(GqError) as refused:
-        checkpoints.load_checkpoint(folder)
-    assert refused.value.hint.startswith(f"remove {folder} to go on from step-")
-
-
-def test_checkpoints_hold_no_pickle(reference: Path) -> None:
-    suffixes = {path.suffix for path in (reference / "checkpoints").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".safetensors"}
-
-
-def test_behaviour_cloning_resumes_exactly(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = {key: value for key, value in SETTINGS.items() if key.startswith(("train", "eval", "checkpoint"))}
-    config: BCConfig = presets.bc().replace({"data.dataset": str(data), **shared, "model.embed_dim": 8})
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    train(config, whole)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted):
-            train(config, run)
-    _, stored = resume_config("bc", None, {}, run)
-    train(stored, run, resume=True)
-    assert_same_run(run, whole)
+@pytest.mark.slow
+def test_a_run_killed_in_every_phase_in_turn_resumes_exactly(tmp_path: Path, references: References) -> None:
+    reference, run = references("finetune"), tmp_path / "run"
+    reference.kill(run, "evaluation", 5)
+    for point, number in [("last.json", 0), ("rollout", 3), ("best.json", 0), ("half an update", 4), ("selection", 0)]:
+        reference.kill(run, point, number, resume=True)
+    reference.resume(run)
+    reference.assert_same(run)
 
 
 def test_a_run_killed_before_it_wrote_anything_starts_again(tmp_path: Path, data: Path) -> None:
     run, flags = tmp_path / "run", as_flags({**SETTINGS, "train.steps": 2, "eval.every": 0})
-    command = ["train", "dt", "-q", "--dataset", str(data), "--out", str(run), "--resume", *flags]
-    assert CliRunner().invoke(app, command).exit_code == 2, "there is nothing to resume"
+    command = ("train", "dt", "-q", "--dataset", data, "--out", run, "--resume", *flags)
+    assert gq(*command).exit_code == 2, "there is nothing to resume"
     run.mkdir()
-    assert CliRunner().invoke(app, command).exit_code == 2, "an empty folder is nothing either"
+    assert gq(*command).exit_code == 2, "an empty folder is nothing either"
     (run / ".lock").touch()
-    result = CliRunner().invoke(app, command)
+    result = gq(*command)
     assert (result.exit_code, result.stdout.strip()) == (0, str(run))
-
-
-# --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 
 def run_to_its_end(data: Path, run: Path, *extra: str) -> None:
@@ -288,99 +304,28 @@ def kill_and_resume(data: Path, run: Path, delay_s: float) -> None:
     process.kill()
     process.join()
     started = (run / "config.toml").is_file()
-    process = forked(run_to_its_end, data, run, *(["--resume"] if started else []))
-    process.join()
-    assert process.exitcode == 0
+    run_to_its_end(data, run, *(["--resume"] if started else []))
 
 
-def kill_many(data: Path, folder: Path, num_kills: int) -> None:
-    began = time.monotonic()
+def kill_at_any_time(folder: Path, num_kills: int) -> None:
+    """Kill runs after times that are spread over the whole of one."""
+    began, data = time.monotonic(), write_hopper_file(folder / "data.hdf5")
     process = forked(run_to_its_end, data, folder / "whole")
     process.join()
     assert process.exitcode == 0
-    duration_s = time.monotonic() - began
-    generator = random.Random(0)
+    duration_s, generator = time.monotonic() - began, random.Random(0)
+    whole = Reference(KINDS["dt"], (), folder / "whole", {}, [], [])
     for index in range(num_kills):
-        # Spread over the run: stratified, so that a few kills already cover start, middle and end.
+        # Stratified, so that a few kills already cover start, middle and end.
         delay_s = duration_s * (index + generator.random()) / num_kills
-        run = folder / f"killed-{index}"
-        kill_and_resume(data, run, delay_s)
-        assert_same_run(run, folder / "whole")
-        assert not list((run / "checkpoints").glob(".*")), "nothing half-written stays behind"
+        kill_and_resume(data, folder / f"killed-{index}", delay_s)
+        whole.assert_same(folder / f"killed-{index}")
 
 
-def test_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
-    kill_many(data, tmp_path, 3)
+def test_runs_killed_at_any_time_resume_exactly(tmp_path: Path) -> None:
+    kill_at_any_time(tmp_path, 3)
 
 
 @pytest.mark.slow
-def test_twenty_killed_runs_resume_exactly(tmp_path: Path, data: Path) -> None:
-    kill_many(data, tmp_path, 20)
-
-
-def test_a_run_in_bursts_is_the_same_as_one_by_one(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs, evaluations and checkpoints come at their steps, whatever the learner takes at once."""
-    settings = {"train.steps": 23, "eval.every": 8, "checkpoint.every": 7, "checkpoint.keep": 9, "train.log_every": 5}
-    config, whole, burst = tiny_config(data, **settings), tmp_path / "whole", tmp_path / "burst"
-    train(config, whole)
-    bursts: list[int] = []
-
-    def updates(self: SupervisedLearner, step: int, most: int) -> tuple[dict[str, Tensor], int]:
-        bursts.append(min(most, 4))
-        each = [self.update(step + index) for index in range(bursts[-1])]
-        return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0]}, bursts[-1]
-
-    monkeypatch.setattr(SupervisedLearner, "updates", updates)
-    train(config, burst)
-    assert bursts == [4, 1, 2, 1, 2, 4, 1, 1, 4, 1, 2]
-    assert (burst / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    files = sorted(whole.glob("checkpoints/*/*.safetensors"))
-    assert len(files) >= 2 * 4
-    for file in files:
-        assert (burst / file.relative_to(whole)).read_bytes() == file.read_bytes()
-
-
-def test_means_are_of_the_updates_that_they_are_about(tmp_path: Path, data: Path) -> None:
-    """Also where a run goes on with another log interval."""
-    each = {"eval.every": 0, "checkpoint.every": 0}
-    train(tiny_config(data, **each, **{"train.steps": 8, "train.log_every": 1}), tmp_path / "single")
-    losses = [record["loss"] for record in records(tmp_path / "single")]
-    train(tiny_config(data, **each, **{"train.steps": 7, "train.log_every": 5}), tmp_path / "changed")
-    resumed(tmp_path / "changed", **{"train.steps": 8, "train.log_every": 4})
-    first, second = records(tmp_path / "changed")
-    assert (first["step"], second["step"]) == (5, 8)
-    assert first["loss"] == pytest.approx(sum(losses[:5]) / 5)
-    assert second["loss"] == pytest.approx(sum(losses[5:8]) / 3)
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_metrics_go_on_where_those_of_the_next_updates_are() -> None:
-    saved = {"metric/loss": torch.ones(3), "rng/sampler": torch.zeros(16, dtype=torch.uint8)}
-    (found,) = restored_metrics(saved, torch.device("meta")).items()
-    assert found[0] == "loss"
-    assert [values.device.type for values in found[1]] == ["meta"]
-
-
-def test_a_generator_s_state_of_another_kind_of_device_seeds_it_instead() -> None:
-    """A CPU's state has 5,056 bytes, a GPU's 16."""
-    kept = torch.Generator().manual_seed(5)
-    torch.rand(3, generator=kept)
-    restored = torch.Generator()
-    restore_generator(restored, kept.get_state())
-    assert torch.equal(restored.get_state(), kept.get_state())
-    others = [torch.arange(16, dtype=torch.uint8), torch.arange(16, dtype=torch.uint8).flip(0)]
-    drawn = []
-    for state in (others[0], others[0], others[1]):
-        restore_generator(restored, state)
-        drawn.append(float(torch.rand((), generator=restored)))
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_it_is_known_whether_a_run_changes_its_kind_of_device(tmp_path: Path, data: Path) -> None:
-    train(tiny_config(data), tmp_path / "run")
-    assert not was_elsewhere(tmp_path / "run", "cpu")
-    assert was_elsewhere(tmp_path / "run", "cuda")
-    assert not was_elsewhere(tmp_path / "new", "cuda")
+def test_twenty_runs_killed_at_any_time_resume_exactly(tmp_path: Path) -> None:
+    kill_at_any_time(tmp_path, 20)

@@ -21,17 +21,17 @@ from gq.models.world_model import WorldModel
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.processes import Processes
 from processes import command_in_processes
-from test_world_resume import TINY
+from resumable import WORLD, WORLD_TASK
 from tiny import as_flags
 
 pytestmark = [pytest.mark.computes, pytest.mark.usefixtures("one_thread", "fast_disk")]
 
-SETTINGS = {**TINY, "train.decisions": 60, "train.num_environments": 1, "eval.every": 0, "checkpoint.every": 3}
+SETTINGS = {**WORLD, "train.decisions": 60, "train.num_environments": 1, "eval.every": 0, "checkpoint.every": 3}
 
 
 def command(run: Path, **changes: Any) -> list[Any]:
-    flags = as_flags({name: value for name, value in (SETTINGS | changes).items() if name != "task"})
-    return ["train", "tdmpc2", "--task", SETTINGS["task"], "--size", "1", "--out", run, "-q", *flags]
+    flags = as_flags(SETTINGS | changes)
+    return ["train", "tdmpc2", "--task", WORLD_TASK, "--size", "1", "--out", run, "-q", *flags]
 
 
 @pytest.fixture(scope="module")
