@@ -27,40 +27,43 @@ def one_of_two(name: str) -> Any:
     return typer.Argument(metavar=name, help="A run.", autocompletion=options.complete_from(options.known_runs))
 
 
-@options.grouped
+@dataclasses.dataclass(frozen=True)
+class Episodes(options.Episodes):
+    """Which episodes are compared."""
+
+    target: Annotated[str | None, options.targets("Target returns of both; default: those of the runs.")] = None
+    episodes: Annotated[
+        int | None, typer.Option(metavar="N", help="Episodes per target; default: all on record, at least 20.")
+    ] = None
+
+
+@options.grouped_as("a b target episodes checkpoint seed device output")
 def compare(
     a: Annotated[str, one_of_two("A")],
     b: Annotated[str, one_of_two("B")],
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns of both; default: those of the runs.")
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(metavar="N", help="Episodes per target; default: all on record, at least 20.")
-    ] = None,
     checkpoint: options.CheckpointName = "best",
-    seed: options.EpisodeSeed = 0,
     device: options.Device = "auto",
     *,
+    episodes: Episodes,
     output: Output,
 ) -> None:
     """Say which of two runs is better, and how sure that is: paired by episode seed, with an interval."""
     from gq.paths import find_run
 
     first, second = find_run(a), find_run(b)
-    targets = options.parse_numbers(target, "--target")
     from gq import threads
 
     threads.prepare()
+    wanted = episodes.request()
     from gq.policies.loading import Acting
     from gq.results.compare import compare_runs
-    from gq.rollouts.episodes import EpisodeRequest
 
     with output.progress("evaluating", unit="steps") as move:
         comparison = compare_runs(
             first,
             second,
             Acting(checkpoint=checkpoint, device=device or "auto"),
-            EpisodeRequest(episodes, targets, seed),
+            wanted,
             begin=lambda run, number: output.detail(f"running {number} episodes of {run.name}"),
             watch=lambda step: move(step.index + 1, None),
         )

@@ -1,6 +1,7 @@
 """`gq eval`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -23,12 +24,36 @@ Examples:
   gq eval cartpole-swingup-tdmpc2 --mode baseline,spec6 --spec-plan-horizon 6"""
 
 
-@options.grouped
+@dataclass(frozen=True)
+class ModeChanges:
+    """What is changed of all modes that it concerns."""
+
+    spec_plan_horizon: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Decisions that plans look ahead; default: the run's.")
+    ] = None
+    spec_exec_horizon: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Decisions that a plan is executed for; default: the mode's.")
+    ] = None
+    spec_mismatch_threshold: Annotated[
+        float | None, typer.Option(metavar="D", help="Plan early above it, in units of the mode's trigger.")
+    ] = None
+    history_len: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
+    ] = None
+
+    def by_field(self) -> dict[str, float | None]:
+        """Return these by the modes' fields."""
+        return {
+            "plan_horizon": self.spec_plan_horizon,
+            "execution_horizon": self.spec_exec_horizon,
+            "threshold": self.spec_mismatch_threshold,
+            "history_length": self.history_len,
+        }
+
+
+@options.grouped_as("run target mode changes episodes context output")
 def evaluate(
     run: options.ActingRun,
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns; default: those of the run.")
-    ] = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -38,20 +63,6 @@ def evaluate(
             autocompletion=options.complete_from(options.known_modes),
         ),
     ] = None,
-    spec_plan_horizon: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Decisions that plans look ahead; default: the run's.")
-    ] = None,
-    spec_exec_horizon: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Decisions that a plan is executed for; default: the mode's.")
-    ] = None,
-    spec_mismatch_threshold: Annotated[
-        float | None, typer.Option(metavar="D", help="Plan early above it, in units of the mode's trigger.")
-    ] = None,
-    history_len: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20,
-    seed: options.EpisodeSeed = 0,
     context: Annotated[
         Literal["sliding", "blocks"] | None,
         typer.Option(
@@ -60,22 +71,17 @@ def evaluate(
         ),
     ] = None,
     *,
+    changes: ModeChanges,
+    episodes: options.Episodes,
     output: Output,
 ) -> None:
     """Measure a run: all episodes and targets at once, fixed seeds, confidence intervals."""
-    targets = options.parse_numbers(target, "--target")
     from gq import threads
 
     threads.prepare()
+    wanted = episodes.request()
     from gq.results.evaluate import evaluate as evaluate_run
-    from gq.rollouts.episodes import EpisodeRequest
 
-    changes = {
-        "plan_horizon": spec_plan_horizon,
-        "execution_horizon": spec_exec_horizon,
-        "threshold": spec_mismatch_threshold,
-        "history_length": history_len,
-    }
     limit = options.max_steps(run.folder)
     turn = [0, 1]  # the mode in progress, of how many
 
@@ -86,8 +92,8 @@ def evaluate(
     with output.progress("evaluating", unit="steps") as move:
         evaluation = evaluate_run(
             run.folder,
-            run.acting(mode_options=changes, context=context),
-            EpisodeRequest(episodes, targets, seed),
+            run.acting(mode_options=changes.by_field(), context=context),
+            wanted,
             modes=[] if mode is None else [name.strip() for name in mode.split(",")],
             watch=lambda step: move(turn[0] * limit + step.index + 1, turn[1] * limit),
             begin=begin,

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,17 @@ from gq.files import parse_whole_number
 
 if TYPE_CHECKING:
     from gq.policies.loading import Acting
+    from gq.rollouts.episodes import EpisodeRequest
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let each parameter that a class annotates, such as `output: Output`, stand for the options of its constructor."""
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {one.name: one.annotation for one in parameters if inspect.isclass(one.annotation)}
+def grouped(command: Callable[..., None], order: str = "") -> Callable[..., None]:
+    """Let each parameter that a class annotates, such as `output: Output`, stand for the options of its constructor.
+
+    Args:
+        order: of options in the help, by name; a group's name stands for those of its options that are not named.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters
+    groups = {one.name: one.annotation for one in parameters.values() if inspect.isclass(one.annotation)}
     options = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
 
     @functools.wraps(command)
@@ -28,11 +34,20 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         made = {name: group(**{key: values.pop(key) for key in options[name]}) for name, group in last_first}
         command(**values, **made)
 
-    flat = [one for each in parameters for one in options.get(each.name, {each.name: each}).values()]
-    flat = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in flat]
+    every = {key: one for name, each in parameters.items() for key, one in options.get(name, {name: each}).items()}
+    names = order.split() or list(parameters)
+    apart = set(names) - set(groups)
+    names = [key for name in names for key in options.get(name, [name]) if name not in groups or key not in apart]
+    assert sorted(names) == sorted(every), set(names) ^ set(every)
+    flat = [every[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names]
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what Typer reads
     run.__annotations__ = {one.name: one.annotation for one in flat}
     return run
+
+
+def grouped_as(order: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return `grouped` with an order of the options."""
+    return functools.partial(grouped, order=order)
 
 
 def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str]]:
@@ -154,7 +169,6 @@ Device = Annotated[
     str | None,
     completed("D", "auto, cpu, cuda or cuda:N; auto takes the GPU if there is one.", lambda: ["auto", "cpu", "cuda"]),
 ]
-EpisodeSeed = Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE.")]
@@ -177,8 +191,52 @@ CorrectorName = Annotated[
 ]
 
 
-class ActingRun:
-    """A run and how it acts; its arguments are options."""
+def targets(text: str) -> Any:
+    """The option of target returns; `text` is its help."""
+    return typer.Option(metavar="A,B,C", help=text)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Which episodes are wanted, by default those of `gq eval`."""
+
+    target: Annotated[str | None, targets("Target returns; default: those of the run.")] = None
+    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20
+    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0
+
+    def request(self) -> "EpisodeRequest":
+        """Return the options as a value. Raises UsageError."""
+        targets = parse_numbers(self.target, "--target")
+        from gq.rollouts.episodes import EpisodeRequest
+
+        return EpisodeRequest(self.episodes, targets, self.seed)
+
+
+class ChosenRun:
+    """A run, and which of its checkpoints acts where; its arguments are options."""
+
+    def __init__(
+        self,
+        *,
+        run: RunName = None,
+        latest: Latest = False,
+        checkpoint: CheckpointName = "best",
+        device: Device = "auto",
+    ) -> None:
+        from gq.paths import find_run
+
+        self.folder, named = find_run(run, latest=latest)
+        self.given: dict[str, Any] = {"checkpoint": named or checkpoint, "device": device or "auto"}
+
+    def acting(self, **more: Any) -> "Acting":
+        """Return the options as a value, with fields that a command adds; this loads torch."""
+        from gq.policies.loading import Acting
+
+        return Acting(**self.given, **more)
+
+
+class ActingRun(ChosenRun):
+    """A run, and how else than by default it acts; its arguments are options."""
 
     def __init__(
         self,
@@ -190,14 +248,11 @@ class ActingRun:
         stochastic: Stochastic = False,
         device: Device = "auto",
     ) -> None:
-        from gq.paths import find_run
-
-        self.folder, named = find_run(run, latest=latest)
-        self.given: dict[str, Any] = {"checkpoint": named or checkpoint, "device": device or "auto"}
+        super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device)
         self.given |= {"corrector": corrector, "stochastic": stochastic}
 
-    def acting(self, **more: Any) -> "Acting":
-        """Return the options as a value, with fields that a command adds; this loads torch."""
-        from gq.policies.loading import Acting
 
-        return Acting(**self.given, **more)
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise UsageError if there is a file that --force would replace."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already", hint="--force replaces it")

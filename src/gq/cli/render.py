@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,52 +17,65 @@ Examples:
   gq render runs/a --episodes 4 --size 320x240 --fps 30 --output four.gif"""
 
 
-@options.grouped
+@dataclasses.dataclass(frozen=True)
+class Episodes(options.Episodes):
+    """Which episodes are recorded."""
+
+    target: Annotated[str | None, options.targets("Target returns; default: the run's highest.")] = None
+    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes per target.")] = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What the video looks like."""
+
+    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480"
+    fps: Annotated[float, typer.Option(metavar="N", help="Frames a second, about; playback is in real time.")] = 60
+    camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None
+    overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True
+    live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False
+
+
+@options.grouped_as("run target mode episodes video picture seed force output")
 def render(
     run: options.ActingRun,
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns; default: the run's highest.")
-    ] = None,
     mode: options.ActingMode = None,
-    episodes: Annotated[int, typer.Option(metavar="N", help="Episodes per target.")] = 1,
     video: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="An .mp4 or .gif file.")] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480",
-    fps: Annotated[float, typer.Option(metavar="N", help="Frames a second, about; playback is in real time.")] = 60,
-    camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None,
-    overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True,
-    live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False,
-    seed: options.EpisodeSeed = 0,
     force: options.Force = False,
     *,
+    episodes: Episodes,
+    picture: Picture,
     output: Output,
 ) -> None:
     """Record a video of a run and print its path. Works without a display."""
-    from gq.errors import UsageError
-
-    targets = options.parse_numbers(target, "--target")
-    width, height = options.parse_size(size)
     from gq import threads
 
     threads.prepare()
+    wanted = episodes.request()
+    width, height = options.parse_size(picture.size)
     from gq.envs.gl import select_backend
 
-    if not live:
+    if not picture.live:
         output.detail(f"GL backend: {select_backend()}")  # before anything imports mujoco, which binds it
     from gq.rendering import VideoOptions
     from gq.rendering import render as render_run
-    from gq.rollouts.episodes import EpisodeRequest
     from gq.video import writer_path
 
-    if video and not force and (place := writer_path(video)[0]).exists():
-        raise UsageError(f"{place} is there already", hint="--force replaces it")
-
+    if video:
+        options.refuse_existing(writer_path(video)[0], force=force)
+    looks: dict[str, Any] = {
+        "fps": picture.fps,
+        "camera": picture.camera,
+        "overlay": picture.overlay,
+        "live": picture.live,
+    }
     limit = options.max_steps(run.folder)
     with output.progress("rendering", unit="steps") as move:
         rendering = render_run(
             run.folder,
             run.acting(mode=mode),
-            EpisodeRequest(episodes, targets, seed),
-            VideoOptions(width=width, height=height, fps=fps, camera=camera, overlay=overlay, live=live),
+            wanted,
+            VideoOptions(width=width, height=height, **looks),
             output=video,
             note=output.note,
             progress=lambda done, total: move(done, limit),
