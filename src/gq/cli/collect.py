@@ -1,12 +1,16 @@
 """`gq collect`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+
+if TYPE_CHECKING:
+    from gq.collecting import CollectionRequest
 
 EXAMPLES = """\b
 Examples:
@@ -15,6 +19,8 @@ Examples:
   gq collect builtin/hopper/expert -o noisy.hdf5 --episodes 100 --noise 0.3
   gq train dt --dataset noisy.hdf5
 The same command resumes after an interruption, and gives the same file."""
+RUN_HELP = "A run's id, a unique prefix, a path to it, or a built-in policy: builtin/hopper/expert."
+ORDER = "output_file source episodes transitions target mode noise random_share checkpoint wanted device force output"
 
 
 def known_sources() -> list[str]:
@@ -22,80 +28,90 @@ def known_sources() -> list[str]:
     return options.known_runs() + [name for name in options.known_datasets() if name.startswith("builtin/")]
 
 
-@options.grouped
-def collect(
-    output_file: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The HDF5 file to write.", show_default=False)
-    ],
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN",
-            help="A run's id, a unique prefix, a path to it, or a built-in policy: builtin/hopper/expert.",
-            autocompletion=options.complete_from(known_sources),
-        ),
-    ] = None,
-    latest: options.Latest = False,
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="How many; default: 100.")] = None,
+class Source(options.ChosenRun):
+    """A run or a built-in policy, and how it acts."""
+
+    def __init__(
+        self,
+        *,
+        run: Annotated[str | None, options.completed("RUN", RUN_HELP, known_sources, kind=typer.Argument)] = None,
+        latest: options.Latest = False,
+        mode: options.ActingMode = None,
+        checkpoint: options.CheckpointName = "best",
+        device: options.Device = "auto",
+    ) -> None:
+        self.builtin = run if run and run.startswith("builtin/") else None
+        if self.builtin:
+            self.given = {"checkpoint": checkpoint, "device": device or "auto"}
+        else:
+            super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device)
+        self.given["mode"] = mode
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many episodes, with which targets, starts and noise."""
+
+    episodes: Annotated[int | None, typer.Option(metavar="N", help="How many; default: 100.")] = None
     transitions: Annotated[
         int | None, typer.Option(metavar="N", help="Instead of --episodes; the last episode may go beyond.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns, taken in turn; default: the run's highest.")
-    ] = None,
-    mode: options.ActingMode = None,
+    ] = None
+    target: Annotated[str | None, options.targets("Target returns, taken in turn; default: the run's highest.")] = None
     noise: Annotated[
         float | None,
         typer.Option(
             metavar="SIGMA",
             help="Gaussian action noise in half action ranges, clipped; default: 0, or the built-in policy's own.",
         ),
-    ] = None,
+    ] = None
     random_share: Annotated[
         float, typer.Option(metavar="P", help="Share of the steps that take a uniformly random action.")
-    ] = 0.0,
-    checkpoint: options.CheckpointName = "best",
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i draws its start and noise from (SEED, i).")] = 0,
+    ] = 0.0
+    seed: Annotated[int, typer.Option(metavar="N", help="Episode i draws its start and noise from (SEED, i).")] = 0
     num_envs: Annotated[
         int, typer.Option(metavar="N", help="Environments at a time; the data do not depend on it.")
-    ] = 16,
-    device: options.Device = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE, and what was begun of it.")] = False,
+    ] = 16
+
+    def request(self) -> "CollectionRequest":
+        """Return these as a value; this loads torch. Raises UsageError."""
+        targets = options.parse_numbers(self.target, "--target")
+        from gq.collecting import CollectionRequest
+
+        return CollectionRequest(
+            num_episodes=self.episodes,
+            num_transitions=self.transitions,
+            targets=targets,
+            noise=self.noise,
+            random_share=self.random_share,
+            seed=self.seed,
+            num_envs=self.num_envs,
+        )
+
+
+@options.grouped_as(ORDER)
+def collect(
+    output_file: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The HDF5 file to write.", show_default=False)
+    ],
     *,
+    source: Source,
+    wanted: Wanted,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE, and what was begun of it.")] = False,
     output: Output,
 ) -> None:
     """Roll a run or a built-in policy into a dataset, and print the file's path."""
-    from gq.paths import find_run
-
-    source: str | Path
-    if run and run.startswith("builtin/"):
-        source, checkpoint_folder = run, None
-    else:
-        source, checkpoint_folder = find_run(run, latest=latest)
-    targets = options.parse_numbers(target, "--target")
     from gq import threads
 
     threads.prepare()
-    from gq.collecting import CollectionRequest
+    request = wanted.request()
     from gq.collecting import collect as collect_data
-    from gq.policies.loading import Acting
-
-    wanted = CollectionRequest(
-        num_episodes=episodes,
-        num_transitions=transitions,
-        targets=targets,
-        noise=noise,
-        random_share=random_share,
-        seed=seed,
-        num_envs=num_envs,
-    )
 
     with output.progress("collecting", unit="steps") as move:
         collected = collect_data(
-            source,
+            source.builtin or source.folder,
             output_file,
-            wanted,
-            Acting(checkpoint=checkpoint_folder or checkpoint, mode=mode, device=device or "auto"),
+            request,
+            source.acting(),
             force=force,
             note=output.note,
             progress=move,

@@ -1,5 +1,6 @@
 """`gq distill`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from gq.cli.output import Output
 
 if TYPE_CHECKING:
     from gq.speculation.distil import Distilled
+    from gq.speculation.rounds import DistillSettings
 
 EXAMPLES = """\b
 Examples:
@@ -27,52 +29,57 @@ Settings = Annotated[
 ]
 
 
-@options.grouped
-def distill(
-    run: options.RunName = None,
-    latest: options.Latest = False,
+@dataclass(frozen=True)
+class Recipe:
+    """What is learnt, from how many episodes."""
+
     arch: Annotated[
         Literal["two-tower", "temporal", "both"], typer.Option(metavar="NAME", help="two-tower, temporal or both.")
-    ] = "two-tower",
+    ] = "two-tower"
     rounds: Annotated[
         int | None, typer.Option(metavar="N", help="Rounds in which the corrector drives; default: 3.")
-    ] = None,
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes of each round; default: 10.")] = None,
+    ] = None
+    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes of each round; default: 10.")] = None
+    settings: Settings = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of episodes, batches and weights; default: 0.")] = None
+
+    def resolve(self) -> "DistillSettings":
+        """Return the settings that these give; this loads torch. Raises UsageError."""
+        from gq.config import parse_settings, with_settings
+        from gq.models.corrector import ARCHITECTURES
+        from gq.speculation.rounds import DistillSettings
+
+        archs = ARCHITECTURES if self.arch == "both" else (self.arch,)
+        flags = {"archs": archs, "rounds": self.rounds, "num_episodes": self.episodes, "train.seed": self.seed}
+        stated = {key: value for key, value in flags.items() if value is not None}
+        return with_settings(DistillSettings(), parse_settings(self.settings or []) | stated)
+
+
+@options.grouped_as("run arch rounds episodes data checkpoint recipe device out force output")
+def distill(
+    *,
+    run: options.ChosenRun,
+    recipe: Recipe,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Learn from this file's decisions, and collect none.")
     ] = None,
-    checkpoint: options.CheckpointName = "best",
-    settings: Settings = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of episodes, batches and weights; default: 0.")] = None,
-    device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For data and correctors; default: RUN/correctors.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace other data and correctors there.")] = False,
-    *,
     output: Output,
 ) -> None:
     """Train a small network to correct plans, so that each can be executed for longer, and print its folder."""
-    from gq.config import parse_settings, with_settings
-    from gq.paths import find_run
-
-    folder, checkpoint_folder = find_run(run, latest=latest)
     from gq import threads
 
     threads.prepare()
-    from gq.models.corrector import ARCHITECTURES
-    from gq.policies.loading import Acting
     from gq.speculation.distil import distill as distill_run
-    from gq.speculation.rounds import DistillSettings
 
-    archs = ARCHITECTURES if arch == "both" else (arch,)
-    flags = {"archs": archs, "rounds": rounds, "num_episodes": episodes, "train.seed": seed}
-    given = parse_settings(settings or []) | {key: value for key, value in flags.items() if value is not None}
     with output.progress("distilling", unit="") as move:
         distilled = distill_run(
-            folder,
-            with_settings(DistillSettings(), given),
-            Acting(checkpoint=checkpoint_folder or checkpoint, device=device or "auto"),
+            run.folder,
+            recipe.resolve(),
+            run.acting(),
             data=data,
             out=out,
             force=force,
