@@ -1,7 +1,7 @@
 """`gq download`: datasets and checkpoints into the cache, and runs of checkpoints."""
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,8 +38,10 @@ def _known_names() -> list[str]:
     return list(ENTRIES)
 
 
-@options.grouped
-def download(
+@dataclass(frozen=True)
+class Subjects:
+    """What is named."""
+
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -48,20 +50,49 @@ def download(
             autocompletion=options.complete_from(_known_names),
             show_default=False,
         ),
-    ] = None,
+    ] = None
     level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="medium, expert, ... for an ID that says none.")
-    ] = None,
-    all_levels: Annotated[bool, typer.Option("--all", help="Every level of an environment.")] = False,
-    list_all: Annotated[bool, typer.Option("--list", help="List what gq knows: size, rows, returns, licence.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash what is cached again, of one ID or of all.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove an ID from the cache.")] = False,
-    yes: options.Yes = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and do nothing.")] = False,
-    offline: options.Offline = False,
+    ] = None
+    all_levels: Annotated[bool, typer.Option("--all", help="Every level of an environment.")] = False
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What is done instead of downloading."""
+
+    list_all: Annotated[bool, typer.Option("--list", help="List what gq knows: size, rows, returns, licence.")] = False
+    verify: Annotated[bool, typer.Option("--verify", help="Hash what is cached again, of one ID or of all.")] = False
+    remove: Annotated[bool, typer.Option("--remove", help="Remove an ID from the cache.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and do nothing.")] = False
+
+    def chosen(self) -> list[str]:
+        """Return the flag that was given, if any. Raises UsageError."""
+        flags = {"--list": self.list_all, "--verify": self.verify, "--remove": self.remove, "--dry-run": self.dry_run}
+        chosen = [name for name, is_on in flags.items() if is_on]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} do not go together", hint="give one of them")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How datasets and checkpoints are fetched."""
+
+    offline: options.Offline = False
     transitions: Annotated[
         int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
-    ] = None,
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace a dataset or run that is there already.")] = False
+
+
+@options.grouped_as("subjects list_all verify remove yes dry_run offline transitions task force output")
+def download(
+    *,
+    subjects: Subjects,
+    instead: Instead,
+    yes: options.Yes = False,
+    fetching: Fetching,
     task: Annotated[
         str | None,
         typer.Option(
@@ -70,45 +101,39 @@ def download(
             autocompletion=options.complete_from(options.known_control_tasks),
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a dataset or run that is there already.")] = False,
-    *,
     output: Output,
 ) -> None:
     """Fetch or simulate datasets, check them, and keep them in the cache; make runs of TD-MPC2 checkpoints.
 
     `gq train` takes the dataset downloaded last unless told otherwise.
     """
-    modes = {"--list": list_all, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
-    chosen = [name for name, is_on in modes.items() if is_on]
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} do not go together", hint="give one of them")
+    chosen = instead.chosen()
     from gq.cli import datasets
 
-    names = names or []
-    if list_all:
+    names = subjects.names or []
+    if instead.list_all:
         datasets.show_list(output, names)
         return
     files = [] if chosen else [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
     ids = [name for name in names if name not in files]
-    entries = selected(ids, level, all_levels)
-    if verify:
+    entries = selected(ids, subjects.level, subjects.all_levels)
+    if instead.verify:
         datasets.show_verified(output, entries)
         return
     if not entries and not files:
-        what = "nothing named to remove" if remove else "no dataset given"
+        what = "nothing named to remove" if instead.remove else "no dataset given"
         raise UsageError(what, hint="gq download builtin/hopper/medium, or see gq download --list")
-    if remove:
+    if instead.remove:
         datasets.show_removed(output, entries, yes=yes)
-    elif dry_run:
-        datasets.show_plan(output, entries, transitions=transitions, force=force)
+    elif instead.dry_run:
+        datasets.show_plan(output, entries, transitions=fetching.transitions, force=fetching.force)
     else:
-        settings = {"num_transitions": transitions, "force": force, "offline": offline}
         tasks = _tasks_of(entries, files, task)
-        documents = fetch_all(output, entries, settings, tasks)
+        documents = fetch_all(output, entries, fetching, tasks)
         for file in files:
-            documents.append({"path": file, **_import_file(output, Path(file), task, force=force)})
-        show_results(output, documents, is_single=len(names) == 1 and not all_levels)
-        if not (level or all_levels):
+            documents.append({"path": file, **_import_file(output, Path(file), task, force=fetching.force)})
+        show_results(output, documents, is_single=len(names) == 1 and not subjects.all_levels)
+        if not (subjects.level or subjects.all_levels):
             _tell_other_levels(output, ids)
 
 
@@ -132,7 +157,7 @@ def selected(names: list[str], level: str | None, all_levels: bool) -> "list[Dat
 
 
 def fetch_all(
-    output: Output, entries: "list[DatasetEntry]", settings: dict[str, Any], tasks: dict[str, str]
+    output: Output, entries: "list[DatasetEntry]", fetching: Fetching, tasks: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Get datasets and checkpoints one after the other, import the latter for their tasks, and return documents."""
     from gq.cli.datasets import size_text
@@ -140,7 +165,7 @@ def fetch_all(
     from gq.datasets.download import address_of
     from gq.datasets.loading import download as download_dataset
 
-    missing = [entry for entry in entries if settings["force"] or not cached(entry)]
+    missing = [entry for entry in entries if fetching.force or not cached(entry)]
     if len(entries) > 1:
         size = size_text(sum(entry.size_bytes for entry in missing))
         output.note(f"{len(entries)} datasets, {len(missing)} of them to get: {size} in all")
@@ -150,10 +175,17 @@ def fetch_all(
             output.note(f"{entry.id}: {size_text(entry.size_bytes, entry.size_is_exact)} from {address_of(entry)}")
         verb, unit = ("simulating", "steps") if entry.kind == "builtin" else ("downloading", "bytes")
         with output.progress(verb, unit=unit) as move:  # without the id, so that rate and time left fit
-            done = download_dataset(entry.id, **settings, progress=move, note=output.note)
+            done = download_dataset(
+                entry.id,
+                num_transitions=fetching.transitions,
+                force=fetching.force,
+                offline=fetching.offline,
+                progress=move,
+                note=output.note,
+            )
         document = {**asdict(done), "path": str(done.path)}
         if entry.id in tasks:
-            document |= _import_fetched(output, entry, done.path, tasks[entry.id], force=settings["force"])
+            document |= _import_fetched(output, entry, done.path, tasks[entry.id], force=fetching.force)
         else:
             output.note(
                 f"{done.id}: {done.num_transitions:,} transitions, {done.num_episodes:,} episodes, "

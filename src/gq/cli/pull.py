@@ -39,12 +39,10 @@ def pull(
         raise UsageError("no repository named", hint="for example gq pull me/hopper-dt")
     reference = parse_reference(repo)
     if repo.removeprefix(PREFIX).startswith("datasets/"):
-        from gq.cli.download import fetch_all, selected, show_results
+        from gq.cli.download import Fetching, fetch_all, selected, show_results
 
-        settings = {"num_transitions": None, "force": False, "offline": offline}
-        show_results(
-            output, fetch_all(output, selected([f"{PREFIX}{reference}"], None, False), settings, {}), is_single=True
-        )
+        entries = selected([f"{PREFIX}{reference}"], None, False)
+        show_results(output, fetch_all(output, entries, Fetching(offline=offline), {}), is_single=True)
         return
     refuse_offline(f"{reference} is on the Hub", offline=offline, hint="the runs that are here: gq runs")
     from gq.hub.pull import pull_run

@@ -21,22 +21,57 @@ Examples:
 Needs a token with write access: hf auth login, or HF_TOKEN."""
 
 
+class Subject:
+    """What goes where; its arguments are options."""
+
+    def __init__(
+        self,
+        *,
+        what: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="RUN|DATASET",
+                help="A run, or a dataset's id or file; omit it with --latest.",
+                autocompletion=options.complete_from(options.known_runs, options.known_datasets),
+                show_default=False,
+            ),
+        ] = None,
+        repo: Annotated[
+            str | None,
+            typer.Argument(metavar="REPO", help="ORG/NAME; default: your own, of the same name.", show_default=False),
+        ] = None,
+        latest: options.Latest = False,
+    ) -> None:
+        if latest and repo:
+            raise UsageError(f"both {what} and --latest", hint="give one of them: gq push --latest ORG/NAME")
+        if latest:
+            what, repo = None, what
+        if repo:
+            from gq.datasets.names import parse_reference
+
+            repo = parse_reference(repo).repo
+        self.what, self.repo, self.latest = what, repo or "", latest
+
+    def plan(self, *, with_state: bool) -> "Plan":
+        """Return what is to be put up: a dataset where the name is that of a file or has a slash, else a run."""
+        from pathlib import Path
+
+        from gq.paths import find_run
+
+        what = self.what
+        path = Path(what).expanduser() if what else None
+        is_file = path is not None and path.is_file() and path.suffix in (".hdf5", ".h5", ".pkl")
+        is_id = what is not None and path is not None and "/" in what and not path.exists()
+        folder = None if is_file or is_id else find_run(what, latest=self.latest)[0]
+        from gq.hub.push import plan_dataset, plan_run
+
+        return plan_run(folder, self.repo, with_state=with_state) if folder else plan_dataset(what or "")
+
+
 @options.grouped
 def push(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN|DATASET",
-            help="A run, or a dataset's id or file; omit it with --latest.",
-            autocompletion=options.complete_from(options.known_runs, options.known_datasets),
-            show_default=False,
-        ),
-    ] = None,
-    repo: Annotated[
-        str | None,
-        typer.Argument(metavar="REPO", help="ORG/NAME; default: your own, of the same name.", show_default=False),
-    ] = None,
-    latest: options.Latest = False,
+    *,
+    subject: Subject,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it; default: a private one.")] = False,
     with_state: Annotated[
         bool, typer.Option("--all", help="With optimiser and replay, so that others can train on.")
@@ -44,22 +79,13 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, and do nothing.")] = False,
     yes: options.Yes = False,
     offline: options.Offline = False,
-    *,
     output: Output,
 ) -> None:
     """Put a run or a dataset on the Hugging Face Hub: what another person needs, with a card of measured numbers.
 
     Of a run: weights of the last and the best checkpoint, configuration, metrics, evaluations, one video.
     """
-    if latest and repo:
-        raise UsageError(f"both {what} and --latest", hint="give one of them: gq push --latest ORG/NAME")
-    if latest:
-        what, repo = None, what
-    if repo:
-        from gq.datasets.names import parse_reference
-
-        repo = parse_reference(repo).repo
-    plan = _make_plan(what, repo or "", latest=latest, with_state=with_state)
+    plan = subject.plan(with_state=with_state)
     if dry_run:
         _show_plan(output, plan)
         return
@@ -69,7 +95,7 @@ def push(
 
     refuse_offline("the Hub is elsewhere", offline=offline, hint="push when there is a network; --dry-run needs none")
     client = writing_client()
-    repo = repo or own_repo(client, plan)
+    repo = subject.repo or own_repo(client, plan)
     visibility = "public" if public else "private"
     amount = f"{len(plan.uploads)} files ({size(plan.size_bytes)})"
     ask(
@@ -83,21 +109,6 @@ def push(
         output.note(f"removed {len(done.removed)} files of earlier checkpoints")
     output.note(f"next: gq {'pull ' if done.kind == 'model' else 'download hf://'}{done.repo}")
     output.result(vars(done), quiet=done.url, human=done.url)
-
-
-def _make_plan(what: str | None, repo: str, *, latest: bool, with_state: bool) -> "Plan":
-    """Return what is to be put up: a dataset where the name is that of a file or has a slash, else a run."""
-    from pathlib import Path
-
-    from gq.paths import find_run
-
-    path = Path(what).expanduser() if what else None
-    is_file = path is not None and path.is_file() and path.suffix in (".hdf5", ".h5", ".pkl")
-    is_id = what is not None and path is not None and "/" in what and not path.exists()
-    folder = None if is_file or is_id else find_run(what, latest=latest)[0]
-    from gq.hub.push import plan_dataset, plan_run
-
-    return plan_run(folder, repo, with_state=with_state) if folder else plan_dataset(what or "")
 
 
 def _show_plan(output: Output, plan: "Plan") -> None:

@@ -1,6 +1,7 @@
 """`gq repair`."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -34,6 +35,18 @@ an estimate of the return that came after them, from similar states of whole
 episodes. Training uses neither by itself."""
 
 
+@dataclass(frozen=True)
+class Copy:
+    """The repaired copy that is asked for."""
+
+    apply: Annotated[bool, typer.Option("--apply", help="Write a repaired copy, and a report beside it.")] = False
+    out: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the copy goes.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and FILE, if they are there.")] = False
+    fragments: Annotated[
+        Literal["drop", "keep", "bootstrap"], typer.Option(help="What becomes of pieces of episodes; see below.")
+    ] = "drop"
+
+
 @options.grouped
 def repair(
     dataset: Annotated[
@@ -44,12 +57,8 @@ def repair(
             autocompletion=options.complete_from(options.known_datasets),
         ),
     ],
-    apply: Annotated[bool, typer.Option("--apply", help="Write a repaired copy, and a report beside it.")] = False,
-    out: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the copy goes.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT and FILE, if they are there.")] = False,
-    fragments: Annotated[
-        Literal["drop", "keep", "bootstrap"], typer.Option(help="What becomes of pieces of episodes; see below.")
-    ] = "drop",
+    *,
+    copy: Copy,
     task: options.TaskName = None,
     simulate: Annotated[
         Literal["auto", "all", "off"],
@@ -61,30 +70,28 @@ def repair(
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a .png, .svg or .pdf.")
     ] = None,
-    *,
     output: Output,
 ) -> None:
     """Say what is wrong with a dataset, and write a copy without it. The original is never changed."""
     from gq.errors import UsageError
 
-    if apply != (out is not None):
+    if copy.apply != (copy.out is not None):
         hint = f"gq repair {shlex.quote(dataset)} --apply -o OUT.hdf5"
-        raise UsageError("--apply and -o belong together" if apply else "-o says where --apply writes", hint=hint)
+        raise UsageError("--apply and -o belong together" if copy.apply else "-o says where --apply writes", hint=hint)
     if png is not None:
         from gq.results.style import check_name
 
         check_name(png)
-        if png.exists() and not force:
-            raise UsageError(f"{png} is there already", hint="--force replaces it")
+        options.refuse_existing(png, force=copy.force)
     from gq.repair.repair import repair as repair_dataset
 
     with output.progress("examining", unit="steps") as move:
         report = repair_dataset(
             dataset,
             task=task,
-            output=out,
-            force=force,
-            fragments=fragments,
+            output=copy.out,
+            force=copy.force,
+            fragments=copy.fragments,
             simulate=simulate,
             progress=lambda what, done, total: move(done, total),
         )

@@ -1,5 +1,6 @@
 """`gq report`."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,17 +24,30 @@ page is one file without scripts, which needs no network."""
 VIDEO_PIXELS, VIDEO_FPS = 200, 15
 
 
-@options.grouped
-def report(
+@dataclass(frozen=True)
+class Runs:
+    """The runs that are named."""
+
     runs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Ids of runs, unique prefixes of them, or paths.",
-            autocompletion=options.complete_from(options.known_runs),
+        options.completed(
+            "RUN", "Ids of runs, unique prefixes of them, or paths.", options.known_runs, kind=typer.Argument
         ),
-    ] = None,
-    latest: options.Latest = False,
+    ] = None
+    latest: options.Latest = False
+
+    def folders(self) -> list[Path]:
+        """Return their folders, each once. Raises UsageError."""
+        from gq.paths import find_run
+
+        names: list[str | None] = [*self.runs] if self.runs else [None]
+        return list(dict.fromkeys(find_run(name, latest=self.latest)[0].resolve() for name in names))
+
+
+@options.grouped
+def report(
+    *,
+    runs: Runs,
     file: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="An .html or .json; default: in the run's folder."),
@@ -44,19 +58,16 @@ def report(
     rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
     video: Annotated[bool, typer.Option("--video", help="Record a small video of each run.")] = False,
     force: options.Force = False,
-    *,
     output: Output,
 ) -> None:
     """Write a report card of one or more runs, and print its path; with --json print the facts."""
     from gq.errors import UsageError
-    from gq.paths import find_run
 
     if file and file.suffix.lower() not in (".html", ".json"):
         raise UsageError(f"{file} is not a report's name", hint="end it in .html or .json")
-    if file and file.exists() and not force:
-        raise UsageError(f"{file} is there already", hint="--force replaces it")
-    names: list[str | None] = [*runs] if runs else [None]
-    folders = list(dict.fromkeys(find_run(name, latest=latest)[0].resolve() for name in names))
+    if file:
+        options.refuse_existing(file, force=force)
+    folders = runs.folders()
     from gq import threads
 
     threads.prepare()

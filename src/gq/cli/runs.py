@@ -1,5 +1,6 @@
 """`gq runs`: list, show, rename, remove and prune."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -216,26 +217,33 @@ def remove(
     carry_out(output, [removal_of(folder, "named") for folder in folders], yes=yes, dry_run=dry_run)
 
 
+@dataclass(frozen=True)
+class Criteria:
+    """What makes a run or a checkpoint superfluous."""
+
+    failed: Annotated[bool, typer.Option("--failed", help="Runs that ended with an error.")] = False
+    empty: Annotated[bool, typer.Option("--empty", help="Runs without a checkpoint.")] = False
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Checkpoints that are neither the best nor the last.")
+    ] = False
+    older_than: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="Only what has not changed for this long; alone, any such run."),
+    ] = None
+
+
 @runs_app.command("prune", epilog=PRUNE_EXAMPLES, short_help="Remove what is not needed.")
 @options.grouped
 def prune(
     runs: Annotated[list[str] | None, options.RUNS] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Runs that ended with an error.")] = False,
-    empty: Annotated[bool, typer.Option("--empty", help="Runs without a checkpoint.")] = False,
-    checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Checkpoints that are neither the best nor the last.")
-    ] = False,
-    older_than: Annotated[
-        float | None,
-        typer.Option(metavar="DAYS", min=0, help="Only what has not changed for this long; alone, any such run."),
-    ] = None,
+    *,
+    criteria: Criteria,
     yes: options.Yes = False,
     dry_run: DryRun = False,
-    *,
     output: Output,
 ) -> None:
     """Remove failed, empty or old runs, or checkpoints, after asking; of all runs or of those that are named."""
-    if not (failed or empty or checkpoints or older_than is not None):
+    if criteria == Criteria():
         hint = "choose of --failed, --empty, --checkpoints and --older-than DAYS; --dry-run shows what would go"
         raise UsageError("nothing to prune by", hint=hint)
     from gq.paths import find_whole_run
@@ -247,12 +255,12 @@ def prune(
     named = [records.read_run(folder) for folder in folders]
     removals = plan_prune(
         named if runs else records.list_runs(),
-        failed=failed,
-        empty=empty,
-        checkpoints=checkpoints,
-        older_than_days=older_than,
+        failed=criteria.failed,
+        empty=criteria.empty,
+        checkpoints=criteria.checkpoints,
+        older_than_days=criteria.older_than,
     )
-    if empty and not runs:
+    if criteria.empty and not runs:
         removals += folders_without_run()
     carry_out(output, removals, yes=yes, dry_run=dry_run)
 

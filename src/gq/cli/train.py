@@ -219,7 +219,7 @@ def train_on_data(output: Output, launch: Launch, algo: str, size: str | None, f
 
 def simulate_missing(output: Output, name: str) -> None:
     """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
-    from gq.cli.download import fetch_all
+    from gq.cli.download import Fetching, fetch_all
     from gq.datasets.cache import cached
     from gq.datasets.catalog import ENTRIES
     from gq.datasets.loading import canonical_name
@@ -227,7 +227,7 @@ def simulate_missing(output: Output, name: str) -> None:
     entry = ENTRIES.get(canonical_name(name))
     if entry and entry.kind == "builtin" and not cached(entry):
         output.note(f"{entry.id} is not in the cache: simulating it first")
-        fetch_all(output, [entry], {"num_transitions": None, "force": False, "offline": False}, {})
+        fetch_all(output, [entry], Fetching(), {})
 
 
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
