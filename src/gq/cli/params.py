@@ -36,35 +36,56 @@ TASKS = (options.known_tasks, options.known_control_tasks)
 ALL_SIZES = (options.known_sizes, options.known_world_model_sizes)
 
 
-@options.grouped
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Which models are meant."""
+
+    model: Annotated[str | None, options.completed("SIZE|RUN|tdmpc2", MODEL_HELP, *MODELS, kind=typer.Argument)] = None
+    latest: options.Latest = False
+    size: Annotated[str | None, options.completed("SIZE", SIZE_HELP, *ALL_SIZES)] = None
+
+    def resolve(self) -> tuple[str | None, str | None]:
+        """Return the model, where a size alone is one, and the size. Raises UsageError."""
+        from gq.models.config import SIZES
+        from gq.paths import find_run
+
+        model = str(find_run(None, latest=True)[0]) if self.model is None and self.latest else self.model
+        return (self.size, None) if self.size in SIZES and model is None else (model, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What models are trained on."""
+
+    device: Annotated[str | None, options.completed("NAME", DEVICE_HELP, options.known_devices)] = None
+    world_size: Annotated[int | None, typer.Option(metavar="N", help="Devices in one machine; default: 1.")] = None
+
+    def check(self) -> None:
+        """Raise UsageError for a number of devices that is none, or none of which is named."""
+        if self.world_size is not None and (self.world_size < 1 or self.device is None):
+            raise UsageError("--world-size is a number of devices", hint="for example --device h100 --world-size 8")
+
+
+@options.grouped_as("model latest task size dataset batch_size machine output")
 def params(
-    model: Annotated[str | None, options.completed("SIZE|RUN|tdmpc2", MODEL_HELP, *MODELS, kind=typer.Argument)] = None,
-    latest: options.Latest = False,
+    *,
+    models: Models,
     task: Annotated[str | None, options.completed("ID", TASK_HELP, *TASKS)] = None,
-    size: Annotated[str | None, options.completed("SIZE", SIZE_HELP, *ALL_SIZES)] = None,
     dataset: Annotated[str | None, options.completed("ID|PATH", DATASET_HELP, options.known_datasets)] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_HELP)] = None,
-    device: Annotated[str | None, options.completed("NAME", DEVICE_HELP, options.known_devices)] = None,
-    world_size: Annotated[int | None, typer.Option(metavar="N", help="Devices in one machine; default: 1.")] = None,
-    *,
+    machine: Machine,
     output: Output,
 ) -> None:
     """Report what a model costs: parameters (formula and count), FLOPs, memory, tokens per parameter, plans."""
     from gq.models.config import SIZES
 
-    if model is None and latest:
-        from gq.paths import find_run
-
-        model = str(find_run(None, latest=True)[0])
-    if size in SIZES and model is None:
-        model, size = size, None
+    model, size = models.resolve()
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size {batch_size} is not a positive number", hint="for example --batch-size 64")
-    if world_size is not None and (world_size < 1 or device is None):
-        raise UsageError("--world-size is a number of devices", hint="for example --device h100 --world-size 8")
+    machine.check()
     config = None if model is None or model in (WORLD, *SIZES) else run_config(model)
     if model == WORLD or (config and config.algo == WORLD):
-        if dataset or device:
+        if dataset or machine.device:
             hint = "TD-MPC2 makes its own data: omit it" if dataset else "gq params tdmpc2, without --device"
             raise UsageError(f"{'--dataset' if dataset else '--device'} is for transformers", hint=hint)
         show_world_models(output, config, task, size, batch_size)
@@ -77,10 +98,10 @@ def params(
     task, num_transitions = data_facts(dataset, task)
     found = resolve_task(task or (config.task if config else "Humanoid-v5"))
     configs = [config] if config else [presets.dt(name) for name in ([model] if model else SIZES)]
-    if device:
+    if machine.device:
         changed = {"task": found.id} | ({"train.batch_size": batch_size} if batch_size else {})
         configs = [config.replace(changed) for config in configs]
-        show_plans(output, configs, num_transitions, device, world_size or 1)
+        show_plans(output, configs, num_transitions, machine.device, machine.world_size or 1)
     else:
         show_transformers(output, configs, found, num_transitions, batch_size or 64)
 
@@ -96,11 +117,7 @@ def data_facts(dataset: str | None, task: str | None) -> tuple[str | None, int |
 
 
 def run_config(name: str) -> Any:
-    """The configuration of a run that is a transformer or a TD-MPC2 agent.
-
-    Raises:
-        UsageError: no such run.
-    """
+    """The configuration of a run that is a transformer or a TD-MPC2 agent. Raises UsageError."""
     from gq.errors import suggest
     from gq.models.config import SIZES
     from gq.paths import find_run
@@ -117,9 +134,6 @@ def run_config(name: str) -> Any:
     if config.algo == "bc":
         raise UsageError(f"{folder.name} is a {config.algo} run", hint="gq params knows transformers and world models")
     return config
-
-
-# Transformers
 
 
 def show_transformers(
@@ -169,15 +183,8 @@ def transformer_tables(output: Output, reports: list["ParamsReport"], task: str)
     )
 
 
-# Transformers on a device
-
-
 def show_plans(
-    output: Output,
-    configs: list["TransformerConfig"],
-    num_transitions: int | None,
-    device_name: str,
-    world_size: int,
+    output: Output, configs: list["TransformerConfig"], num_transitions: int | None, device_name: str, world_size: int
 ) -> None:
     """Print what training takes on a device: of one size or run in all ways, or of all sizes in their best ways."""
     from rich.console import Group
@@ -196,13 +203,8 @@ def show_plans(
         {"size": one.size, "devices_needed": number, "best": dataclasses.asdict(one), "ways": each}
         for one, number, each in zip(best, needed, as_dicts, strict=True)
     ]
-    document = {
-        "task": configs[0].task,
-        "device": dataclasses.asdict(device),
-        "world_size": world_size,
-        "num_transitions": num_transitions,
-        "models": models,
-    }
+    document = {"task": configs[0].task, "device": dataclasses.asdict(device), "world_size": world_size}
+    document |= {"num_transitions": num_transitions, "models": models}
     name = device.name if world_size == 1 else f"{world_size} x {device.name}"
     rate = f"{device.flops(best[0].bfloat16) / 1e12:.3g} TFLOP/s{', measured here' if device.measured else ''}"
     human = Group(
@@ -245,9 +247,6 @@ def verdict(best: "DevicePlan", needed: int | None) -> str:
     changed += ["train.checkpoint_activations=true"] if best.checkpoint_activations else []
     fewest = "" if needed == best.world_size else f" (memory would do with {needed})"
     return f"{what}; fits{fewest}" + (f"; best with --set {' --set '.join(changed)}" if changed else "")
-
-
-# World models
 
 
 def show_world_models(

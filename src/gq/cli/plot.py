@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +29,6 @@ lowest to the highest of fewer than five runs, else a bootstrap interval.
 Runs of TD-MPC2 are shown beside its authors' results where they published
 some."""
 DATA_SUFFIXES = (".hdf5", ".h5", ".pkl")
-CURVES_ONLY = {"x": "auto", "smooth": 1, "metric": None}  # options for learning curves, and what they are by default
 
 
 def _newest_metrics() -> list[str]:
@@ -39,17 +39,45 @@ def _newest_metrics() -> list[str]:
     return known_metrics(read_records(runs[0] / "metrics.jsonl")) if runs else []
 
 
-@options.grouped
-def plot(
+@dataclass(frozen=True)
+class Subjects:
+    """The runs or datasets that are drawn."""
+
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="RUN|DATASET",
-            help="Ids of runs, unique prefixes of them, or paths; or datasets.",
-            autocompletion=options.complete_from(options.known_runs, options.known_datasets),
+        options.completed(
+            "RUN|DATASET",
+            "Ids of runs, unique prefixes of them, or paths; or datasets.",
+            options.known_runs,
+            options.known_datasets,
+            kind=typer.Argument,
         ),
-    ] = None,
-    latest: options.Latest = False,
+    ] = None
+    latest: options.Latest = False
+
+    def find(self) -> tuple[list[Path], list[str]]:
+        """Return the run folders, or the datasets, that names stand for. Raises UsageError for both or neither."""
+        from gq.errors import UsageError
+        from gq.paths import find_run
+
+        if not self.names:
+            return [find_run(None, latest=self.latest)[0].resolve()], []
+        datasets = [name for name in dict.fromkeys(self.names) if _is_dataset(name)]
+        runs = [name for name in self.names if name not in datasets]
+        if runs and datasets:
+            raise UsageError(f"{runs[0]} is a run and {datasets[0]} a dataset", hint="plot them apart")
+        return list(dict.fromkeys(find_run(name)[0].resolve() for name in runs)), datasets
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What learning curves are of; other drawings have no use for it."""
+
+    x: Annotated[
+        Literal["auto", "updates", "decisions", "frames", "environment-steps", "transitions", "seconds"],
+        typer.Option(help="What progress is counted in; auto: frames, else environment-steps, else updates."),
+    ] = "auto"
+    smooth: Annotated[int, typer.Option(metavar="N", help="Draw running means over N points.")] = 1
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,40 +86,73 @@ def plot(
             help="A key of metrics.jsonl, may be repeated; default: returns.",
             autocompletion=options.complete_from(_newest_metrics),
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True)
+class Across:
+    """What stands for several runs, and how far they are apart."""
+
+    aggregate: Annotated[
+        Literal["mean", "iqm"], typer.Option(help="What stands for several runs; iqm: the mean of their middle half.")
+    ] = "mean"
+    band: Annotated[
+        Literal["auto", "bootstrap", "min-max", "none"],
+        typer.Option(help="What says how far runs are apart; auto: min-max of fewer than five, else bootstrap."),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a drawing is delivered as."""
+
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A .png, .svg, .pdf or .csv; default: in a run's plots."),
+    ] = None
+    terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal, into no file.")] = False
+    csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False
+    force: options.Force = False
+
+    def check(self, *, json_mode: bool) -> None:
+        """Raise UsageError for options that do not go together, or a file that is of no kind or is there already."""
+        from gq.errors import UsageError
+        from gq.results.style import FORMATS
+
+        file, printed = self.file, (("--json", json_mode), ("--csv", self.csv_mode), ("--terminal", self.terminal))
+        chosen = [name for name, is_on in printed if is_on]
+        if len(chosen) > 1:
+            raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other", hint="choose one")
+        if file and self.terminal:
+            raise UsageError("--terminal and --output exclude each other", hint="choose one")
+        if file and file.suffix.lower() not in (*FORMATS, ".csv"):
+            hint = f"end it in {', '.join(FORMATS)} or .csv"
+            raise UsageError(f"{file} is neither a picture's name nor .csv", hint=hint)
+        if file:
+            options.refuse_existing(file, force=self.force)
+
+
+@options.grouped_as("subjects metric asked sweep curves across form output")
+def plot(
+    *,
+    subjects: Subjects,
+    curves: Curves,
     asked: Annotated[
         bool, typer.Option("--asked", help="Draw returns against target returns, of stored evaluations.")
     ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Draw what modes of TD-MPC2 return for what they cost.")
     ] = False,
-    x: Annotated[
-        Literal["auto", "updates", "decisions", "frames", "environment-steps", "transitions", "seconds"],
-        typer.Option(help="What progress is counted in; auto: frames, else environment-steps, else updates."),
-    ] = "auto",
-    smooth: Annotated[int, typer.Option(metavar="N", help="Draw running means over N points.")] = 1,
-    aggregate: Annotated[
-        Literal["mean", "iqm"], typer.Option(help="What stands for several runs; iqm: the mean of their middle half.")
-    ] = "mean",
-    band: Annotated[
-        Literal["auto", "bootstrap", "min-max", "none"],
-        typer.Option(help="What says how far runs are apart; auto: min-max of fewer than five, else bootstrap."),
-    ] = "auto",
-    file: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="A .png, .svg, .pdf or .csv; default: in a run's plots."),
-    ] = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal, into no file.")] = False,
-    csv_mode: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
-    force: options.Force = False,
-    *,
+    across: Across,
+    form: Form,
     output: Output,
 ) -> None:
     """Draw learning curves, returns at targets, sweeps of modes or datasets; print the figure's path, or points."""
-    _check_request(file, json_mode=output.json_mode, csv_mode=csv_mode, terminal=terminal, force=force)
-    runs, datasets = _find_subjects(names, latest=latest)
+    form.check(json_mode=output.json_mode)
+    runs, datasets = subjects.find()
     kind = _kind_of(datasets, asked=asked, sweep=sweep)
-    _refuse_ignored(kind, x=x, smooth=smooth, metric=metric)
+    if kind != "learning":
+        _refuse_ignored(curves)
     drawing: Drawing
     if kind == "dataset":
         from gq.results.distributions import data_drawing, read_summary
@@ -104,44 +165,15 @@ def plot(
     elif kind == "asked":
         from gq.results.targets import read_targets, target_drawing
 
-        drawing = target_drawing(read_targets(runs, aggregate=aggregate, band=band))
+        drawing = target_drawing(read_targets(runs, **vars(across)))
     else:
         from gq.results.curves import read_learning
         from gq.results.figures import learning_drawing
 
-        learning = read_learning(runs, x=x, smooth=smooth, metrics=metric or (), aggregate=aggregate, band=band)
+        metrics = curves.metric or ()
+        learning = read_learning(runs, x=curves.x, smooth=curves.smooth, metrics=metrics, **vars(across))
         drawing = learning_drawing(learning)
-    _deliver(output, drawing, runs, file, csv_mode=csv_mode, terminal=terminal)
-
-
-def _check_request(file: Path | None, *, json_mode: bool, csv_mode: bool, terminal: bool, force: bool) -> None:
-    """Raise UsageError for options that do not go together, or a file that is of no kind or is there already."""
-    from gq.errors import UsageError
-    from gq.results.style import FORMATS
-
-    chosen = [name for name, is_on in (("--json", json_mode), ("--csv", csv_mode), ("--terminal", terminal)) if is_on]
-    if len(chosen) > 1:
-        raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other", hint="choose one")
-    if file and terminal:
-        raise UsageError("--terminal and --output exclude each other", hint="choose one")
-    if file and file.suffix.lower() not in (*FORMATS, ".csv"):
-        raise UsageError(f"{file} is neither a picture's name nor .csv", hint=f"end it in {', '.join(FORMATS)} or .csv")
-    if file and file.exists() and not force:
-        raise UsageError(f"{file} is there already", hint="--force replaces it")
-
-
-def _find_subjects(names: list[str] | None, *, latest: bool) -> tuple[list[Path], list[str]]:
-    """Return the run folders, or the datasets, that names stand for. Raises UsageError for both or neither."""
-    from gq.errors import UsageError
-    from gq.paths import find_run
-
-    if not names:
-        return [find_run(None, latest=latest)[0].resolve()], []
-    datasets = [name for name in dict.fromkeys(names) if _is_dataset(name)]
-    runs = [name for name in names if name not in datasets]
-    if runs and datasets:
-        raise UsageError(f"{runs[0]} is a run and {datasets[0]} a dataset", hint="plot them apart")
-    return list(dict.fromkeys(find_run(name)[0].resolve() for name in runs)), datasets
+    _deliver(output, drawing, runs, form)
 
 
 def _is_dataset(name: str) -> bool:
@@ -177,27 +209,25 @@ def _kind_of(datasets: list[str], *, asked: bool, sweep: bool) -> str:
     return wanted[0] if wanted else "learning"
 
 
-def _refuse_ignored(kind: str, **given: Any) -> None:
+def _refuse_ignored(curves: Curves) -> None:
     from gq.errors import UsageError
 
-    for name, value in given.items():
-        if kind != "learning" and value != CURVES_ONLY[name]:
+    for name, default in vars(Curves()).items():
+        if getattr(curves, name) != default:
             raise UsageError(f"--{name} is for learning curves", hint="leave it out")
 
 
-def _deliver(
-    output: Output, drawing: "Drawing", runs: list[Path], file: Path | None, *, csv_mode: bool, terminal: bool
-) -> None:
+def _deliver(output: Output, drawing: "Drawing", runs: list[Path], form: Form) -> None:
     """Write the file, and print the result."""
     from gq.files import write_text
 
     for note in drawing.notes:
         output.note(note)
-    if csv_mode:
+    if form.csv_mode:
         output.result({}, quiet=drawing.csv(), human=drawing.csv())
         return
-    wants_file = not (terminal or output.json_mode)
-    path = file or (_choose_path(drawing, runs) if wants_file else None)
+    wants_file = not (form.terminal or output.json_mode)
+    path = form.file or (_choose_path(drawing, runs) if wants_file else None)
     if path and path.suffix.lower() == ".csv":
         write_text(path, drawing.csv() + "\n")
     elif path:
@@ -206,8 +236,8 @@ def _deliver(
         output.detail(f"wrote {path}")
     shown = str(path or "")
     quiet = shown or " ".join(f"{number:g}" for number in drawing.numbers)
-    draws = terminal or not path or sys.stdout.isatty()
-    human = shown if file else _overview(output, drawing, shown, draws=draws)
+    draws = form.terminal or not path or sys.stdout.isatty()
+    human = shown if form.file else _overview(output, drawing, shown, draws=draws)
     output.result(drawing.document | {"path": shown or None}, quiet=quiet, human=human)
 
 
