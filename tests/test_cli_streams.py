@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commandline import PATIENCE_S, TINY, child_environment, gq_command
-from gq.cli.streams import ForgivingStream
+from gq.cli.output import ForgivingStream
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.lifecycle import StopRequest
 from test_cli_interrupt import wait_for_training

@@ -19,9 +19,9 @@ from gq.cli import (
     render,
     repair,
     report,
-    streams,
 )
 from gq.cli.errors import EXIT_CODES, Group
+from gq.cli.output import prepare_streams
 from gq.cli.runs import runs_app
 from gq.cli.train import train_app
 
@@ -103,5 +103,5 @@ app.command(epilog=doctor.EXAMPLES, short_help="Examine this machine, the cache 
 
 def main() -> None:
     """Run the command line."""
-    streams.prepare()
+    prepare_streams()
     app(prog_name="gq")  # also under `python -m gq`, so that messages name a command that works when typed

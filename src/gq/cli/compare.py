@@ -24,7 +24,7 @@ checkpoints in them. Evaluations on record are used where seeds pair up."""
 
 def one_of_two(name: str) -> Any:
     """Return the argument that names a run."""
-    return typer.Argument(metavar=name, help="A run.", autocompletion=options.complete_from(options.known_runs))
+    return options.completed(name, "A run.", options.known_runs, kind=typer.Argument)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,10 +44,11 @@ class Subjects:
 
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[ID]...",
-            help="Names of datasets and checkpoints, hf://ORG/NAME, or .pt files; with --list words to look for.",
-            autocompletion=options.complete_from(_known_names),
+        options.completed(
+            "[ID]...",
+            "Names of datasets and checkpoints, hf://ORG/NAME, or .pt files; with --list words to look for.",
+            _known_names,
+            kind=typer.Argument,
             show_default=False,
         ),
     ] = None
@@ -95,11 +96,7 @@ def download(
     fetching: Fetching,
     task: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID",
-            help="What a checkpoint is for: one of its many, or a file's.",
-            autocompletion=options.complete_from(options.known_control_tasks),
-        ),
+        options.completed("ID", "What a checkpoint is for: one of its many, or a file's.", options.known_control_tasks),
     ] = None,
     output: Output,
 ) -> None:

@@ -32,12 +32,9 @@ class Online:
     minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after so many minutes.")] = None
     rollouts: Annotated[int | None, typer.Option(metavar="N", help="Episodes per iteration, all at once.")] = None
     updates: Annotated[int | None, typer.Option(metavar="N", help="Updates per episode.")] = None
-    target: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Target returns of evaluations; default: the run's.")
-    ] = None
+    target: Annotated[str | None, options.targets("Target returns of evaluations; default: the run's.")] = None
     online_target: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,C", help="Returns asked of episodes in turn; default: from --target."),
+        str | None, options.targets("Returns asked of episodes in turn; default: from --target.")
     ] = None
     dataset: options.Dataset = None
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None

@@ -59,9 +59,11 @@ def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str
     return complete
 
 
-def completed(metavar: str, text: str, *sources: Callable[[], list[str]], kind: Any = typer.Option) -> Any:
+def completed(
+    metavar: str | None, text: str, *sources: Callable[[], list[str]], kind: Any = typer.Option, **more: Any
+) -> Any:
     """An option, or an argument, whose values are completed from the sources; `text` is its help."""
-    return kind(metavar=metavar, help=text, autocompletion=complete_from(*sources))
+    return kind(metavar=metavar, help=text, autocompletion=complete_from(*sources), **more)
 
 
 def known_runs() -> list[str]:

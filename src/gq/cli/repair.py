@@ -51,11 +51,7 @@ class Copy:
 def repair(
     dataset: Annotated[
         str,
-        typer.Argument(
-            metavar="ID|FILE",
-            help="A dataset in the cache, or a file.",
-            autocompletion=options.complete_from(options.known_datasets),
-        ),
+        options.completed("ID|FILE", "A dataset in the cache, or a file.", options.known_datasets, kind=typer.Argument),
     ],
     *,
     copy: Copy,

@@ -62,7 +62,7 @@ OnlineSize = Annotated[
         options.known_sizes,
     ),
 ]
-Target = Annotated[str | None, typer.Option(metavar="A,B,C", help="Target returns; default: from the dataset.")]
+Target = Annotated[str | None, options.targets("Target returns; default: from the dataset.")]
 WorldTask = Annotated[
     str | None,
     options.completed(
