@@ -52,10 +52,8 @@ class Source(options.ChosenRun):
 class Wanted:
     """How many episodes, with which targets, starts and noise."""
 
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="How many; default: 100.")] = None
-    transitions: Annotated[
-        int | None, typer.Option(metavar="N", help="Instead of --episodes; the last episode may go beyond.")
-    ] = None
+    episodes: Annotated[int | None, options.number("How many; default: 100.")] = None
+    transitions: Annotated[int | None, options.number("Instead of --episodes; the last episode may go beyond.")] = None
     target: Annotated[str | None, options.targets("Target returns, taken in turn; default: the run's highest.")] = None
     noise: Annotated[
         float | None,
@@ -67,10 +65,8 @@ class Wanted:
     random_share: Annotated[
         float, typer.Option(metavar="P", help="Share of the steps that take a uniformly random action.")
     ] = 0.0
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i draws its start and noise from (SEED, i).")] = 0
-    num_envs: Annotated[
-        int, typer.Option(metavar="N", help="Environments at a time; the data do not depend on it.")
-    ] = 16
+    seed: Annotated[int, options.number("Episode i draws its start and noise from (SEED, i).")] = 0
+    num_envs: Annotated[int, options.number("Environments at a time; the data do not depend on it.")] = 16
 
     def request(self) -> "CollectionRequest":
         """Return these as a value; this loads torch. Raises UsageError."""

@@ -32,9 +32,7 @@ class Episodes(options.Episodes):
     """Which episodes are compared."""
 
     target: Annotated[str | None, options.targets("Target returns of both; default: those of the runs.")] = None
-    episodes: Annotated[
-        int | None, typer.Option(metavar="N", help="Episodes per target; default: all on record, at least 20.")
-    ] = None
+    episodes: Annotated[int | None, options.number("Episodes per target; default: all on record, at least 20.")] = None
 
 
 @options.grouped_as("a b target episodes checkpoint seed device output")

@@ -36,12 +36,10 @@ class Recipe:
     arch: Annotated[
         Literal["two-tower", "temporal", "both"], typer.Option(metavar="NAME", help="two-tower, temporal or both.")
     ] = "two-tower"
-    rounds: Annotated[
-        int | None, typer.Option(metavar="N", help="Rounds in which the corrector drives; default: 3.")
-    ] = None
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes of each round; default: 10.")] = None
+    rounds: Annotated[int | None, options.number("Rounds in which the corrector drives; default: 3.")] = None
+    episodes: Annotated[int | None, options.number("Episodes of each round; default: 10.")] = None
     settings: Settings = None
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of episodes, batches and weights; default: 0.")] = None
+    seed: Annotated[int | None, options.number("Of episodes, batches and weights; default: 0.")] = None
 
     def resolve(self) -> "DistillSettings":
         """Return the settings that these give; this loads torch. Raises UsageError."""

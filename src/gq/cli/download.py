@@ -81,9 +81,7 @@ class Fetching:
     """How datasets and checkpoints are fetched."""
 
     offline: options.Offline = False
-    transitions: Annotated[
-        int | None, typer.Option(metavar="N", help="How many to simulate (built-in datasets only).")
-    ] = None
+    transitions: Annotated[int | None, options.number("How many to simulate (built-in datasets only).")] = None
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset or run that is there already.")] = False
 
 

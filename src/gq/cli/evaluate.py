@@ -29,16 +29,16 @@ class ModeChanges:
     """What is changed of all modes that it concerns."""
 
     spec_plan_horizon: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Decisions that plans look ahead; default: the run's.")
+        int | None, options.number("Decisions that plans look ahead; default: the run's.", min=1)
     ] = None
     spec_exec_horizon: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Decisions that a plan is executed for; default: the mode's.")
+        int | None, options.number("Decisions that a plan is executed for; default: the mode's.", min=2)
     ] = None
     spec_mismatch_threshold: Annotated[
         float | None, typer.Option(metavar="D", help="Plan early above it, in units of the mode's trigger.")
     ] = None
     history_len: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Decisions that a corrector looks back; default: its own.")
+        int | None, options.number("Decisions that a corrector looks back; default: its own.", min=1)
     ] = None
 
     def by_field(self) -> dict[str, float | None]:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from gq.cli import options
 from gq.cli.launching import Launch, resumed, show_plan, show_result
 from gq.cli.output import Output
@@ -25,19 +23,17 @@ Examples:
 class Online:
     """What episodes and updates there are, and when they end."""
 
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Environment steps after which to stop; 0: no limit.")
-    ] = None
-    iterations: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many iterations.")] = None
-    minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after so many minutes.")] = None
-    rollouts: Annotated[int | None, typer.Option(metavar="N", help="Episodes per iteration, all at once.")] = None
-    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates per episode.")] = None
+    steps: Annotated[int | None, options.number("Environment steps after which to stop; 0: no limit.")] = None
+    iterations: Annotated[int | None, options.number("Stop after so many iterations.")] = None
+    minutes: Annotated[float | None, options.number("Stop after so many minutes.")] = None
+    rollouts: Annotated[int | None, options.number("Episodes per iteration, all at once.")] = None
+    updates: Annotated[int | None, options.number("Updates per episode.")] = None
     target: Annotated[str | None, options.targets("Target returns of evaluations; default: the run's.")] = None
     online_target: Annotated[
         str | None, options.targets("Returns asked of episodes in turn; default: from --target.")
     ] = None
     dataset: options.Dataset = None
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of episodes, batches and dropout.")] = None
+    seed: Annotated[int | None, options.number("Seed of episodes, batches and dropout.")] = None
 
     def flags(self) -> dict[str, Any]:
         """Return these by configuration key."""

@@ -193,6 +193,11 @@ CorrectorName = Annotated[
 ]
 
 
+def number(text: str, **more: Any) -> Any:
+    """The option of a number; `text` is its help."""
+    return typer.Option(metavar="N", help=text, **more)
+
+
 def targets(text: str) -> Any:
     """The option of target returns; `text` is its help."""
     return typer.Option(metavar="A,B,C", help=text)
@@ -203,8 +208,8 @@ class Episodes:
     """Which episodes are wanted, by default those of `gq eval`."""
 
     target: Annotated[str | None, targets("Target returns; default: those of the run.")] = None
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes per target or mode.")] = 20
-    seed: Annotated[int, typer.Option(metavar="N", help="Episode i has seed SEED + i.")] = 0
+    episodes: Annotated[int | None, number("Episodes per target or mode.")] = 20
+    seed: Annotated[int, number("Episode i has seed SEED + i.")] = 0
 
     def request(self) -> "EpisodeRequest":
         """Return the options as a value. Raises UsageError."""

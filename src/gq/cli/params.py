@@ -58,7 +58,7 @@ class Machine:
     """What models are trained on."""
 
     device: Annotated[str | None, options.completed("NAME", DEVICE_HELP, options.known_devices)] = None
-    world_size: Annotated[int | None, typer.Option(metavar="N", help="Devices in one machine; default: 1.")] = None
+    world_size: Annotated[int | None, options.number("Devices in one machine; default: 1.")] = None
 
     def check(self) -> None:
         """Raise UsageError for a number of devices that is none, or none of which is named."""

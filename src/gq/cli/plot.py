@@ -77,7 +77,7 @@ class Curves:
         Literal["auto", "updates", "decisions", "frames", "environment-steps", "transitions", "seconds"],
         typer.Option(help="What progress is counted in; auto: frames, else environment-steps, else updates."),
     ] = "auto"
-    smooth: Annotated[int, typer.Option(metavar="N", help="Draw running means over N points.")] = 1
+    smooth: Annotated[int, options.number("Draw running means over N points.")] = 1
     metric: Annotated[
         list[str] | None,
         typer.Option(

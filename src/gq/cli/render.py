@@ -22,7 +22,7 @@ class Episodes(options.Episodes):
     """Which episodes are recorded."""
 
     target: Annotated[str | None, options.targets("Target returns; default: the run's highest.")] = None
-    episodes: Annotated[int | None, typer.Option(metavar="N", help="Episodes per target.")] = 1
+    episodes: Annotated[int | None, options.number("Episodes per target.")] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Picture:
     """What the video looks like."""
 
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of each picture.")] = "480x480"
-    fps: Annotated[float, typer.Option(metavar="N", help="Frames a second, about; playback is in real time.")] = 60
+    fps: Annotated[float, options.number("Frames a second, about; playback is in real time.")] = 60
     camera: Annotated[str | None, typer.Option(metavar="NAME", help="A camera of the MuJoCo model.")] = None
     overlay: Annotated[bool, typer.Option(help="Time, return and return-to-go or plan in the picture.")] = True
     live: Annotated[bool, typer.Option("--live", help="Open a window instead.")] = False

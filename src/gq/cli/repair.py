@@ -61,7 +61,7 @@ def repair(
         typer.Option(help="Replay suspicious steps in the simulator, all steps, or none."),
     ] = "auto",
     replay: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Replay N episodes: are they this simulator's physics?")
+        int | None, options.number("Replay N episodes: are they this simulator's physics?", min=1)
     ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a .png, .svg or .pdf.")

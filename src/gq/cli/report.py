@@ -53,7 +53,7 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="An .html or .json; default: in the run's folder."),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Per target at least; default: as on record, else 20.")
+        int | None, options.number("Per target at least; default: as on record, else 20.", min=1)
     ] = None,
     rollouts: Annotated[bool, typer.Option(help="Evaluate what is not on record.")] = True,
     video: Annotated[bool, typer.Option("--video", help="Record a small video of each run.")] = False,

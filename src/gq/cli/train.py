@@ -50,9 +50,6 @@ Examples:
 
 train_app = typer.Typer(help="Train a policy.", epilog=GROUP_EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
-Steps = Annotated[int | None, typer.Option(metavar="N", help="Updates.")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Windows per update.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, batches and dropout.")]
 OnlineSize = Annotated[
     str | None,
     options.completed(
@@ -78,9 +75,6 @@ WorldSize = Annotated[
         "SIZE", "1, 5, 19, 48 or 317, in million parameters; default: 5.", options.known_world_model_sizes
     ),
 ]
-Decisions = Annotated[int | None, typer.Option(metavar="N", help="Stop after so many; default: 500000.")]
-Environments = Annotated[int | None, typer.Option(metavar="N", help="That are stepped side by side; default: 1.")]
-WorldSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of weights, episodes, batches and plans.")]
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,9 @@ class Learning:
 
     dataset: options.Dataset = None
     task: options.TaskName = None
-    steps: Steps = None
-    batch_size: BatchSize = None
-    seed: Seed = None
+    steps: Annotated[int | None, options.number("Updates.")] = None
+    batch_size: Annotated[int | None, options.number("Windows per update.")] = None
+    seed: Annotated[int | None, options.number("Seed of weights, batches and dropout.")] = None
 
     def flags(self) -> dict[str, Any]:
         """Return these by configuration key.
@@ -147,9 +141,9 @@ def train_tdmpc2(
     *,
     task: WorldTask = None,
     size: WorldSize = None,
-    decisions: Decisions = None,
-    environments: Environments = None,
-    seed: WorldSeed = None,
+    decisions: Annotated[int | None, options.number("Stop after so many; default: 500000.")] = None,
+    environments: Annotated[int | None, options.number("That are stepped side by side; default: 1.")] = None,
+    seed: Annotated[int | None, options.number("Seed of weights, episodes, batches and plans.")] = None,
     launch: Launch,
     output: Output,
 ) -> None:
