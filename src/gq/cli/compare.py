@@ -22,11 +22,6 @@ A and B are ids of runs, unique prefixes of them, or paths to runs or to
 checkpoints in them. Evaluations on record are used where seeds pair up."""
 
 
-def one_of_two(name: str) -> Any:
-    """Return the argument that names a run."""
-    return options.completed(name, "A run.", options.known_runs, kind=typer.Argument)
-
-
 @dataclasses.dataclass(frozen=True)
 class Episodes(options.Episodes):
     """Which episodes are compared."""
@@ -37,8 +32,8 @@ class Episodes(options.Episodes):
 
 @options.grouped_as("a b target episodes checkpoint seed device output")
 def compare(
-    a: Annotated[str, one_of_two("A")],
-    b: Annotated[str, one_of_two("B")],
+    a: Annotated[str, options.completed("A", "A run.", options.known_runs, kind=typer.Argument)],
+    b: Annotated[str, options.completed("B", "A run.", options.known_runs, kind=typer.Argument)],
     checkpoint: options.CheckpointName = "best",
     device: options.Device = "auto",
     *,

@@ -56,11 +56,11 @@ def evaluate(
     run: options.ActingRun,
     mode: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B",
-            help="How TD-MPC2 acts: baseline plans at every decision, naive3 plays 3 actions of each plan, spec3 "
+        options.completed(
+            "A,B",
+            "How TD-MPC2 acts: baseline plans at every decision, naive3 plays 3 actions of each plan, spec3 "
             "corrects them, hybrid3 leaves two to its policy network, policy does not plan, ...; sweep: many of these.",
-            autocompletion=options.complete_from(options.known_modes),
+            options.known_modes,
         ),
     ] = None,
     context: Annotated[

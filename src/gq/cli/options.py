@@ -50,20 +50,13 @@ def grouped_as(order: str) -> Callable[[Callable[..., None]], Callable[..., None
     return functools.partial(grouped, order=order)
 
 
-def complete_from(*sources: Callable[[], list[str]]) -> Callable[[str], list[str]]:
-    """Return a completion function over the candidates that start with what was typed."""
+def completed(metavar: str, text: str, *sources: Callable[[], list[str]], kind: Any = typer.Option, **more: Any) -> Any:
+    """An option, or an argument, whose values are completed from the sources; `text` is its help."""
 
     def complete(incomplete: str) -> list[str]:
         return [candidate for source in sources for candidate in source() if candidate.startswith(incomplete)]
 
-    return complete
-
-
-def completed(
-    metavar: str | None, text: str, *sources: Callable[[], list[str]], kind: Any = typer.Option, **more: Any
-) -> Any:
-    """An option, or an argument, whose values are completed from the sources; `text` is its help."""
-    return kind(metavar=metavar, help=text, autocompletion=complete_from(*sources), **more)
+    return kind(metavar=metavar, help=text, autocompletion=complete, **more)
 
 
 def known_runs() -> list[str]:

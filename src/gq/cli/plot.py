@@ -80,12 +80,7 @@ class Curves:
     smooth: Annotated[int, options.number("Draw running means over N points.")] = 1
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="KEY",
-            help="A key of metrics.jsonl, may be repeated; default: returns.",
-            autocompletion=options.complete_from(_newest_metrics),
-        ),
+        options.completed("KEY", "A key of metrics.jsonl, may be repeated; default: returns.", _newest_metrics),
     ] = None
 
 

@@ -29,10 +29,12 @@ class Subject:
         *,
         what: Annotated[
             str | None,
-            typer.Argument(
-                metavar="RUN|DATASET",
-                help="A run, or a dataset's id or file; omit it with --latest.",
-                autocompletion=options.complete_from(options.known_runs, options.known_datasets),
+            options.completed(
+                "RUN|DATASET",
+                "A run, or a dataset's id or file; omit it with --latest.",
+                options.known_runs,
+                options.known_datasets,
+                kind=typer.Argument,
                 show_default=False,
             ),
         ] = None,

@@ -226,9 +226,11 @@ class Criteria:
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Checkpoints that are neither the best nor the last.")
     ] = False
-    older_than: Annotated[
+    older_than_days: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Only what has not changed for this long; alone, any such run."),
+        typer.Option(
+            "--older-than", metavar="DAYS", min=0, help="Only what has not changed for this long; alone, any such run."
+        ),
     ] = None
 
 
@@ -253,13 +255,7 @@ def prune(
     from gq.runs.changes import folders_without_run, plan_prune
 
     named = [records.read_run(folder) for folder in folders]
-    removals = plan_prune(
-        named if runs else records.list_runs(),
-        failed=criteria.failed,
-        empty=criteria.empty,
-        checkpoints=criteria.checkpoints,
-        older_than_days=criteria.older_than,
-    )
+    removals = plan_prune(named if runs else records.list_runs(), **vars(criteria))
     if criteria.empty and not runs:
         removals += folders_without_run()
     carry_out(output, removals, yes=yes, dry_run=dry_run)
