@@ -35,9 +35,10 @@ def grouped(command: Callable[..., None], order: str = "") -> Callable[..., None
         command(**values, **made)
 
     every = {key: one for name, each in parameters.items() for key, one in options.get(name, {name: each}).items()}
-    names = order.split() or list(parameters)
-    apart = set(names) - set(groups)
-    names = [key for name in names for key in options.get(name, [name]) if name not in groups or key not in apart]
+    wanted = order.split() or list(parameters)
+    apart = set(wanted) - set(groups)  # options that have a place of their own
+    rest = {name: [key for key in each if key not in apart] for name, each in options.items()}
+    names = [key for name in wanted for key in rest.get(name, [name])]
     assert sorted(names) == sorted(every), set(names) ^ set(every)
     flat = [every[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names]
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what Typer reads
