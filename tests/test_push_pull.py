@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.hf_api import RepoFile
 
 from commandline import copy_run, gq
-from downloading import isolate, write_d4rl, write_minari
+from downloading import isolate, plain_server, write_d4rl, write_minari
 from gq.data.reading import read_trajectories
+from gq.datasets import hub as hub_module
 from gq.datasets.cache import cached, in_cache, record_path, remove
 from gq.datasets.hub import list_files
 from gq.datasets.loading import download, load_dataset
@@ -226,8 +226,8 @@ def test_what_is_no_part_of_a_run_is_left_out(shared: Path, own_home: Path) -> N
 
 def list_also(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any]], list[Any]]) -> None:
     """Change what the Hub lists in a repository."""
-    honest = HfApi.list_repo_tree
-    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *args, **options: change(list(honest(*args, **options))))
+    honest = hub_module._listed
+    monkeypatch.setattr(hub_module, "_listed", lambda url: change(list(honest(url))))
 
 
 @pytest.mark.usefixtures("shared")
@@ -243,7 +243,7 @@ def test_a_listing_that_repeats_a_file_is_refused(own_home: Path, monkeypatch: p
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_also(monkeypatch, lambda files: [*files, RepoFile(path=name, size=1, oid="0" * 40)])
+    list_also(monkeypatch, lambda files: [*files, {"type": "file", "path": name, "size": 1, "oid": "0" * 40}])
     result = gq("pull", "me/hopper")
     assert (result.exit_code, "which is no name of a file in it" in result.stderr) == (1, True)
     assert not (own_home / "runs").exists()
@@ -251,10 +251,26 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
 
 def test_a_listing_of_many_pages_is_read_to_its_end(hub: Any, shared: Path) -> None:
     assert len(files_in(shared)) > 6
-    hub.page_size = 3
-    snapshot = list_files(parse_reference("me/hopper"), "model")
-    assert {file.path for file in snapshot.files} == files_in(shared)
+    for next_url in (hub.url, ""):  # addresses may be relative
+        hub.page_size, hub.next_url = 3, next_url
+        snapshot = list_files(parse_reference("me/hopper"), "model")
+        assert {file.path for file in snapshot.files} == files_in(shared)
     assert gq("pull", "me/hopper").exit_code == 0
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_listing_that_goes_on_elsewhere_or_for_ever_is_refused(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.page_size = 3
+    with plain_server({}) as other:
+        hub.next_url = other.url
+        refused = gq("pull", "me/hopper")
+        assert (refused.exit_code, "goes on at another host" in refused.stderr) == (1, True)
+        assert other.log == [], "nor does that one see the token"
+    hub.next_url = hub.url
+    monkeypatch.setattr(hub_module, "MAX_NUM_PAGES", 2)
+    refused = gq("pull", "me/hopper")
+    assert (refused.exit_code, "has more than 2 pages" in refused.stderr) == (1, True)
+    assert len(refused.stderr.splitlines()) == 2
 
 
 @pytest.mark.usefixtures("shared")
@@ -423,9 +439,7 @@ def test_datasets_whose_names_differ_by_their_suffix_alone_are_told_apart(hub: A
 def test_a_dataset_that_is_not_what_the_hub_lists_is_refused(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_d4rl(Path(hub.root) / "them" / "sets" / "data.hdf5")
     lfs = {"oid": "0" * 64, "size": 1, "pointerSize": 1}
-    list_also(
-        monkeypatch, lambda files: [RepoFile(path=one.path, size=1, oid="0" * 40, lfs=dict(lfs)) for one in files]
-    )
+    list_also(monkeypatch, lambda files: [{**one, "size": 1, "oid": "0" * 40, "lfs": lfs} for one in files])
     refused = gq("download", "hf://them/sets")
     assert refused.exit_code == 1
     error, hint = refused.stderr.splitlines()[-2:]

@@ -231,6 +231,14 @@ def test_everything_else_is_refused_with_the_reason(tmp_path, what):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("doubled", [b"h\x00\x86q\x00", b"(h\x00h\x00tq\x00", b"h\x00h\x00\x87r\x00\x00\x00\x00"])
+def test_a_key_that_would_hash_for_ever_is_refused_at_once(tmp_path, doubled):
+    # A tuple of the last tuple and itself, 200 times over.
+    path = archive_of(tmp_path / "laughs.pt", b"\x80\x02})q\x00" + doubled * 200 + b"K\x01s.")
+    with pytest.raises(DataError, match="a tuple has more than 4,096 elements"):
+        read_torch_file(path)
+
+
 # --- what must not be read beyond -------------------------------------------------------------------------------------
 
 
@@ -268,7 +276,7 @@ def test_a_tensor_is_a_view_within_its_storage(tmp_path):
         (tensor_pickle(0, [4], [1], key="/etc/passwd"), {"0": bytes(16)}, "failed locating file data//etc/passwd"),
         (b"\x80\x02" + b" " * MAX_PICKLE_BYTES, {}, "more than 16 MiB"),
         (b"\x80\x02.", {}, "or damaged"),
-        (b"", {}, "or damaged: EOFError"),
+        (b"", {}, "or damaged: pickle exhausted before seeing STOP"),
     ],
 )
 def test_an_archive_that_does_not_hold_what_it_says_is_refused(tmp_path, pickle, storages, says):

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, unquote, urljoin
 
 from gq import __version__
 from gq.datasets import fetch as transfer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+MAX_NUM_PAGES = 100  # of a listing; the Hub puts a thousand files on one
 
 Kind = Literal["model", "dataset"]
 
@@ -108,20 +109,37 @@ def list_files(reference: Reference, kind: Kind) -> Snapshot:
     Raises:
         GqError: there is no such repository, revision or folder, or the Hub cannot be reached.
     """
-    from huggingface_hub.hf_api import RepoFile
-
     client = hub_client(hub_token() or False)
     revision = unquote(reference.revision) or None
-    folder = reference.path if reference.path and not reference.path.endswith(SUFFIXES) else None
+    folder = f"/{quote(reference.path)}" if reference.path and not reference.path.endswith(SUFFIXES) else ""
     with _failures_told(reference, kind):
         commit = _newest_commit(client, reference, revision, kind)
-        listed = client.list_repo_tree(reference.repo, folder, recursive=True, revision=commit, repo_type=kind)
+        listed = _listed(f"{endpoint()}/api/{kind}s/{reference.repo}/tree/{commit}{folder}?recursive=true")
         files = [
-            HubFile(str(one.path), int(one.size), str(one.lfs.sha256) if one.lfs else "", str(one.blob_id))
+            HubFile(str(one["path"]), int(one["size"]), str((one.get("lfs") or {}).get("oid", "")), str(one["oid"]))
             for one in listed
-            if isinstance(one, RepoFile)
+            if one["type"] == "file"
         ]
     return Snapshot(reference, kind, commit, files)
+
+
+def _listed(url: str) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a listing, page by page: the client itself would show the token wherever the next one is."""
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+    headers = build_hf_headers(token=hub_token() or False, library_name="gq", library_version=__version__)
+    page = url
+    for _ in range(MAX_NUM_PAGES):
+        response = http_backoff("GET", page, headers=headers, timeout=transfer.TIMEOUT_S)
+        hf_raise_for_status(response)
+        yield from response.json()
+        target = response.links.get("next", {}).get("url")
+        if not target:
+            return
+        page = urljoin(page, target)
+        if transfer.origin_of(page) != transfer.origin_of(url):
+            raise GqError(f"{url} goes on at another host, {ascii(target)[1:-1][:100]}", hint="see HF_ENDPOINT")
+    raise GqError(f"{url} has more than {MAX_NUM_PAGES} pages", hint="name a folder or a file in the repository")
 
 
 def _newest_commit(client: "HfApi", reference: Reference, revision: str | None, kind: Kind) -> str:

@@ -4,6 +4,7 @@ torch.load with `weights_only=True` calls nothing but what rebuilds tensors. The
 checkpoints hold beside their tensors become inert stand-ins, so that neither their packages nor their code are needed.
 """
 
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from gq.errors import DataError
 
 MAX_PICKLE_BYTES = 2**24  # the pickle of a world model has about 10 kB
+MAX_TUPLE_SIZE = 2**12  # with the elements of the tuples inside; those of the official checkpoints have less than 20
 INERT = re.compile(
     r"omegaconf(\.\w+)+|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|typing\.\w+"
     r"|builtins\.(dict|list|tuple|int|long|float|str|unicode|bool)"
@@ -68,12 +70,43 @@ def _check_archive(path: Path) -> None:
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise zipfile.BadZipFile(f"{entry.filename} is compressed")
-            if entry.filename.endswith("data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
+            if entry.filename.lower().endswith("data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
                 raise zipfile.BadZipFile(f"{entry.filename} has more than {MAX_PICKLE_BYTES >> 20} MiB")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise zipfile.BadZipFile("its entries overlap")
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"Bad CRC-32 of {damaged}")
+        for entry in entries:
+            if entry.filename.lower().endswith("data.pkl"):  # torch finds names in any case
+                _check_tuples(archive.read(entry))
+
+
+def _check_tuples(content: bytes) -> None:
+    """Raise ValueError for a tuple so large, all told, that the hash of it as a key would take too long.
+
+    A few bytes suffice: a pair of the last pair and itself, which the memo gives, doubles the size each time. So the
+    pickle's stack and memo are followed with sizes in the place of values, until where torch.load would fail.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[object, int] = {}
+    for code, argument, _ in pickletools.genops(content):
+        before = code.stack_before
+        if code.name == "MARK":
+            marks.append(len(stack))
+        elif code.name.endswith("PUT"):
+            memo[argument] = stack[-1] if stack else 1
+        elif code.name.endswith("GET"):
+            stack.append(memo.get(argument, 1))
+        else:
+            start = len(stack) - len(before)
+            if pickletools.markobject in before and marks:
+                start = marks.pop() - before.index(pickletools.markobject)
+            start = max(start, 0)
+            is_tuple = code.name.startswith("TUPLE") or code.name in ("REDUCE", "NEWOBJ")  # these make torch.Size
+            stack[start:] = [1 + sum(stack[start:]) if is_tuple else 1] * len(code.stack_after)
+            if is_tuple and stack[-1] > MAX_TUPLE_SIZE:
+                raise ValueError(f"a tuple has more than {MAX_TUPLE_SIZE:,} elements")
 
 
 def _reason(error: BaseException) -> str:
