@@ -18,7 +18,7 @@ from gq.data.windows import NUM_AHEAD, Batch, Share, StreamingSampler, WindowSam
 from gq.errors import DataError, Interrupted
 from gq.learn import train
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
-from test_resume import assert_same_run, resumed, stop_after
+from test_checkpoints import assert_same_run, resumed, stop_after
 from test_sampler import make_trajectories
 from tiny import SETTINGS, write_hopper_file
 
