@@ -12,8 +12,8 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
 	$(BIN)/gq download builtin/hopper/medium
-	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 1500
-	$(BIN)/gq eval --latest
+	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 600 --set optim.warmup_steps=60 --set eval.num_episodes=4
+	$(BIN)/gq eval --latest --episodes 10
 	$(BIN)/gq render --latest --episodes 2
 
 test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
