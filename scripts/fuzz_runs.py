@@ -292,16 +292,16 @@ def load_hub(seeds: Path) -> Callable[[Random, Path], Callable[[], Any]]:
         def repo_info(*_: Any, **__: Any) -> Any:
             return SimpleNamespace(sha=json.loads(answers["revision"])["sha"])
 
-        def list_repo_tree(*_: Any, **__: Any) -> Any:  # as the client makes it of an answer
-            for entry in json.loads(answers["tree"]):
-                yield hf_api.RepoFile(**entry) if entry["type"] == "file" else hf_api.RepoFolder(**entry)
+        def listed_pages(_: str) -> Any:
+            yield from json.loads(answers["tree"])
 
         def fetch(remote: Any, target: Path, **_: Any) -> None:
             file = run / remote.url.partition(f"/resolve/{commit}/")[2]
             target.write_bytes(file.read_bytes() if file.is_file() else b"")
 
         def attempt() -> Any:
-            hf_api.HfApi.repo_info, hf_api.HfApi.list_repo_tree = repo_info, list_repo_tree
+            hf_api.HfApi.repo_info = repo_info  # type: ignore[method-assign]
+            hub._listed = listed_pages
             pulling.fetch = fetch  # type: ignore[assignment]
             if random.random() < 0.2:
                 return hub.dataset_files(hub_entry("hf://me/hopper"))
