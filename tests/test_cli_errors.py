@@ -233,7 +233,7 @@ def test_a_folder_that_is_not_empty_needs_resume(trained: Path) -> None:
 
 def test_resuming_what_is_not_there_is_refused(tmp_path: Path) -> None:
     result = gq("train", "dt", "--out", tmp_path / "nothing", "--resume")
-    assert_refused(result, USAGE, "there is no run in .*nothing to resume", "leave --resume away")
+    assert_refused(result, USAGE, "there is no run in .*nothing to resume", "omit --resume")
 
 
 def test_resuming_as_another_algorithm_is_refused(trained: Path) -> None:

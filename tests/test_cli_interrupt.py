@@ -63,7 +63,7 @@ def test_a_signal_saves_and_the_run_can_be_finished(data: Path, tmp_path: Path, 
     assert note.startswith(f"{number.name}: saving")
     stopped = re.fullmatch(f"error: stopped by {number.name} at step (\\d+), everything is saved", error)
     assert stopped, error
-    assert hint == f"hint: go on with: gq train dt --out {run} --resume"
+    assert hint == f"hint: resume with: gq train dt --out {run} --resume"
     step = int(stopped[1])
     assert load_checkpoint(choose_checkpoint(run, "last")).state["step"] == step
     result = gq("train", "dt", "--out", run, "--resume", "--steps", step + 3, "-q")

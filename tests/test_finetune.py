@@ -755,7 +755,7 @@ def test_a_parent_that_vanished_before_the_first_checkpoint_is_refused(
     shutil.rmtree(orphan)
     code, message, hint = refusal("--out", run, "--resume")
     assert (code, message) == (1, f"the parent's checkpoint {orphan / 'checkpoints' / 'step-000000012'} is gone")
-    assert hint == "start anew from another run or checkpoint"
+    assert hint == "start again from another run or checkpoint"
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_a_listing_that_goes_on_elsewhere_or_for_ever_is_refused(hub: Any, monke
     with plain_server({}) as other:
         hub.next_url = other.url
         refused = gq("pull", "me/hopper")
-        assert (refused.exit_code, "goes on at another host" in refused.stderr) == (1, True)
+        assert (refused.exit_code, "continues at another host" in refused.stderr) == (1, True)
         assert other.log == [], "nor does that one see the token"
     hub.next_url = hub.url
     monkeypatch.setattr(hub_module, "MAX_NUM_PAGES", 2)

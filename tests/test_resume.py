@@ -136,7 +136,7 @@ def assert_told(result: Any, reference: Reference, run: Path, name: str = "SIGTE
     step = load_checkpoint(choose_checkpoint(run, "last")).state["step"]
     error, hint = result.stderr.splitlines()[-2:]
     assert error == f"error: stopped by {name} at step {step}, everything is saved"
-    assert hint == f"hint: go on with: gq {' '.join(reference.kind.words)} --out {run} --resume"
+    assert hint == f"hint: resume with: gq {' '.join(reference.kind.words)} --out {run} --resume"
     return step
 
 

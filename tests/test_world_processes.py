@@ -75,7 +75,7 @@ def test_another_number_of_processes_is_refused(whole: Path) -> None:
     assert result.exit_code == 2
     error, hint = result.stderr.splitlines()[-2:]
     assert error == "error: the run began with 2 processes, not 1"
-    assert hint == f"hint: go on with torchrun --nproc-per-node 2 -m gq train tdmpc2 --out {whole} --resume"
+    assert hint == f"hint: resume with torchrun --nproc-per-node 2 -m gq train tdmpc2 --out {whole} --resume"
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,10 +88,10 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetEvalConfig(EvalConfig):
-    """The same, for policies that are asked for a return."""
+    """The same, for policies with a target return."""
 
     targets: tuple[Finite, ...] = ()  # empty: the dataset's 50th, 90th and 99th return percentile
-    # A transformer's, of K steps: always the last K; or growing to K, then anew from the last K / 2, which is faster.
+    # A transformer's, of K steps: always the last K; or growing to K, then again from the last K / 2, which is faster.
     context: Context = "sliding"
 
 

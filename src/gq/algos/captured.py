@@ -43,7 +43,7 @@ class CapturedUpdates:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, because the tensors of an update are no longer the same."""
+        """Begin again, because the tensors of an update are no longer the same."""
         self.num_warm_ups = 0
         self.recordings: dict[int, Recording] = {}  # by the number of updates
 
@@ -79,7 +79,7 @@ class CapturedUpdates:
         graph, rates = torch.cuda.CUDAGraph(), torch.empty(num_updates, device=self.device)
         for generator in self.generators:
             graph.register_generator_state(generator)
-        # Other threads may go on with the device meanwhile, such as one that writes a checkpoint.
+        # Other threads may use the device meanwhile, such as one that writes a checkpoint.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = self.take_steps(rates)
         return Recording(graph, rates, results)

@@ -32,8 +32,8 @@ class DTPolicy:
     to them is computed alone.
 
     Args:
-        context: of K steps at most. `sliding`: always the last K, all computed anew at every step from the K-th on.
-            `blocks`: when they are full they begin anew with their last K / 2, and grow again.
+        context: of K steps at most. `sliding`: always the last K, all computed again at every step from the K-th on.
+            `blocks`: when they are full they begin again with their last K / 2, and grow again.
         context_length: K; default: the model's.
     """
 
@@ -92,7 +92,7 @@ class DTPolicy:
         return observed, actions[:, 1:], returns, timesteps
 
     def _choose_cached(self, rows: np.ndarray) -> None:
-        """Let the cache be of the episodes in `rows`, ascending; it starts anew if it misses one of them."""
+        """Let the cache be of the episodes in `rows`, ascending; it starts again if it misses one of them."""
         if self.cache and not np.array_equal(rows, self._rows):
             if np.isin(rows, self._rows).all():
                 self.cache.keep(torch.from_numpy(np.searchsorted(self._rows, rows)).to(self.device))

@@ -118,7 +118,7 @@ class ODTLearner(SupervisedLearner):
         self.step_offset = int(tensors["step_offset"])
 
     def carry(self, tensors: dict[str, Tensor], num_steps: int) -> None:
-        """Go on with the moments, the temperature and the schedule of a parent that took `num_steps` steps itself."""
+        """Take over moments, temperature and schedule of a parent that took `num_steps` steps itself."""
         load_moments(tensors, self.model, self.optimizer)
         self.constraint.load_state_tensors(tensors)
         self.step_offset = int(tensors["step_offset"]) + num_steps

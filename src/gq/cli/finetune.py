@@ -16,7 +16,7 @@ Examples:
   gq finetune --latest                   the newest gq train odt run, online
   gq finetune runs/a --steps 50000 --rollouts 4
   gq finetune runs/a --online-target 7200 --set online.collapse=0.9
-  gq finetune --out runs/b --resume      go on with a run"""
+  gq finetune --out runs/b --resume      resume a run"""
 
 
 @dataclass(frozen=True)

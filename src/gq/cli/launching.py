@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from gq.config import RunConfig, TrainedConfig
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out, or the newest unfinished one.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")
@@ -53,7 +51,7 @@ class Launch:
     def stored(
         self, output: Output, algo: str, size: str | None, given: dict[str, Any]
     ) -> "tuple[Path, RunConfig] | None":
-        """Return the run to go on with and its configuration; None for a new one."""
+        """Return the run to resume and its configuration; None for a new one."""
         if not self.resume:
             return None
         from gq.runs.folder import was_killed_at_birth

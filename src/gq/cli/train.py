@@ -21,7 +21,7 @@ Examples:
   gq train dt --size 0.6b --device cuda
   gq train dt --set model.backbone=gpt2 --set model.num_kv_heads=4
   gq train dt --config my.toml --set data.mode=delayed --set eval.every=0
-  gq train dt --out runs/a --resume      go on with a run
+  gq train dt --out runs/a --resume      resume a run
   torchrun --nproc-per-node 8 -m gq train dt --size 1.9b"""
 BC_EXAMPLES = """\b
 Examples:
@@ -39,7 +39,7 @@ Examples:
   gq train tdmpc2 --task dog-run --environments 8 --device cuda
   gq train tdmpc2 --task HalfCheetah-v5
   gq train tdmpc2 --task walker-run --set planner.num_samples=256
-  gq train tdmpc2 --resume               go on with the newest one
+  gq train tdmpc2 --resume               resume the newest one
   torchrun --nproc-per-node 8 -m gq train tdmpc2 --task dog-run"""
 GROUP_EXAMPLES = """\b
 Examples:

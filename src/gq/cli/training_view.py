@@ -71,7 +71,7 @@ class TrainingView:
         speed = (step - mark[1]) / (now - mark[0]) if since and step > mark[1] else rate
         text = f"{speed:.1f} {self.unit}/s  loss {metrics['loss']:.4f}  grad {metrics['gradient_norm']:.2f}"
         if updates_left := metrics.get("updates_left"):
-            text = f"{updates_left} updates to make up for"
+            text = f"{updates_left} warm-up updates left"
         rates = self.rates(metrics)
         if self._bars is None or self._bars.console.width >= WIDE:
             text += rates

@@ -128,7 +128,7 @@ class EpisodeLog:
         self._file.seek(self._positions[number])
         record = self._read_record()
         if record is None or record[0] != number:
-            raise DataError(f"{self.path} was damaged while in use", hint="the same command mends it and goes on")
+            raise DataError(f"{self.path} was damaged while in use", hint="the same command repairs it and continues")
         return record[1]
 
     def _num_bytes(self, num_steps: int) -> int:

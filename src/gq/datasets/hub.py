@@ -138,7 +138,7 @@ def _listed(url: str) -> Iterator[dict[str, Any]]:
             return
         page = urljoin(page, target)
         if transfer.origin_of(page) != transfer.origin_of(url):
-            raise GqError(f"{url} goes on at another host, {ascii(target)[1:-1][:100]}", hint="see HF_ENDPOINT")
+            raise GqError(f"{url} continues at another host, {ascii(target)[1:-1][:100]}", hint="see HF_ENDPOINT")
     raise GqError(f"{url} has more than {MAX_NUM_PAGES} pages", hint="name a folder or a file in the repository")
 
 

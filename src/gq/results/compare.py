@@ -99,7 +99,7 @@ def match_targets(
         UsageError: neither or only some of the targets can be matched.
     """
     if asked and not (a.takes_target or b.takes_target):
-        raise UsageError("neither run is asked for a return", hint="omit --target")
+        raise UsageError("neither run takes a target return", hint="omit --target")
     own_a, own_b = (list(asked or side.targets) if side.takes_target else [None] for side in (a, b))
     if not a.takes_target or not b.takes_target:
         if a.takes_target != b.takes_target:

@@ -51,7 +51,7 @@ CHANGEABLE = (
 
 
 def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path | None) -> tuple[Path, TrainedConfig]:
-    """Return the run to go on with and its configuration, with the given settings merged in.
+    """Return the run to resume and its configuration, with the given settings merged in.
 
     Args:
         given: settings by dotted key; those that determine what is learnt must be what the run began with.
@@ -62,7 +62,7 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     """
     run = out or newest_unfinished(algo)
     if not is_run(run):
-        raise UsageError(f"there is no run in {run} to resume", hint="leave --resume away to start one there")
+        raise UsageError(f"there is no run in {run} to resume", hint="omit --resume to start one there")
     stored = read_config(run)
     if stored.algo != algo:
         raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
@@ -89,7 +89,7 @@ def refuse_filled(run: Path, algo: str) -> None:
     if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
         hint = "choose another --out"
         if not is_imported(run):
-            hint = f"go on with it: {resume_command(algo, run)}; or {hint}"
+            hint = f"resume it: {resume_command(algo, run)}; or {hint}"
         raise UsageError(f"{run} is not empty", hint=hint)
 
 
@@ -122,7 +122,7 @@ def is_without_optimizer(run: Path) -> bool:
 
 
 def resume_command(algo: str, run: Path) -> str:
-    """Return what to type to go on with a run."""
+    """Return what to type to resume a run."""
     return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {shlex.quote(str(run))} --resume"
 
 

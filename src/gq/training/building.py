@@ -19,7 +19,7 @@ from gq.training.processes import Processes, is_to_be_sharded, shard
 # Up to this many parameters, a GPU is done with an update as soon as the host has launched it, and logged the last one.
 LAUNCH_BOUND = 2_000_000
 BURST = 10  # updates in one graph then
-MIN_STEPS = 500  # fewer updates do not make up for the minute or so that compiling takes
+MIN_STEPS = 500  # fewer updates do not win back the minute or so that compiling takes
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def build_learner(
     )
     if config.train.checkpoint_activations:
         if not isinstance(model, TrajectoryTransformer):
-            raise UsageError("train.checkpoint_activations is for transformers", hint="leave it away")
+            raise UsageError("train.checkpoint_activations is for transformers", hint="omit it")
         recompute(model.backbone.blocks, is_random=model.config.dropout > 0)  # type: ignore[arg-type]
     num_processes = processes.size if processes else 1
     if is_to_be_sharded(model, config.train, device, num_processes):

@@ -131,7 +131,7 @@ def parent_checkpoint(config: FinetuneConfig, dataset_sha256: str) -> Checkpoint
     """
     folder = Path(config.online.parent) / "checkpoints" / config.online.checkpoint
     if not folder.is_dir():
-        raise GqError(f"the parent's checkpoint {folder} is gone", hint="start anew from another run or checkpoint")
+        raise GqError(f"the parent's checkpoint {folder} is gone", hint="start again from another run or checkpoint")
     checkpoint = load_checkpoint(folder)
     if config.online.optimizer_state == "carry" and not checkpoint.optimizer:
         message = f"{config.online.parent} was shared without its optimiser"

@@ -277,7 +277,7 @@ class Session(Generic[P]):
             self._finish_writing()
             raise Interrupted(
                 f"stopped by {reason} at step {self.progress.step}, everything is saved",
-                hint=f"go on with: {resume_command(self.config.algo, self.folder)}",
+                hint=f"resume with: {resume_command(self.config.algo, self.folder)}",
             )
 
     def stop_reason(self) -> str:

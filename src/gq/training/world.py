@@ -252,5 +252,5 @@ def refuse_other_number(run: Session[WorldProgress]) -> None:
     size = run.processes.size
     if run.checkpoint and (number := len(run.checkpoint.state["processes"])) != size:
         folder = shlex.quote(str(run.folder))
-        hint = f"go on with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {folder} --resume"
+        hint = f"resume with torchrun --nproc-per-node {number} -m gq train tdmpc2 --out {folder} --resume"
         raise UsageError(f"the run began with {number} processes, not {size}", hint=hint)
