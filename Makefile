@@ -19,9 +19,9 @@ demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its return
 test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
 	$(PYTEST) -m "not slow"
 
-other-arithmetic: $(INSTALLED)  ## what computes, in bfloat16 where the processor has none, else in float32
-	GQ_PRECISION=$$($(BIN)/python -c "from gq.policies.compute import choose_compute as choose; \
-	  print('float32' if choose('cpu').bfloat16 else 'bfloat16')") $(PYTEST) -m "computes and not slow"
+other-arithmetic: $(INSTALLED)  ## what computes in the other arithmetic, parity on the recordings kept here
+	GQ_FIXTURES=tests/data/recorded GQ_PRECISION=$$($(BIN)/python -c "from gq.policies.compute import choose_compute as choose; \
+	  print('float32' if choose('cpu').bfloat16 else 'bfloat16')") $(PYTEST) -m "(computes or parity) and not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ ROWS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "two threads": {"OMP_NUM_THREADS": "2"},
     "load": {},
+    "own recordings": {"GQ_FIXTURES": str(ROOT / "tests" / "data" / "recorded")},  # as in a clone without others
 }
 COUNTS = ("passed", "failed", "error", "skipped")
 BUSY = "while True: pass"

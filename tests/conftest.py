@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
 NOT_KEPT = "not among the recordings in the repository; GQ_FIXTURES names a folder of all"
-OWN_RECORDINGS = Path(__file__).parent / "data" / "recorded"  # see the README there
+OWN_RECORDINGS = Path(__file__).resolve().parent / "data" / "recorded"  # see the README there
 
 
 @pytest.hookimpl(wrapper=True)
@@ -73,7 +73,7 @@ def freed_memory() -> Iterator[None]:
 @pytest.fixture
 def fixtures() -> Path:
     """Return the folder of what was recorded from the original programs; without it, of what is kept here of it."""
-    folder = Path(os.environ.get("GQ_FIXTURES", SHARED / "fixtures"))
+    folder = Path(os.environ.get("GQ_FIXTURES", SHARED / "fixtures")).resolve()
     return folder if folder.is_dir() else OWN_RECORDINGS
 
 

@@ -121,6 +121,11 @@ class Site:
             assert server.idle.wait_for(lambda: not server.num_running, PATIENCE_S)
         return [request for request in server.log if request[1].endswith((".hdf5", ".pt"))]
 
+    def asked_for_the_rest(self) -> tuple:
+        """Return the one request with a Range; an interrupted one without may be logged before it or after it."""
+        (request,) = (request for request in self.requests() if request[2] is not None)
+        return request
+
 
 def counting(server: Any) -> Any:
     """Let a stand-in for the Hub know how many requests it is answering: each is logged after its last byte."""

@@ -53,7 +53,7 @@ def learn(config: DTConfig | BCConfig) -> tuple[list[dict[str, Tensor]], dict[st
     def keep(tensor: Tensor) -> Tensor:
         nonlocal kept
         kept += tensor.nbytes * (not isinstance(tensor, torch.nn.Parameter))
-        return tensor
+        return tensor.detach()  # an output kept as it is would keep its own graph alive
 
     plain = learner.loss
 

@@ -160,8 +160,8 @@ def test_the_activation_estimate_is_near_what_autograd_keeps(config: ModelConfig
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
-        return tensor
+            kept[tensor.untyped_storage().data_ptr()] = tensor.detach()  # held, so that no address is used twice
+        return tensor.detach()  # an output kept as it is would keep its own graph alive
 
     batch_size, num_steps = 8, config.context_length
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

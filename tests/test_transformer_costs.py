@@ -64,8 +64,8 @@ def counting(model: nn.Module) -> Iterator[dict[int, int]]:
     def keep(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage().data_ptr()
         if address not in known and address not in kept:
-            kept[address], sizes[address] = tensor, tensor.untyped_storage().nbytes()
-        return tensor
+            kept[address], sizes[address] = tensor.detach(), tensor.untyped_storage().nbytes()
+        return tensor.detach()  # an output kept as it is would keep its own graph alive
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes

@@ -105,8 +105,8 @@ def test_the_memory_estimate_is_near_what_autograd_keeps(episodic: bool) -> None
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in parameters:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
-        return tensor
+            kept[tensor.untyped_storage().data_ptr()] = tensor.detach()  # held, so that no address is used twice
+        return tensor.detach()  # an output kept as it is would keep its own graph alive
 
     with torch.no_grad():
         next_latents = model.encode(batch.observations[1:])
