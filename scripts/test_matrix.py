@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,26 +46,30 @@ def num_cores() -> int:
 
 
 def run(python: str, row: str, arguments: list[str]) -> dict[str, float]:
-    """Run the tests; return how many passed and so on, the seconds, and those of CPU in this process's children."""
+    """Run the tests; return how many passed and so on, the seconds, those of CPU, and the largest process's memory."""
     environment = {**os.environ, **ROWS[row], "PYTHONPATH": str(ROOT / "src")}
     command = [python, "-m", "pytest", "-o", "addopts=--strict-markers", "-m", "not slow", "--tb=short", "-n"]
     command += [str(num_cores()), "--dist", "loadfile", *arguments]
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(num_cores() if row == "load" else 0)]
-    began, before = time.monotonic(), os.times()
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    finally:
-        after = os.times()
-        for process in busy:
-            process.kill()
-            process.wait()
-    last = done.stdout.splitlines()[-1] if done.stdout else done.stderr
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)  # with what the processes used that it waited for
+        for other in busy:
+            other.kill()
+            other.wait()
+        file.seek(0)
+        output = file.read()
+    last = output.splitlines()[-1] if output else ""
     print(f"{row}: {last}", file=sys.stderr)
-    if done.returncode:
-        print(done.stdout[-20_000:], done.stderr[-2_000:], file=sys.stderr)
+    if status:
+        print(output[-20_000:], file=sys.stderr, flush=True)
     counts = {name: float((re.search(rf"(\d+) {name}", last) or [0, 0])[1]) for name in COUNTS}
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return counts | {"seconds": time.monotonic() - began, "CPU seconds": cpu}
+    return counts | {
+        "seconds": time.monotonic() - began,
+        "CPU seconds": usage.ru_utime + usage.ru_stime,
+        "MB": usage.ru_maxrss / 1000,  # of the largest process
+    }
 
 
 def main() -> None:
@@ -75,7 +80,7 @@ def main() -> None:
     )
     parser.add_argument("arguments", nargs="*", help="for pytest, after --: files, -k EXPRESSION")
     given = parser.parse_args()
-    columns = [*COUNTS, "seconds", "CPU seconds"]
+    columns = [*COUNTS, "seconds", "CPU seconds", "MB"]
     print("| torch | row | " + " | ".join(columns) + " |")
     print("| --- | --- |" + " ---: |" * len(columns))
     for python in given.python:
