@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -428,3 +429,10 @@ def test_a_handful_of_rows_is_a_fragment(num_rows: int, tmp_path: Path) -> None:
     stream = corruptions.cut_tail(simulated("HalfCheetah-v5", 3_000), 3_000 - num_rows)
     examined = found_in(stream, tmp_path / "data.hdf5", "HalfCheetah-v5")
     assert kinds(examined) == [(num_rows - 1, CUT, False)]
+
+
+def test_where_the_simulator_cannot_tell_the_statistics_are_believed() -> None:
+    judge = SimpleNamespace(verdicts=lambda rows, progress: np.array([UNKNOWN, BREAK, UNKNOWN], np.int8))
+    follows, likely = np.ones(5, np.int8), np.array([1, 1, 1, 1, 0], np.int8)
+    found = boundaries._look(judge, follows, np.array([0, 2, 4]), otherwise=likely, progress=lambda done, total: None)
+    assert found.tolist() == [1, 1, 0, 1, 0]
