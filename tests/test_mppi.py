@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gq.algos.captured import Program
 from gq.models.world_config import WorldModelConfig
 from gq.models.world_model import WorldModel
 from gq.planning.mppi import Draws, Plan, Planner, PlannerConfig
@@ -296,7 +297,7 @@ def test_a_plan_is_one_graph_without_a_look_at_the_data(model: WorldModel, laten
     planner = Planner(model, config, discount=DISCOUNT)
     draws, warm_start = planner.draw(seeded(0), 4), torch.zeros(4, 2, 3)
     with torch.no_grad():
-        graph = torch.compile(planner.compute, fullgraph=True, dynamic=False, backend="eager")
+        graph = torch.compile(planner._plan, fullgraph=True, dynamic=False, backend="eager")
         for expected, got in zip(planner.plan(latents, draws), graph(latents, warm_start, draws), strict=True):
             torch.testing.assert_close(got, expected)
 
@@ -309,7 +310,7 @@ def test_more_kinds_of_plans_are_compiled_than_torch_allows_of_itself(
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_whole(function))
     for horizon in range(1, 11):
         config = PlannerConfig(iterations=1, horizon=horizon, num_samples=8, num_policy_samples=2, num_elites=4)
-        planner = Planner(model, config, discount=DISCOUNT, compiled=True)
+        planner = Planner(model, config, discount=DISCOUNT, program=Program(True, False, "test"))
         assert planner.plan(latents, planner.draw(seeded(0), 4)).mean.shape == (4, horizon, 3)
 
 

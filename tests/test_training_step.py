@@ -1,4 +1,4 @@
-"""Fast training steps have the same results: fused parts, bfloat16, compiled and captured updates."""
+"""Fast training steps have the same results: fused parts, bfloat16, compiled updates."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gq import presets
-from gq.algos import captured, dt
+from gq.algos import dt
+from gq.algos.captured import EAGER, Program
 from gq.algos.supervised import Execution, SupervisedLearner, build_optimizer
 from gq.config import BCConfig, DTConfig, ODTConfig, OfflineConfig, OptimConfig, TrainConfig
+from gq.data import windows
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WindowSampler
 from gq.errors import UsageError
@@ -25,7 +27,7 @@ from gq.models.config import ModelConfig
 from gq.models.decision_transformer import DecisionTransformer
 from gq.policies import algorithms as building
 from gq.policies import compute as precision
-from gq.training.building import choose_compilation
+from gq.training.building import choose_placement
 
 QWEN3 = ModelConfig(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=5, max_timestep=50)
 GPT2 = replace(QWEN3, backbone="gpt2", num_kv_heads=4, mlp_ratio=4.0, activation="relu")
@@ -33,13 +35,13 @@ BFLOAT16 = partial(torch.autocast, "cpu", torch.bfloat16)
 NUM_CURVE_STEPS = 500
 
 
-def make_sampler(num_rows: int = 2000) -> WindowSampler:
-    """Return windows whose actions follow from observations and returns, so that there is something to learn."""
+def make_data(num_rows: int = 2000) -> Trajectories:
+    """Return data whose actions follow from observations and returns, so that there is something to learn."""
     generator, length = np.random.default_rng(0), 40
     observations = generator.normal(size=(num_rows, 6)).astype(np.float32)
     rewards = generator.uniform(0, 1, num_rows).astype(np.float32)
     actions = np.tanh(observations[:, :2] * 0.7 + observations[:, 2:4] * observations[:, 4:6])
-    trajectories = Trajectories(
+    return Trajectories(
         observations=observations,
         actions=actions.astype(np.float32),
         rewards=rewards,
@@ -47,14 +49,18 @@ def make_sampler(num_rows: int = 2000) -> WindowSampler:
         offsets=np.arange(0, num_rows + 1, length),
         source="test",
     )
-    return WindowSampler(trajectories, QWEN3.context_length)
+
+
+def make_sampler() -> WindowSampler:
+    return WindowSampler(make_data(), QWEN3.context_length)
 
 
 def make_learner(
     model: ModelConfig,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     *,
-    compiled: bool = False,
+    program: Program = EAGER,
+    train: dict[str, Any] | None = None,
     **optim: Any,
 ) -> SupervisedLearner:
     torch.manual_seed(0)
@@ -64,8 +70,8 @@ def make_learner(
         lambda model, batch: {"loss": dt.action_loss(model, batch)},
         make_sampler(),
         settings,
-        TrainConfig(batch_size=16, steps=NUM_CURVE_STEPS),
-        Execution(autocast, compiled=compiled),
+        TrainConfig(batch_size=16, steps=NUM_CURVE_STEPS, **(train or {})),
+        Execution(autocast, program=program),
     )
 
 
@@ -207,114 +213,16 @@ def test_losses_in_bfloat16_follow_those_in_float32(model: ModelConfig) -> None:
     assert curve(faulty, after=round_weights)[-1] > 1.2 * exact[-1]
 
 
-# --- compiled and captured updates ------------------------------------------------------------------------------------
+# --- compiled updates ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [QWEN3, GPT2])
 def test_compiled_updates_equal_eager_ones(model: ModelConfig) -> None:
-    eager, compiled = make_learner(model), make_learner(model, compiled=True)
+    eager, compiled = make_learner(model), make_learner(model, program=Program(True, False, "test"))
     for step in range(20):
         expected, found = eager.update(step), compiled.update(step)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-
-
-class FakeGraph:
-    """What stands for a CUDA graph: replaying takes the recorded update."""
-
-    def __init__(self) -> None:
-        self.generators: list[torch.Generator] = []
-        self.num_replays = 0
-
-    def register_generator_state(self, generator: torch.Generator) -> None:
-        self.generators.append(generator)
-
-    def replay(self) -> None:
-        self.num_replays += 1
-        self.take()
-
-
-@pytest.fixture
-def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let captured updates run on a CPU, in which capturing takes none of them and replaying fills their results."""
-
-    def capture(self: captured.CapturedUpdates, num_updates: int) -> captured.Recording:
-        graph, rates = FakeGraph(), torch.zeros(num_updates)
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        results = {name: torch.zeros(num_updates) for name in ("loss", "gradient_norm")}
-
-        def take() -> None:
-            for name, value in self.take_steps(rates).items():
-                results[name].copy_(value)
-
-        graph.take = take  # type: ignore[attr-defined]
-        return captured.Recording(graph, rates, results)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(captured.CapturedUpdates, "capture", capture)
-    monkeypatch.setattr(captured.CapturedUpdates, "warm_up", lambda self, rate: self.take_step(rate))
-
-
-def capture_on_cpu(learner: SupervisedLearner, burst: int = 1) -> captured.CapturedUpdates:
-    generators = [learner.sampler.generator]
-    learner.captured = captured.CapturedUpdates(learner.take_step_at, generators, torch.device("cpu"), burst=burst)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"])
-    return learner.captured
-
-
-@pytest.mark.usefixtures("fake_graphs")
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
-def test_replayed_updates_follow_the_schedule_and_keep_their_metrics(optimizer: str) -> None:
-    usual, replayed = make_learner(QWEN3, optimizer=optimizer), make_learner(QWEN3, optimizer=optimizer)
-    updates = capture_on_cpu(replayed)
-    expected, found = ([learner.update(step) for step in range(8)] for learner in (usual, replayed))
-    graph: Any = updates.recordings[1].graph
-    assert graph.num_replays == 8 - captured.NUM_WARM_UPS
-    assert graph.generators == [replayed.sampler.generator]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert len({float(metrics["loss"]) for metrics in found}) == 8, "no update overwrites another's metrics"
-    rate = replayed.optimizer.param_groups[0]["lr"]
-    assert float(rate) == pytest.approx(replayed.learning_rate(7))
-
-
-@pytest.mark.usefixtures("fake_graphs")
-def test_loading_a_state_captures_again() -> None:
-    learner = make_learner(QWEN3)
-    updates = capture_on_cpu(learner)
-    for step in range(5):
-        learner.update(step)
-    assert updates.recordings
-    learner.load_state_tensors({name: tensor.clone() for name, tensor in learner.state_tensors().items()})
-    assert not updates.recordings
-    assert updates.num_at_once(100) == 1, "the next updates warm up again"
-
-
-@pytest.mark.usefixtures("fake_graphs")
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
-def test_a_burst_of_updates_equals_as_many_single_ones(optimizer: str) -> None:
-    usual, replayed = make_learner(QWEN3, optimizer=optimizer), make_learner(QWEN3, optimizer=optimizer)
-    updates = capture_on_cpu(replayed, burst=4)
-    expected = [usual.update(step) for step in range(15)]
-    taken, step = [], 0
-    while step < 15:
-        metrics, num = replayed.updates(step, 15 - step)
-        for name, values in metrics.items():
-            wanted = torch.stack([each[name] for each in expected[step : step + num]])
-            torch.testing.assert_close(values.reshape(-1), wanted, rtol=1e-4, atol=1e-6)
-        taken.append(num)
-        step += num
-    assert taken == [1, 1, 1, 4, 4, 4], "the first ones warm up"
-    assert {num: recording.graph.num_replays for num, recording in updates.recordings.items()} == {4: 3}  # type: ignore[attr-defined]
-    for name, weight in usual.model.state_dict().items():
-        torch.testing.assert_close(replayed.model.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
-    assert replayed.updates(15, 3)[1] == 1, "never more than wanted"
-    torch.testing.assert_close(replayed.state_tensors()["rng/sampler"], after(usual, 15).state_tensors()["rng/sampler"])
-
-
-def after(learner: SupervisedLearner, step: int) -> SupervisedLearner:
-    learner.update(step)
-    return learner
 
 
 def test_an_optimiser_for_captured_steps_has_its_rate_on_the_device() -> None:
@@ -335,41 +243,79 @@ def config(kind: type[Any] = DTConfig, **train: Any) -> OfflineConfig:
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setattr(windows, "free_memory_bytes", lambda device: 1e9)
 
 
 @pytest.mark.usefixtures("with_compiler")
 @pytest.mark.parametrize(
-    ("device", "settings", "facts", "is_on", "reason"),
+    ("device", "settings", "num_processes", "is_compiled", "is_captured", "reason"),
     [
-        ("cuda", {}, {}, True, "graph"),
-        ("cuda", {"steps": 100}, {}, False, "100 updates are too few"),
-        ("cuda", {"steps": 100, "compile": "on"}, {}, True, "as asked"),
-        ("cuda", {"compile": "off"}, {}, False, "as asked"),
-        ("cuda", {}, {"num_processes": 2}, False, "several processes"),
-        ("cuda", {}, {"is_streamed": True}, False, "outside the GPU"),
-        ("cpu", {}, {}, False, "does not pay"),
-        ("cpu", {"compile": "on"}, {}, True, "as asked"),
+        ("cuda", {}, 1, True, True, "as a whole"),
+        ("cuda", {"steps": 100}, 1, False, True, "100 updates are too few"),
+        ("cuda", {"steps": 100, "compile": "full"}, 1, True, True, "as asked"),
+        ("cuda", {"compile": "capture"}, 1, False, True, "as asked"),
+        ("cuda", {"compile": "off"}, 1, False, False, "as asked"),
+        ("cuda", {}, 2, False, False, "several processes"),
+        ("cpu", {}, 1, False, False, "does not pay"),
+        ("cpu", {"compile": "full"}, 1, True, False, "as asked"),
     ],
 )
-def test_updates_are_compiled_where_it_pays(
-    device: str, settings: dict[str, Any], facts: dict[str, Any], is_on: bool, reason: str
+@pytest.mark.parametrize("kind", [DTConfig, BCConfig, ODTConfig])
+def test_updates_are_compiled_and_captured_where_it_pays(
+    kind: type[Any],
+    device: str,
+    settings: dict[str, Any],
+    num_processes: int,
+    is_compiled: bool,
+    is_captured: bool,
+    reason: str,
 ) -> None:
-    choice = choose_compilation(config(**settings), torch.device(device), **facts)
-    assert choice.is_on == is_on
-    assert reason in str(choice)
-
-
-def test_what_stands_in_the_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision.shutil, "which", lambda name: None)
-    assert "no C compiler" in choose_compilation(config(), torch.device("cuda")).reason
-    with pytest.raises(UsageError, match="no C compiler"):
-        choose_compilation(config(compile="on"), torch.device("cpu"))
+    compute = precision.Compute(torch.device(device), False, "test")
+    placement = choose_placement(config(kind, **settings), make_data(), compute, num_processes=num_processes)
+    assert (placement.program.compiled, placement.program.captured) == (is_compiled, is_captured)
+    assert reason in str(placement.program)
 
 
 @pytest.mark.usefixtures("with_compiler")
-def test_only_updates_that_are_one_piece_are_compiled() -> None:
-    assert choose_compilation(config(BCConfig), torch.device("cuda")).is_on
-    assert not choose_compilation(config(ODTConfig), torch.device("cuda")).is_on
+def test_streamed_windows_are_no_obstacle() -> None:
+    compute = precision.Compute(torch.device("cuda"), False, "test")
+    streamed = config().replace({"data.placement": "stream"})
+    placement = choose_placement(streamed, make_data(), compute)
+    assert placement.is_streamed
+    assert placement.program.captured
+
+
+def test_without_a_compiler_updates_are_captured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision.shutil, "which", lambda name: None)
+    program = precision.choose_program("auto", torch.device("cuda"))
+    assert (program.compiled, program.captured, program.reason) == (False, True, "there is no C compiler")
+    for device in ("cpu", "cuda"):
+        with pytest.raises(UsageError, match="no C compiler"):
+            precision.choose_program("full", torch.device(device))
+    with pytest.raises(UsageError, match="not for cpu"):
+        precision.choose_program("capture", torch.device("cpu"))
+
+
+def test_a_compiler_that_fails_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("ptxas is missing\nlong story")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    usual, other = make_learner(QWEN3), make_learner(QWEN3, program=Program(True, False, "test"))
+    for step in range(2):
+        assert torch.equal(usual.update(step)["loss"], other.update(step)["loss"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "updates are not compiled: torch's compiler failed: ptxas is missing"
+    ]
+
+
+def test_a_loss_that_is_wrong_itself_is_an_error() -> None:
+    learner = make_learner(QWEN3)
+    learner.loss = lambda model, batch: {"loss": 1 / 0}
+    with pytest.raises(ZeroDivisionError):
+        learner.update(0)
 
 
 def test_a_gpu_that_is_named_by_its_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +343,10 @@ def test_precision_is_as_set_then_as_the_environment_says(monkeypatch: pytest.Mo
 def test_plans_are_compiled_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     config = presets.with_task(presets.tdmpc2("1").replace({"task": "HalfCheetah-v5", "model.mlp_dim": 16}))
     model, compute = building.build_model(config), precision.Compute(torch.device("cuda"), False, "test")
-    monkeypatch.setattr(building, "find_missing", lambda device: None)
-    assert building.build_planner(config, model, compute).compiled
-    monkeypatch.setattr(building, "find_missing", lambda device: "there is no C compiler")
-    assert not building.build_planner(config, model, compute).compiled
+    monkeypatch.setattr(precision, "find_missing", lambda device: None)
+    assert building.build_planner(config, model, compute).program.compiled
+    monkeypatch.setattr(precision, "find_missing", lambda device: "there is no C compiler")
+    program = building.build_planner(config, model, compute).program
+    assert (program.compiled, program.captured) == (False, True)
+    as_asked = config.replace({"planner.compile": "off"})
+    assert building.build_planner(as_asked, model, compute).program == Program(False, False, "as asked")

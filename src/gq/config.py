@@ -59,6 +59,8 @@ class ComputeConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Count = 50  # updates
+    # Updates, on a GPU: capture: each is replayed as one CUDA graph; full: and compiled; auto: full where that pays.
+    compile: Literal["auto", "off", "capture", "full"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,6 @@ class TrainConfig(UpdateConfig):
     steps: Count = 4000
     checkpoint_activations: bool = False  # the backward pass computes each block again: less memory, more time
     parallel: Literal["auto", "replicated", "sharded"] = "auto"  # of several processes, what each holds of the model
-    compile: Literal["auto", "on", "off"] = "auto"  # the updates of dt and bc; auto: on a GPU, for long runs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,10 @@ class Interrupted(GqError):
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device or the host ran out of memory, without importing torch for its exception types."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+    if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
+        return True
+    # Where memory ran out while a CUDA graph was captured, the end of the capture fails too, and is what is raised.
+    return isinstance(error.__context__, Exception) and is_out_of_memory(error.__context__)
 
 
 def suggest(name: str, candidates: Iterable[str], *, otherwise: str = "") -> str:

@@ -1,90 +1,122 @@
-"""Whole updates as CUDA graphs: the host launches one update, or several in a row, and goes on at once."""
+"""Updates and plans as CUDA graphs: the host launches a whole one, or several in a row, and is free at once."""
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-NUM_WARM_UPS = 3  # updates taken in the usual way first, in which kernels are chosen, compiled and given memory
+NUM_WARM_UPS = 3  # calls that run in the usual way first, in which kernels are chosen, compiled and given memory
+Results = TypeVar("Results", bound="dict[str, Tensor] | NamedTuple")
+
+
+@dataclass(frozen=True)
+class Program:
+    """How what is computed again and again, updates or plans, is run; decided once."""
+
+    compiled: bool  # by torch's compiler, on first use
+    captured: bool  # replayed as one CUDA graph
+    reason: str
+
+    @property
+    def is_for_one_size(self) -> bool:
+        """Whether another number of inputs would be compiled or captured again."""
+        return self.compiled or self.captured
+
+    def __str__(self) -> str:
+        ways = ["compiled"] * self.compiled + ["replayed as one CUDA graph"] * self.captured
+        return f"{' and '.join(ways) or 'neither compiled nor captured'}: {self.reason}"
+
+
+EAGER = Program(False, False, "as asked")
 
 
 class Recording(NamedTuple):
-    """A graph of N updates, with the tensors that it reads and writes."""
+    """A graph of what a function does, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    rates: Tensor  # [N], on the device
-    results: dict[str, Tensor]  # each [N], what the updates return
+    inputs: tuple[Tensor, ...]
+    results: Any
 
 
-class CapturedUpdates:
-    """Take updates by replaying graphs of them.
+class Captured:
+    """Run a function of tensors by replaying a graph of it, one for each set of shapes.
 
-    An update must do all its work on the device, always on the same tensors and without waiting for results. Replaying
-    draws the random numbers that the update itself would have drawn.
+    The function must do all its work on the device, without waiting for results and, but for its inputs, always on the
+    same tensors. Replaying draws the random numbers that the function itself would have drawn.
+
+    It comes with each call and is not kept: a learner would otherwise hold itself through this object, and only the
+    garbage collector would free it with all that its graphs have reserved.
     """
 
-    def __init__(
-        self,
-        take_step: Callable[[Tensor], dict[str, Tensor]],
-        generators: Sequence[torch.Generator],
-        device: torch.device,
-        *,
-        burst: int = 1,
-    ) -> None:
-        """Capture what `take_step` does at a learning rate, a scalar on the device.
-
-        Args:
-            generators: those that it draws from beside torch's own.
-            burst: as many updates are one graph wherever that many are to be taken. A small model's update takes the
-                device no longer than the host takes to launch it and to keep its results.
-        """
-        self.take_step, self.generators, self.device, self.burst = take_step, generators, device, burst
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+        """Take the generators that the function draws from beside torch's own."""
+        self.device, self.generators = device, generators
+        # One stream for the warm-ups and the capture: on another one each would reserve activations of its own.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.forget()
 
     def forget(self) -> None:
-        """Begin again, because the tensors of an update are no longer the same."""
+        """Begin again, because the tensors that the function works on are no longer the same."""
         self.num_warm_ups = 0
-        self.recordings: dict[int, Recording] = {}  # by the number of updates
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.pool: Any = None  # what the graphs share: results are copied before another one is replayed
 
-    def num_at_once(self, most: int) -> int:
-        """Return how many updates to take next, if no more than `most` are wanted."""
-        return self.burst if self.num_warm_ups == NUM_WARM_UPS and self.burst <= most else 1
+    @property
+    def is_warm(self) -> bool:
+        """Whether the next call replays a graph."""
+        return self.num_warm_ups == NUM_WARM_UPS
 
-    def __call__(self, rates: Sequence[float]) -> dict[str, Tensor]:
-        """Take one update at each of N learning rates; return what they return, each [N]."""
-        given = torch.tensor(rates)
-        if self.num_warm_ups < NUM_WARM_UPS:
-            assert len(rates) == 1
+    def __call__(self, function: Callable[..., Results], *inputs: Tensor) -> Results:
+        """Return the function's results for inputs, which may lie on the host."""
+        if not self.is_warm:
             self.num_warm_ups += 1
-            results = self.warm_up(given[0].to(self.device))
-            return {name: value[None] for name, value in results.items()}
-        recording = self.recordings.get(len(rates)) or self.capture(len(rates))
-        self.recordings[len(rates)] = recording
-        recording.rates.copy_(given, non_blocking=True)
+            return self.warm_up(function, inputs)
+        shapes = tuple(value.shape for value in inputs)
+        if shapes not in self.recordings:
+            self.recordings[shapes] = self.capture(function, inputs)
+        recording = self.recordings[shapes]
+        for own, given in zip(recording.inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
         recording.graph.replay()
-        return {name: value.clone() for name, value in recording.results.items()}  # the next replay overwrites them
-
-    def warm_up(self, rate: Tensor) -> dict[str, Tensor]:
-        """Take an update in the usual way, on a stream of its own as what is captured later."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            results = self.take_step(rate)
-        current.wait_stream(stream)
+        results: Results = map_tensors(torch.clone, recording.results)  # the next replay overwrites them
         return results
 
-    def capture(self, num_updates: int) -> Recording:
-        """Record updates without taking them."""
-        graph, rates = torch.cuda.CUDAGraph(), torch.empty(num_updates, device=self.device)
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        # Other threads may use the device meanwhile, such as one that writes a checkpoint.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = self.take_steps(rates)
-        return Recording(graph, rates, results)
+    def warm_up(self, function: Callable[..., Results], inputs: Sequence[Tensor]) -> Results:
+        """Run the function in the usual way, on the stream that it is captured on later."""
+        current = torch.cuda.current_stream(self.device)
+        assert self.stream
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            results = function(*(value.to(self.device, non_blocking=True) for value in inputs))
+        current.wait_stream(self.stream)
+        map_tensors(lambda value: value.record_stream(current), results)
+        return results
 
-    def take_steps(self, rates: Tensor) -> dict[str, Tensor]:
-        """Take one update at each learning rate [N]; return what they return, each [N]."""
-        results = [self.take_step(rate) for rate in rates.unbind()]
-        return {name: torch.stack([each[name] for each in results]) for name in results[0]}
+    def capture(self, function: Callable[..., Results], inputs: Sequence[Tensor]) -> Recording:
+        """Record the function without running it."""
+        graph = torch.cuda.CUDAGraph()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        if torch.__version__ < "2.14":  # from then on, a graph finds the generators by itself
+            for generator in self.generators:
+                graph.register_generator_state(generator)
+        own = tuple(torch.empty_like(value, device=self.device) for value in inputs)
+        # Other threads may use the device meanwhile, such as one that writes a checkpoint.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            results = function(*own)
+        return Recording(graph, own, results)
+
+
+def map_tensors(change: Callable[[Tensor], Any], results: Any) -> Any:
+    """Apply a function to the tensors of a dict or of a named tuple."""
+    if isinstance(results, dict):
+        return {name: change(value) for name, value in results.items()}
+    return type(results)(*map(change, results))
+
+
+def report_failure(what: str, error: Exception) -> None:
+    """Say on stderr that torch's compiler failed, and that what it was to compile is run without."""
+    text = str(error).strip() or type(error).__name__
+    logging.getLogger("gq").warning("%s are not compiled: torch's compiler failed: %s", what, text.splitlines()[0])

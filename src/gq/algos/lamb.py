@@ -57,7 +57,7 @@ class Lamb(torch.optim.Optimizer):
         if self.found_inf is not None:
             for gradient in gradients:
                 gradient.nan_to_num_(0.0, 0.0, 0.0)  # 0 * nan is nan
-        torch._foreach_add_(steps, taken)
+        torch._foreach_add_(steps, [taken] * len(steps))  # a single tensor would be read on the host
         torch._foreach_mul_(first, 1 - (1 - beta1) * taken)
         torch._foreach_mul_(second, 1 - (1 - beta2) * taken)
         squares = torch._foreach_mul(gradients, gradients)
@@ -73,8 +73,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_div_(updates, roots)
         torch._foreach_add_(updates, parameters, alpha=decay)
         scale = group["lr"] * taken
-        sizes, lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
-        for update, size, length in zip(updates, sizes, lengths, strict=True):
-            ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
-            update.mul_(-scale * ratio)
+        sizes, lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
+        ratios = torch.where((sizes > 0) & (lengths > 0), sizes / lengths, 1.0)
+        torch._foreach_mul_(updates, (-scale * ratios).unbind())
         torch._foreach_add_(parameters, updates)

@@ -30,12 +30,16 @@ class EntropyConstraint:
     entropy than asked for. In double precision: its steps are small beside its size.
     """
 
-    def __init__(self, entropy: EntropyConfig, action_dim: int, device: torch.device) -> None:
+    def __init__(
+        self, entropy: EntropyConfig, action_dim: int, device: torch.device, *, captured: bool = False
+    ) -> None:
         self.entropy, self.target = entropy, entropy.target * action_dim
         dtype = torch.float32 if device.type == "mps" else torch.float64
         start = torch.tensor(math.log(entropy.temperature), dtype=dtype, device=device)
         self.log_temperature = start.requires_grad_(entropy.mode == "dual")
-        self.optimizer = torch.optim.Adam([self.log_temperature], lr=entropy.learning_rate, fused=device.type != "mps")
+        self.optimizer = torch.optim.Adam(
+            [self.log_temperature], lr=entropy.learning_rate, fused=device.type != "mps", capturable=captured
+        )
 
     @property
     def temperature(self) -> Tensor:
@@ -86,15 +90,17 @@ class ODTLearner(SupervisedLearner):
         execution: Execution = EAGER,
     ) -> None:
         action_low = model.scaling.action_low
-        self.constraint = EntropyConstraint(entropy, len(action_low), action_low.device)
+        self.constraint = EntropyConstraint(
+            entropy, len(action_low), action_low.device, captured=execution.program.captured
+        )
         super().__init__(model, partial(measure, self.constraint), sampler, optim, train, execution)
         self.step_offset = 0  # steps of a parent whose warm-up goes on
         self.share_done = 0.0  # of the budget; online, who runs the updates says it
 
-    def update(self, step: int) -> dict[str, Tensor]:
-        """Take optimiser step number `step` (from 0), then one of the temperature."""
+    def take_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take a step at the optimiser's learning rate, then one of the temperature."""
         before = self.num_skipped.clone()
-        metrics = super().update(step)
+        metrics = super().take_step(batch)
         metrics["temperature"] = self.constraint.temperature
         self.constraint.update(metrics["entropy"], self.num_skipped - before)
         return metrics
@@ -159,7 +165,8 @@ def policy_metrics(
     with torch.no_grad():
         log_std = distribution.log_std.masked_fill(~valid[..., None], math.nan)
         log_std = log_std[:: -(-log_std.numel() // NUM_QUANTILE_VALUES)].flatten()  # whole windows: every dimension
-        quantiles = torch.nanquantile(log_std, log_std.new_tensor(SIGMA_QUANTILES)).exp()
+        wanted = torch.stack([log_std.new_full((), quantile) for quantile in SIGMA_QUANTILES])  # made on the device
+        quantiles = torch.nanquantile(log_std, wanted).exp()
         saturated = mean((sampled.abs() > SATURATED).float().mean(dim=-1))
         clamped = mean((target.abs() > 1 - clip).float().mean(dim=-1)) * distribution.squashed
     return {

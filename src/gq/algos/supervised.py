@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gq.algos.captured import CapturedUpdates
+from gq.algos.captured import EAGER as KERNEL_BY_KERNEL
+from gq.algos.captured import Captured, Program, report_failure
 from gq.algos.lamb import Lamb
 from gq.algos.state import load_moments, moments, random_states, restore_generator, restore_random_states, skip_if
 from gq.config import OptimConfig, TrainConfig, UpdateConfig
 from gq.data.windows import Batch, Sampler
+from gq.errors import is_out_of_memory
 from gq.models.decision_transformer import TrajectoryTransformer
 from gq.threads import keep_freed_memory
 
@@ -37,7 +39,7 @@ class Execution:
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext  # the number format of forward passes
     # Replaces tensors by their means over all processes, of which each draws a share of a batch.
     average: Callable[[Sequence[Tensor]], None] | None = None
-    compiled: bool = False  # the loss, on first use; on a GPU, each update is then replayed as one graph
+    program: Program = KERNEL_BY_KERNEL  # compiles the loss alone
     burst: int = 1  # or this many of them in one graph, where `updates` may take as many
 
 
@@ -72,20 +74,20 @@ class SupervisedLearner:
         keep_freed_memory()
         device = next(model.parameters()).device
         self.largest_part = largest_part(model, device)
-        self.captured: CapturedUpdates | None = None
-        if execution.compiled:
-            self.loss = torch.compile(loss, dynamic=False)
-        if execution.compiled and device.type == "cuda":
-            self.captured = CapturedUpdates(self.take_step_at, [sampler.generator], device, burst=execution.burst)
-        self.optimizer = build_optimizer(model, optim, captured=self.captured is not None)
+        self.compiled_loss = torch.compile(loss, dynamic=False) if execution.program.compiled else None
+        self.burst = 1
+        self.captured: Captured | None = None
+        if execution.program.captured:
+            self.burst = execution.burst if sampler.is_static else 1
+            self.captured = Captured(device, [sampler.generator] if sampler.is_static else [])
+        self.optimizer = build_optimizer(model, optim, captured=execution.program.captured)
         self.num_skipped = torch.zeros((), device=device)
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Take optimiser step number `step` (from 0); return device scalars, among them `loss` and `gradient_norm`."""
-        rate = self.learning_rate(step)
         if not self.captured:
-            return self.take_step_at(rate)
-        return {name: value[0] for name, value in self.captured([rate]).items()}
+            return self.take_step_at(self.learning_rate(step))
+        return {name: value[0] for name, value in self._replay([self.learning_rate(step)]).items()}
 
     def updates(self, step: int, most: int) -> tuple[dict[str, Tensor], int]:
         """Take optimiser steps from number `step` on, one or several but no more than `most`.
@@ -93,26 +95,35 @@ class SupervisedLearner:
         Returns:
             What `update` returns, of each step where there were several ([N] instead of scalars), and their number.
         """
-        num = self.captured.num_at_once(most) if self.captured else 1
+        num = self.burst if self.captured and self.captured.is_warm and self.burst <= most else 1
         if num == 1:
             return self.update(step), 1
-        assert self.captured
-        return self.captured([self.learning_rate(step + index) for index in range(num)]), num
+        return self._replay([self.learning_rate(step + index) for index in range(num)]), num
 
-    def take_step_at(self, rate: float | Tensor) -> dict[str, Tensor]:
+    def _replay(self, rates: list[float]) -> dict[str, Tensor]:
+        """Take a captured step at each learning rate [N]; return metrics, each [N]."""
+        assert self.captured
+        given = () if self.sampler.is_static else self.sampler.sample(self.train.batch_size)
+        return self.captured(self.take_steps, torch.tensor(rates), *given)
+
+    def take_steps(self, rates: Tensor, *given: Tensor) -> dict[str, Tensor]:
+        """Take a step at each learning rate [N], on a given batch or on drawn ones; return metrics, each [N]."""
+        results = [self.take_step_at(rate, *given) for rate in rates.unbind()]
+        return {name: torch.stack([each[name] for each in results]) for name in results[0]}
+
+    def take_step_at(self, rate: float | Tensor, *given: Tensor) -> dict[str, Tensor]:
         """Take a step at a learning rate, which is on the device where steps are captured."""
         for group in self.optimizer.param_groups:
             if isinstance(rate, Tensor):
                 group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
-        return self.take_step()
+        return self.take_step(Batch(*given) if given else self.sampler.sample(self.train.batch_size))
 
-    def take_step(self) -> dict[str, Tensor]:
+    def take_step(self, batch: Batch) -> dict[str, Tensor]:
         """Take a step at the optimiser's learning rate, without waiting for the device."""
         self.model.train()
         self.optimizer.zero_grad()
-        batch = self.sampler.sample(self.train.batch_size)
         metrics: dict[str, Tensor] = {}
         num_terms = self.num_terms(batch)
         if self.average:
@@ -120,10 +131,8 @@ class SupervisedLearner:
             self.average([num_terms])
         for start, end in self.micro_batches(len(batch.valid)):
             part = Batch(*(array[start:end] for array in batch))
-            with self.autocast():
-                measured = self.loss(self.model, part)
             share = self.num_terms(part) / num_terms  # so that the parts add up to the loss of the whole batch
-            (measured["loss"] * share).backward()
+            measured = self.differentiate(part, share)
             for name, value in measured.items():
                 metrics[name] = metrics.get(name, torch.zeros_like(share)) + value.detach() * share
         if self.average:
@@ -137,6 +146,21 @@ class SupervisedLearner:
         self.num_skipped += skipped
         self.optimizer.step()
         return metrics | {"gradient_norm": norm}
+
+    def differentiate(self, part: Batch, share: Tensor) -> dict[str, Tensor]:
+        """Add a loss's gradients, times `share`, to the parameters'; do without a compiler that fails."""
+        try:
+            with self.autocast():
+                measured = (self.compiled_loss or self.loss)(self.model, part)
+            (measured["loss"] * share).backward()
+        except Exception as error:
+            if not self.compiled_loss or is_out_of_memory(error):
+                raise
+            # What is wrong with the loss itself fails again. Whole graphs are compiled, before anything is added.
+            self.compiled_loss = None
+            report_failure("updates", error)
+            return self.differentiate(part, share)
+        return measured
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step number `step`."""

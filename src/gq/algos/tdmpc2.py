@@ -6,12 +6,13 @@ Shapes: H horizon, B batch, S observation_dim, A action_dim, L latent_dim, Q num
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gq.algos.captured import EAGER, Captured, Program
 from gq.algos.state import load_moments, moments, random_states, restore_random_states, skip_if
 from gq.data.steps import SequenceBatch
 from gq.models.distributions import two_hot, two_hot_loss
@@ -97,6 +98,23 @@ def world_losses(
     return terms | {"loss": loss}
 
 
+def predict(
+    model: WorldModel, batch: SequenceBatch, draws: UpdateDraws, discount: float, config: WorldUpdateConfig
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return the losses of all networks but the policy, predicted latents [H + 1, B, L] and target values [H, B]."""
+    with torch.no_grad():
+        next_latents = model.encode(batch.observations[1:])
+        target = td_target(model, batch, next_latents, discount, draws)
+    latents = unroll(model, batch.observations[0], batch.actions)
+    return world_losses(model, batch, latents, next_latents, target, config), latents, target
+
+
+def act(model: WorldModel, latents: Tensor, draws: UpdateDraws) -> tuple[PolicySample, Tensor]:
+    """Return the policy's actions in latents [H + 1, B, L], and the mean value [H + 1, B] of two heads for them."""
+    sample = model.policy(latents, draws.policy_noise)
+    return sample, model.q_values(latents, sample.action, draws.policy_heads).mean(dim=0)
+
+
 def temporal_weights(config: WorldUpdateConfig, latents: Tensor) -> Tensor:
     """Return the weight [H + 1] of each step of the horizon."""
     return config.temporal_decay ** torch.arange(len(latents), device=latents.device, dtype=torch.float32)
@@ -135,6 +153,16 @@ def policy_loss(sample: PolicySample, values: Tensor, scale: Tensor, config: Wor
     return -(temporal_weights(config, values) * gain.mean(dim=1)).mean()
 
 
+def move(tensors: list[Tensor], towards: list[Tensor], share: Tensor) -> None:
+    """Move tensors a share of the way, a scalar on their device, towards others."""
+    if share.device.type == "cpu":
+        torch._foreach_lerp_(tensors, towards, [share] * len(tensors))
+        return
+    gaps = torch._foreach_sub(towards, tensors)  # few launches on a GPU, where the above has one for each tensor
+    torch._foreach_mul_(gaps, share)
+    torch._foreach_add_(tensors, gaps)
+
+
 class TDMPC2Learner:
     """Train a world model on pieces of episodes.
 
@@ -152,8 +180,12 @@ class TDMPC2Learner:
         discount: float,
         autocast: Callable[[], AbstractContextManager[None]],
         average: Callable[[Sequence[Tensor]], None] | None = None,
+        program: Program = EAGER,
     ) -> None:
-        """Take the discount per decision, and, with several processes, what averages tensors over them in place."""
+        """Take the discount per decision, and, with several processes, what averages tensors over them in place.
+
+        What the program compiles are the two losses; updates with draws of their own are what it captures.
+        """
         self.model, self.config, self.discount, self.autocast = model.eval(), config, discount, autocast
         self.average = average or (lambda tensors: None)
         keep_freed_memory()
@@ -165,13 +197,27 @@ class TDMPC2Learner:
         device = encoder[0].device
         rate = config.learning_rate
         groups = [{"params": encoder, "lr": rate * config.encoder_learning_rate_scale}, {"params": others, "lr": rate}]
-        self.world_optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True)
-        self.policy_optimizer = torch.optim.Adam(self.policy_parameters, lr=rate, eps=1e-5, fused=True)
+        options: dict[str, Any] = {"fused": True, "capturable": program.captured}
+        self.world_optimizer = torch.optim.Adam(groups, eps=1e-8, **options)
+        self.policy_optimizer = torch.optim.Adam(self.policy_parameters, lr=rate, eps=1e-5, **options)
+        self.captured = Captured(device) if program.captured else None
+        self.predict, self.act = predict, act
+        if program.compiled:
+            self.predict = torch.compile(predict, dynamic=False)
+            self.act = torch.compile(act, dynamic=False)
+        self.program = program
         self.scale = RunningScale(config.target_rate, device)
         self.num_skipped = torch.zeros((), device=device)
 
     def update(self, batch: SequenceBatch, draws: UpdateDraws | None = None) -> dict[str, Tensor]:
         """Learn from a batch; return device scalars, among them `loss`, `policy_loss` and `gradient_norm`."""
+        if self.captured and not draws:
+            return self.captured(self.take_step, *batch)
+        return self.take_step(*batch, draws=draws)
+
+    def take_step(self, *tensors: Tensor, draws: UpdateDraws | None = None) -> dict[str, Tensor]:
+        """Learn from the tensors of a batch, without waiting for the device."""
+        batch = SequenceBatch(*tensors)
         draws = draws or draw(self.model, batch)
         self.model.q_heads.train()  # only these know dropout
         metrics, latents, skipped = self.update_world(batch, draws)
@@ -179,18 +225,14 @@ class TDMPC2Learner:
         with torch.no_grad():
             online: list[Tensor] = list(self.model.q_heads.parameters())
             target: list[Tensor] = list(self.model.target_q_heads.parameters())
-            torch._foreach_lerp_(target, online, [self.config.target_rate * (1 - skipped)] * len(target))
+            move(target, online, self.config.target_rate * (1 - skipped))
         self.model.q_heads.eval()
         return metrics
 
     def update_world(self, batch: SequenceBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Take a step of all networks but the policy; return metrics, latents [H + 1, B, L] and 1 if it was skipped."""
-        with torch.no_grad(), self.autocast():
-            next_latents = self.model.encode(batch.observations[1:])
-            target = td_target(self.model, batch, next_latents, self.discount, draws)
         with self.autocast():
-            latents = unroll(self.model, batch.observations[0], batch.actions)
-            metrics = world_losses(self.model, batch, latents, next_latents, target, self.config)
+            metrics, latents, target = self.predict(self.model, batch, draws, self.discount, self.config)
         norm, skipped = self.step(metrics["loss"], self.world_optimizer, self.world_parameters)
         metrics = {name: value.detach() for name, value in metrics.items()}
         return metrics | {"gradient_norm": norm, "value": target.mean()}, latents.detach(), skipped
@@ -198,8 +240,7 @@ class TDMPC2Learner:
     def update_policy(self, latents: Tensor, draws: UpdateDraws, skipped: Tensor) -> dict[str, Tensor]:
         """Take a step of the policy on latents [H + 1, B, L], with the Q just updated; return metrics."""
         with self.autocast():
-            sample = self.model.policy(latents, draws.policy_noise)
-            values = self.model.q_values(latents, sample.action, draws.policy_heads).mean(dim=0)  # [H + 1, B]
+            sample, values = self.act(self.model, latents, draws)
         spread = value_spread(values[0].detach())
         self.average([spread])
         self.scale.update(spread)
@@ -246,3 +287,5 @@ class TDMPC2Learner:
         policy = {name for name in tensors if "/policy_head." in name}
         load_moments({name: tensors[name] for name in policy}, self.model, self.policy_optimizer)
         load_moments({name: tensors[name] for name in tensors.keys() - policy}, self.model, self.world_optimizer)
+        if self.captured:
+            self.captured.forget()

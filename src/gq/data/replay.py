@@ -187,6 +187,8 @@ class ReplayBuffer:
     rewards that were earned: the return that a policy was asked for is never stored.
     """
 
+    is_static = False  # it grows, and moves its rows
+
     def __init__(
         self,
         capacity: int,

@@ -26,6 +26,7 @@ class Sampler(Protocol):
     """What learning needs of data."""
 
     generator: torch.Generator  # of the draws, all that is random
+    is_static: bool  # it draws on the device, always from the same tensors: a CUDA graph may do it
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a batch and return this process's share of it; advances `generator` only."""
@@ -72,6 +73,8 @@ class WindowSampler:
     within it; or, with `backward`, its last. Where a window would leave the episode it repeats the episode's last (or
     first) row and is marked invalid. Causality keeps rows after the episode's end from the valid ones.
     """
+
+    is_static = True
 
     def __init__(
         self,
@@ -146,6 +149,8 @@ class StreamingSampler:
     Rows are drawn ahead by a generator of its own; `generator` stays where the batch in use comes from, so that a run
     which goes on from its state repeats nothing and leaves nothing out. Setting it discards what was fetched.
     """
+
+    is_static = False
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class PlannerConfig:
     # `soft` weighs what follows a step by the predicted probability that the episode goes on; `cut` drops it once that
     # is below one half, as the original does. Only for models that predict terminations.
     termination: Literal["soft", "cut"] = "soft"
+    compile: Literal["auto", "off", "capture", "full"] = "auto"  # plans, as train.compile does updates
 
     def num_iterations(self, action_dim: int) -> int:
         """Return the iterations of a plan."""

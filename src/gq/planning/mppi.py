@@ -5,11 +5,14 @@ elites. Actions are within [-1, 1].
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gq.algos.captured import EAGER, Captured, Program, report_failure
+from gq.errors import is_out_of_memory
 from gq.models.world_config import PlannerConfig
 from gq.models.world_model import WorldModel
 from gq.planning.packed import Heads, PackedModel, Roll
@@ -56,8 +59,8 @@ class Planner:
     Args:
         discount: per decision.
         bfloat16: compute matrix products in bfloat16.
-        compiled: compile the plan on first use and replay it as one CUDA graph, for each number of environments. On a
-            CPU this takes minutes and gains little.
+        program: whether plans are compiled on first use, and replayed as one CUDA graph for each number of
+            environments. Compiling takes minutes on a CPU and gains little.
     """
 
     def __init__(
@@ -67,25 +70,26 @@ class Planner:
         *,
         discount: float,
         bfloat16: bool = False,
-        compiled: bool = False,
+        program: Program = EAGER,
     ) -> None:
         assert config.problem() is None, config.problem()
         self.model, self.config, self.discount = model, config, discount
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.num_iterations = config.num_iterations(model.action_dim)
-        self.compiled = compiled
+        self.program = program
         keep_freed_memory()
-        self.compute: Callable[..., Plan] = self._plan
-        if compiled:
+        self.compiled: Callable[..., Plan] | None = None
+        self.graphs: dict[tuple[int, ...], tuple[Captured, list[torch.Generator]]] = {}  # see `plan_each`
+        if program.compiled:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NUM_COMPILED)
-            self.compute = torch.compile(self._plan, fullgraph=True, dynamic=False, mode="reduce-overhead")
+            self.compiled = torch.compile(self._plan, fullgraph=True, dynamic=False)
 
     def resized(self, **changes: int) -> "Planner":
         """Return a planner that tries more or less, see `PlannerConfig.resized`; this one if that changes nothing."""
         if (config := self.config.resized(**changes)) == self.config:
             return self
         bfloat16 = self.dtype == torch.bfloat16
-        return Planner(self.model, config, discount=self.discount, bfloat16=bfloat16, compiled=self.compiled)
+        return Planner(self.model, config, discount=self.discount, bfloat16=bfloat16, program=self.program)
 
     @property
     def num_evaluations(self) -> int:
@@ -136,11 +140,63 @@ class Planner:
             warm_start = latents.new_zeros(shape)
         assert warm_start.shape == shape, f"a warm start of shape {tuple(warm_start.shape)}, not {shape}"
         assert len(draws.samples) == len(latents), f"draws for {len(draws.samples)} of {len(latents)} environments"
-        if not self.compiled:
-            return self.compute(latents, warm_start, draws, std)
-        torch.compiler.cudagraph_mark_step_begin()
-        plan = self.compute(latents, warm_start, draws, std)
-        return Plan(*(part.clone() for part in plan))  # the graph reuses its memory
+        if self.compiled:
+            try:
+                return self.compiled(latents, warm_start, draws, std)
+            except Exception as error:  # what is wrong with the plan itself fails again
+                if is_out_of_memory(error):
+                    raise
+                report_failure("plans", error)
+                self.compiled = None
+        return self._plan(latents, warm_start, draws, std)
+
+    @torch.no_grad()
+    def plan_each(
+        self,
+        start: Tensor,
+        generators: Sequence[torch.Generator | None],
+        warm_start: Tensor,
+        std: Tensor | None = None,
+        *,
+        encoded: bool = True,
+    ) -> Plan:
+        """Return the plans for latents [E, L], or observations [E, S] that are not encoded, each with its own draws.
+
+        Where the program says so, all of it is one graph. That draws from generators of its own, which are given the
+        states of those of the environments and give them back.
+
+        Args:
+            generators: None for an environment whose plan nobody uses.
+        """
+
+        def compute(own: Sequence[torch.Generator | None], start: Tensor, warm_start: Tensor, *std: Tensor) -> Plan:
+            latents = start if encoded else self.model.encode(start)
+            return self.plan(latents, self._draw_some(own), warm_start, *std)
+
+        given = [start, warm_start, *([] if std is None else [std])]
+        if not self.program.captured:
+            return compute(generators, *given)
+        kind = (*start.shape, encoded, std is not None)
+        if kind not in self.graphs:
+            slots = [torch.Generator(start.device) for _ in generators]
+            self.graphs[kind] = Captured(start.device, slots), slots
+        captured, slots = self.graphs[kind]
+        pairs = [(slot, outer) for slot, outer in zip(slots, generators, strict=True) if outer]
+        for slot, outer in pairs:
+            slot.set_state(outer.get_state())
+        plan = captured(partial(compute, slots), *given)
+        for slot, outer in pairs:
+            outer.set_state(slot.get_state())
+        return plan
+
+    def _draw_some(self, generators: Sequence[torch.Generator | None]) -> Draws:
+        """Return draws for one environment per generator; without one, those of the first that has one."""
+        draws = self.draw_each([generator for generator in generators if generator])
+        if all(generators):
+            return draws
+        numbers = iter(range(len(generators)))
+        order = torch.tensor([next(numbers) if generator else 0 for generator in generators])
+        return Draws(*(part[order.to(part.device)] for part in draws))
 
     def _plan(self, latents: Tensor, warm_start: Tensor, draws: Draws, std: Tensor | None = None) -> Plan:
         config = self.config

@@ -12,7 +12,7 @@ from torch import Tensor
 from gq.models.corrector import CorrectorInputs
 from gq.models.world_model import WorldModel
 from gq.planning.interfaces import CorrectionNetwork, Costs, Queue
-from gq.planning.mppi import Draws, Plan, Planner
+from gq.planning.mppi import Plan, Planner
 
 NUM_REFINING_SAMPLES = 64
 DEPTH = 3  # decisions that a beam search looks ahead
@@ -52,11 +52,11 @@ class NetworkSkills:
 
     def plan(self, rows: np.ndarray, latents: Tensor, warm_start: Tensor) -> Queue:
         """Plan from latents [E, L] with the means [E, H, A] of the plans as of one decision ago."""
-        return self._queue(self.planner.plan(latents, self._draws(self.planner, rows), warm_start))
+        return self._queue(self.planner.plan_each(latents, self._of(rows), warm_start))
 
     def refine(self, rows: np.ndarray, latents: Tensor, warm_start: Tensor, std: Tensor) -> Queue:
         """Improve plans by one iteration from their means and deviations [E, H, A] as of one decision ago."""
-        return self._queue(self.refiner.plan(latents, self._draws(self.refiner, rows), warm_start, std))
+        return self._queue(self.refiner.plan_each(latents, self._of(rows), warm_start, std))
 
     def next(self, latents: Tensor, actions: Tensor) -> Tensor:
         """The latents [N, L] that are expected after actions [N, A]."""
@@ -88,15 +88,9 @@ class NetworkSkills:
             actions, latents, value = plan.elite, plan.elite_latents, plan.elite_value
         return Queue(actions, plan.mean, plan.std, latents, value)
 
-    def _draws(self, planner: Planner, rows: np.ndarray) -> Draws:
-        """Draws for all environments: for the given ones their own, for the others those of the first."""
-        draws = planner.draw_each([self.generators[row] for row in rows])
-        if len(rows) == len(self.generators):
-            return draws
-        order = np.zeros(len(self.generators), np.int64)
-        order[rows] = np.arange(len(rows))
-        index = torch.from_numpy(order).to(self.device)
-        return Draws(*(part[index] for part in draws))
+    def _of(self, rows: np.ndarray) -> list[torch.Generator | None]:
+        """The generators of the given environments; the plans of the others are not used."""
+        return [generator if row in rows else None for row, generator in enumerate(self.generators)]
 
     def _normal(self, *shape: int) -> Tensor:
         """Standard normals [E, ...]."""

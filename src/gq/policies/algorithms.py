@@ -27,7 +27,7 @@ from gq.models.world_model import WorldModel
 from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import resolve_mode
 from gq.planning.mppi import Planner
-from gq.policies.compute import Compute, find_missing
+from gq.policies.compute import Compute, choose_program
 from gq.rollouts.episodes import Policy
 
 
@@ -40,7 +40,6 @@ class Algorithm:
     # Of a model and the data; None: it does not learn from windows of a dataset.
     build_learner: Callable[[Any, Any, Sampler, Execution], SupervisedLearner] | None = None
     can_sample: bool = False  # its policy has a distribution
-    can_compile: bool = False  # its update does all its work on the device
     has_context: bool = False  # it is a transformer
     takes_target: bool = True  # acting depends on a target return
     ends_windows: bool = False  # only the last step of each window is learnt from
@@ -148,7 +147,7 @@ def build_planner(config: TDMPC2Config, model: WorldModel, compute: Compute) -> 
         config.planner,
         discount=discount_of(config),
         bfloat16=compute.bfloat16,
-        compiled=compute.device.type == "cuda" and find_missing(compute.device) is None,
+        program=choose_program(config.planner.compile, compute.device),
     )
 
 
@@ -167,8 +166,8 @@ def _planning_policy(config: TDMPC2Config, model: WorldModel, compute: Compute, 
 
 
 ALGORITHMS = {
-    "dt": Algorithm(_build_dt, _dt_policy, _dt_learner, can_compile=True, has_context=True),
-    "bc": Algorithm(_build_bc, _bc_policy, _bc_learner, can_compile=True, takes_target=False, ends_windows=True),
+    "dt": Algorithm(_build_dt, _dt_policy, _dt_learner, has_context=True),
+    "bc": Algorithm(_build_bc, _bc_policy, _bc_learner, takes_target=False, ends_windows=True),
     "odt": Algorithm(build_odt, _odt_policy, build_odt_learner, can_sample=True, has_context=True),
     "finetune": Algorithm(build_odt, _odt_policy, build_odt_learner, can_sample=True, has_context=True),
     "tdmpc2": Algorithm(build_world_model, _planning_policy, can_sample=True, takes_target=False, plans=True),

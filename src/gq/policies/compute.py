@@ -1,12 +1,14 @@
-"""Which device and number format to use, with the reason, and whether programs can be compiled for it."""
+"""Which device and number format to use, and how its programs are run, each with the reason."""
 
 import os
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from gq.algos.captured import Program
 from gq.errors import UsageError
 
 
@@ -78,6 +80,41 @@ def parse_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"gq does not run on {device.type}", hint="use --device auto, cpu, cuda or cuda:N")
     return device
+
+
+def choose_program(
+    wish: Literal["auto", "off", "capture", "full"],
+    device: torch.device,
+    *,
+    obstacle: str | None = None,
+    unprofitable: str | None = None,
+) -> Program:
+    """Decide how to run updates or plans on a device.
+
+    Args:
+        wish: `auto` captures and compiles on a GPU; `capture` does not compile, which takes a minute or so.
+        obstacle: why they cannot be captured, if they cannot.
+        unprofitable: why compiling does not pay, if it does not.
+
+    Raises:
+        UsageError: what is wished is not possible here.
+    """
+    if wish == "off":
+        return Program(False, False, "as asked")
+    missing = find_missing(device) if wish != "capture" else None
+    if wish == "auto":
+        if device.type != "cuda":
+            # Compiling takes minutes there, and gq.models.kernels has made the passes over memory few without it.
+            return Program(False, False, f"it does not pay on {device.type}")
+        if obstacle:
+            return Program(False, False, obstacle)
+        without = missing or unprofitable
+        return Program(not without, True, without or "the host launches each as a whole")
+    if device.type != "cuda" and wish == "capture":
+        raise UsageError(f"CUDA graphs are for NVIDIA GPUs, not for {device.type}", hint="use compile=auto")
+    if problem := missing or (obstacle if device.type == "cuda" else None):
+        raise UsageError(f"compile={wish} is not possible: {problem}", hint="use compile=auto, which does without")
+    return Program(wish == "full", device.type == "cuda", "as asked")
 
 
 def find_missing(device: torch.device) -> str | None:

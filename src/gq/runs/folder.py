@@ -24,6 +24,8 @@ def read_config(run: Path) -> TrainedConfig:
     """
     try:
         tree = parse_toml((run / "config.toml").read_text(encoding="utf-8"))
+        if tree.get("train", {}).get("compile") == "on":  # what version 0.1 called it
+            tree["train"]["compile"] = "full"
         return validate(CONFIGS[str(tree["algo"])], tree)
     except (OSError, ValueError, KeyError, UsageError) as error:
         raise GqError(
@@ -38,6 +40,8 @@ CHANGEABLE = (
     "train.decisions",
     "train.device",
     "train.log_every",
+    "train.compile",
+    "planner.compile",
     "train.checkpoint_activations",
     "train.parallel",
     "data.placement",

@@ -1,19 +1,19 @@
-"""From a configuration and its data to what learns from them: where the data lie, what is compiled, the learner."""
+"""From a configuration and its data to what learns from them: where the data lie, how updates are run, the learner."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from gq.algos.captured import Program
 from gq.algos.supervised import Execution, SupervisedLearner
-from gq.config import OfflineConfig
+from gq.config import OfflineConfig, TrainedConfig
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WHOLE, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.errors import UsageError
 from gq.models.decision_transformer import TrajectoryTransformer
 from gq.models.transformer import recompute
 from gq.policies.algorithms import ALGORITHMS, build_model
-from gq.policies.compute import Compute, find_missing
+from gq.policies.compute import Compute, choose_program
 from gq.training.processes import Processes, is_to_be_sharded, shard
 
 # Up to this many parameters, a GPU is done with an update as soon as the host has launched it, and logged the last one.
@@ -23,72 +23,37 @@ MIN_STEPS = 500  # fewer updates do not win back the minute or so that compiling
 
 
 @dataclass(frozen=True)
-class Compilation:
-    """Whether updates are compiled, with the reason."""
-
-    is_on: bool
-    reason: str
-
-    def __str__(self) -> str:
-        return f"updates are {'compiled' if self.is_on else 'not compiled'}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Placement:
-    """On what a run is computed; decided once, before there is a folder, since it may refuse."""
+    """On what a run is computed and how; decided once, before there is a folder, since it may refuse."""
 
     compute: Compute
     is_streamed: bool  # the data stay in host memory or in their file
-    compilation: Compilation
+    program: Program  # of updates
 
 
 def choose_placement(
     config: OfflineConfig, trajectories: Trajectories, compute: Compute, *, num_processes: int = 1
 ) -> Placement:
-    """Decide where the data lie and whether updates are compiled.
+    """Decide where the data lie and how updates are run.
 
     Raises:
         UsageError: something is asked for and not possible.
     """
     is_streamed = is_to_be_streamed(config.data.placement, trajectories, compute.device)
-    compilation = choose_compilation(config, compute.device, num_processes=num_processes, is_streamed=is_streamed)
-    return Placement(compute, is_streamed, compilation)
+    few = f"{config.train.steps} updates are too few to compile" if config.train.steps < MIN_STEPS else None
+    return Placement(compute, is_streamed, choose_update_program(config, compute, num_processes, unprofitable=few))
 
 
-def choose_compilation(
-    config: OfflineConfig, device: torch.device, *, num_processes: int = 1, is_streamed: bool = False
-) -> Compilation:
-    """Decide whether to compile the updates of a run.
+def choose_update_program(
+    config: TrainedConfig, compute: Compute, num_processes: int, *, unprofitable: str | None = None
+) -> Program:
+    """Decide how updates are run: as one graph each, unless several processes share them.
 
     Raises:
-        UsageError: it is asked for and not possible.
+        UsageError: what is asked for is not possible.
     """
-    wanted = config.train.compile
-    if wanted == "off":
-        return Compilation(False, "as asked")
-    if obstacle := find_obstacle(config, device, num_processes=num_processes, is_streamed=is_streamed):
-        if wanted == "on":
-            raise UsageError(f"updates cannot be compiled: {obstacle}", hint="leave --set train.compile=on away")
-        return Compilation(False, obstacle)
-    if wanted == "on":
-        return Compilation(True, "as asked")
-    if device.type != "cuda":
-        # Compiling takes minutes there, and gq.models.kernels has made the passes over memory few without it.
-        return Compilation(False, f"it does not pay on {device.type}")
-    if config.train.steps < MIN_STEPS:
-        return Compilation(False, f"{config.train.steps} updates are too few for it")
-    return Compilation(True, "the GPU replays each update as one graph")
-
-
-def find_obstacle(config: OfflineConfig, device: torch.device, *, num_processes: int, is_streamed: bool) -> str | None:
-    """Return why updates cannot be compiled, or None."""
-    if not ALGORITHMS[config.algo].can_compile:
-        return f"an update of {config.algo} also tunes its temperature, which waits for the update"
-    if num_processes > 1:
-        return "several processes share each update"
-    if device.type == "cuda" and is_streamed:
-        return "its windows come from outside the GPU"
-    return find_missing(device)
+    obstacle = "several processes share each update" if num_processes > 1 else None
+    return choose_program(config.train.compile, compute.device, obstacle=obstacle, unprofitable=unprofitable)
 
 
 def build_learner(
@@ -133,7 +98,7 @@ def build_learner(
     execution = Execution(
         autocast=placement.compute.autocast,
         average=processes.average if processes and num_processes > 1 else None,
-        compiled=placement.compilation.is_on,
+        program=placement.program,
         burst=BURST if is_small else 1,
     )
     return algorithm.build_learner(config, model, sampler, execution)

@@ -160,17 +160,14 @@ class Interaction:
 
     def _planned_actions(self, deciding: list[int]) -> np.ndarray:
         """Return the actions [E', A] to explore with in some environments."""
-        num = len(deciding)
-        draws = self.planner.draw_each([self.generators[i] for i in deciding])
-        if self.planner.compiled:  # for all environments, so that there is one size to compile for
-            spare = [num - 1] * (self.num_environments - num)
-            order = torch.tensor([*range(num), *spare], device=self.device)
-            draws = type(draws)(*(part[order] for part in draws))
-            deciding = deciding + [deciding[-1]] * len(spare)
+        num, chosen = len(deciding), list[torch.Generator | None](self.generators[i] for i in deciding)
+        if (
+            self.planner.program.compiled or self.planner.program.captured
+        ):  # for all environments, so that there is one size to compile for
+            chosen += [None] * (self.num_environments - num)
+        deciding = deciding + [deciding[-1]] * (len(chosen) - num)
         observations = torch.from_numpy(self.rows[deciding, : self.task.observation_dim]).to(self.device)
-        with torch.no_grad():
-            latents = self.planner.model.encode(observations)
-        plan = self.planner.plan(latents, draws, self.warm_start[deciding])
+        plan = self.planner.plan_each(observations, chosen, self.warm_start[deciding], encoded=False)
         self.warm_start[deciding[:num]] = plan.mean[:num]
         return plan.explored[:num].cpu().numpy()
 

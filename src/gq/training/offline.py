@@ -103,7 +103,7 @@ def build(
     where = str(run.compute) if processes.size == 1 else f"{run.compute}; {processes.size} processes with {share} each"
     note(f"{parameters:,} parameters on {where}")
     if run.compute.device.type == "cuda" or config.train.compile != "auto":
-        note(str(placement.compilation))
+        note(f"updates are {placement.program}")
     task = config.environment
     dims = (task.observation_dim, task.action_dim)
     if warning := data_warning(config.size, parameters, trajectories.num_transitions, dims):
@@ -113,7 +113,7 @@ def build(
     if run.checkpoint:
         note(f"going on from step {run.progress.step}")
     facts = facts_of(config.data.dataset, trajectories, digest, parameters)
-    run.describe(facts, compute=where, compilation=str(placement.compilation))
+    run.describe(facts, compute=where, program=str(placement.program))
     return learner, parameters
 
 

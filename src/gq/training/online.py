@@ -23,6 +23,7 @@ from gq.runs.card import COMPARISON_FILE, write_card
 from gq.runs.folder import refuse_filled
 from gq.runs.metrics import Listener
 from gq.training import processes as distributed
+from gq.training.building import choose_update_program
 from gq.training.finetuning import Evaluations, Explorer, ReplayStore, begin_from_parent, own_reference, random_return
 from gq.training.offline import facts_of, refuse_changed_data
 from gq.training.session import Kept, Progress, Session, at_highest_target, by_target, open_session
@@ -160,7 +161,8 @@ def build(
     torch.manual_seed(config.train.seed)
     model = build_odt(config, config.environment).to(run.compute.device)
     store = ReplayStore(config, run.folder, trajectories, run.compute.device)
-    learner = build_odt_learner(config, model, store.buffer, Execution(run.compute.autocast))
+    program = choose_update_program(config, run.compute, 1)
+    learner = build_odt_learner(config, model, store.buffer, Execution(run.compute.autocast, program=program))
     if run.checkpoint:
         store.restore(run.checkpoint.state["buffer"], run.progress.num_episodes)
         parent = run.checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed

@@ -20,13 +20,14 @@ from gq.errors import UsageError
 from gq.planning.acting import PlanningPolicy
 from gq.planning.mppi import Planner
 from gq.policies.algorithms import build_planner, build_world_model, discount_of
-from gq.policies.compute import choose_compute, find_missing
+from gq.policies.compute import choose_compute
 from gq.rollouts.episodes import EpisodeRequest, roll_out
 from gq.rollouts.statistics import Summary, summarise
 from gq.runs.card import write_card
 from gq.runs.folder import SELECTION_SEED, refuse_filled, refuse_imported
 from gq.runs.metrics import Listener
 from gq.training import processes as distributed
+from gq.training.building import choose_update_program
 from gq.training.interaction import FinishedEpisode, Interaction, num_seed_decisions
 from gq.training.session import Kept, Progress, Session, open_session
 
@@ -132,14 +133,19 @@ def build(run: Session[WorldProgress], config: TDMPC2Config) -> tuple[TDMPC2Lear
     discount = discount_of(config)
     model = build_world_model(config, config.environment).to(compute.device)
     average = processes.average if processes.size > 1 else None
-    learner = TDMPC2Learner(model, config.update, discount=discount, autocast=compute.autocast, average=average)
+    unmeasured = "what compiling would gain here was not measured"
+    program = choose_update_program(config, compute, processes.size, unprofitable=unmeasured)
+    learner = TDMPC2Learner(
+        model, config.update, discount=discount, autocast=compute.autocast, average=average, program=program
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     where = f"{compute} in {processes.size} processes" if average else str(compute)
     run.listener.note(f"{parameters:,} parameters on {where}; discount {discount:g}")
     planner = build_planner(config, model, compute)
-    if compute.device.type == "cuda" and not planner.compiled:
-        run.listener.note(f"plans are not compiled: {find_missing(compute.device)}")
-    run.describe({"parameters": parameters, "versions": versions()}, compute=where, discount=discount)
+    if compute.device.type == "cuda":
+        run.listener.note(f"updates are {learner.program}; plans are {planner.program}")
+    programs = {"program": str(learner.program), "planner_program": str(planner.program)}
+    run.describe({"parameters": parameters, "versions": versions()}, compute=where, discount=discount, **programs)
     return learner, planner, parameters
 
 
