@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from gq import threads
 from tiny import write_hopper_file
@@ -25,6 +26,10 @@ if num_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 threads.prepare()
 
 ROOT = Path(__file__).parents[1]
+# The same examples everywhere; `--hypothesis-profile default` looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
+
 KEPT = ("GQ_FIXTURES", "GQ_DEBUG", "GQ_PRECISION")  # settings for the tests themselves
 SHARED = ROOT.parent / "shared"
 NOT_KEPT = "not among the recordings in the repository; GQ_FIXTURES names a folder of all"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,6 +30,7 @@ def test_the_numbers_are_those_of_the_episodes() -> None:
     assert sum(health.document()["return_histogram"]["counts"]) == 5
 
 
+@hypothesis.example([17.0, -5e-324])
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
 def test_every_value_is_in_a_bin_between_round_edges(values: list[float]) -> None:
     result = histogram(np.array(values))

@@ -111,6 +111,8 @@ def histogram(values: np.ndarray) -> Histogram:
     low, high = float(values.min()), float(values.max())
     step = round_up((high - low) / NUM_BINS or max(abs(high), 1.0) / NUM_BINS)
     start = math.floor(low / step) * step
+    if start > low:  # low / step is rounded to 0 where low is a tiny negative number
+        start -= step
     count = max(1, math.floor((high - start) / step) + 1)
     edges = start + step * np.arange(count + 1)
     counts, _ = np.histogram(values, edges)
