@@ -80,7 +80,7 @@ def test_utilisation_finds_no_waits_in_updates_and_some_where_they_are(run: Run)
     (table,) = run("utilisation", "--sizes 1m --batch-size 2 --context 3 --rounds 1")
     (row,) = table["rows"]
     assert row["waits"] == 0
-    assert 0 < row["MFU"] < 1
+    assert row["MFU"] > 0  # of a peak that was measured beside whatever else the machine did
     utilisation = importlib.import_module("utilisation")
     assert utilisation.count_waits(lambda: torch.ones(1).item(), "cpu") == utilisation.NUM_PROFILED
 
