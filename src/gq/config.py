@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from gq.envs.specs import EnvironmentRequest
 from gq.envs.tasks import Task, resolve_task
 from gq.errors import UsageError, suggest
 from gq.files import parse_toml
@@ -126,11 +127,29 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    # [environment] of config.toml: the whole of it once it is known, before that what is asked for.
+    made: Task | EnvironmentRequest | None = None
 
     @property
     def environment(self) -> Task:
-        """The task that `task` names. Raises UsageError if there is none."""
+        """The run's own environment; of runs without it on record the task that `task` names.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if isinstance(self.made, Task) and self.made.id == self.task:
+            return self.made
         return resolve_task(self.task)
+
+    @property
+    def request(self) -> EnvironmentRequest:
+        """What is asked of the environment."""
+        asked = self.made if isinstance(self.made, EnvironmentRequest) else EnvironmentRequest()
+        return dataclasses.replace(asked, id=self.task or asked.id)
+
+    def made_for(self, task: Task) -> Self:
+        """Return this configuration with its environment known."""
+        return dataclasses.replace(self, task=task.id, made=task)
 
     @property
     def dataset(self) -> str:
@@ -144,7 +163,10 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values."""
-        return dataclasses.asdict(self)
+        tree = dataclasses.asdict(self)
+        if made := tree.pop("made"):
+            tree["environment"] = {key: value for key, value in made.items() if value is not None}
+        return tree
 
     def replace(self, values: Mapping[str, Any], origin: str = "") -> Self:
         """Return this configuration with dotted keys replaced and everything validated again."""
@@ -270,6 +292,7 @@ class TDMPC2Config(RunConfig):
     train: InteractionConfig = field(default_factory=InteractionConfig)
 
 
+ENVIRONMENT = "environment."  # what its keys begin with
 AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")  # with defaults, of values and other such dataclasses
 OfflineConfig = DTConfig | BCConfig | ODTConfig
 TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
@@ -292,10 +315,25 @@ def with_settings(config: AnyConfig, values: Mapping[str, Any], origin: str = ""
     Raises:
         UsageError: an unknown key, a wrong type or a value out of range.
     """
-    tree = dataclasses.asdict(config)
+    tree = config.to_dict() if isinstance(config, RunConfig) else dataclasses.asdict(config)
+    environment = tree.pop("environment", {})
+    if values.get("task", environment.get("id")) != environment.get("id"):
+        environment = {}
     for key, value in values.items():
-        assign(tree, key, value, origin)
-    return validate(type(config), tree)
+        if key.startswith(ENVIRONMENT):
+            environment = with_request(environment, key.removeprefix(ENVIRONMENT), value)
+        else:
+            assign(tree, key, value, origin)
+    return validate(type(config), tree | ({"environment": environment} if environment else {}))
+
+
+def with_request(environment: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return [environment] with one thing asked for; what was found out about another environment goes."""
+    asked = {name: value for name, value in environment.items() if name in EnvironmentRequest.__dataclass_fields__}
+    name, _, argument = key.partition(".")
+    if argument:  # kwargs.gravity of a file
+        value = {**asked.get(name, {}), argument: value}
+    return asked | {name: value}
 
 
 def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
@@ -306,14 +344,19 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     """
     import pydantic
 
+    tree = dict(tree)
+    environment = tree.pop("environment", None)
     usual = flatten(dataclasses.asdict(kind()))
+    usual.pop("made", None)
     for key, value in flatten(tree).items():
         check_key(usual, key, "")
         if is_flag_for_number(value, usual[key]):
             message = f"{key} = {toml_value(value)}: a number is wanted, not true or false"
             raise UsageError(message, hint=f"for example --set {key}={example(kind, key)}")
     try:
-        config: AnyConfig = adapter_of(kind).validate_python(dict(tree))
+        config: AnyConfig = adapter_of(kind).validate_python(tree)
+        if environment:
+            config = dataclasses.replace(config, made=read_environment(environment))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
@@ -324,6 +367,23 @@ def validate(kind: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
     if problem := next(filter(None, problems), None):
         raise UsageError(problem, hint="change one of the two with --set")
     return config
+
+
+def read_environment(section: Mapping[str, Any]) -> Task | EnvironmentRequest:
+    """Return [environment] of config.toml: a task where it is all there, else what is asked for.
+
+    Raises:
+        pydantic.ValidationError: a value is wrong.
+        UsageError: an unknown key.
+    """
+    kind: type[Task | EnvironmentRequest] = Task if "observation_dim" in section else EnvironmentRequest
+    for key in section:
+        if key not in kind.__dataclass_fields__:
+            known = list(EnvironmentRequest.__dataclass_fields__)
+            hint = suggest(key, known, otherwise=f"there are {', '.join(known)}")
+            raise UsageError(f"there is no setting {ENVIRONMENT}{key}", hint=hint)
+    made: Task | EnvironmentRequest = adapter_of(kind).validate_python(section)  # type: ignore[arg-type]
+    return made
 
 
 def is_flag_for_number(value: Any, usual: Any) -> bool:
@@ -423,11 +483,15 @@ def to_toml(config: RunConfig) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Return a TOML literal of a boolean, number, string or list of them."""
+    """Return a TOML literal of a boolean, number, string, or a list or table of them."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
+    if value is None:
+        raise UsageError("config.toml cannot hold null", hint="omit arguments of the environment that are null")
     return repr(value)

@@ -11,6 +11,7 @@ from gq import presets
 from gq.config import DataRunConfig, FinetuneConfig, ODTConfig, TrainedConfig, flatten
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
+from gq.envs.tasks import Task
 from gq.errors import UsageError
 from gq.paths import last_dataset, read_json
 from gq.runs.checkpoint import choose_checkpoint
@@ -42,15 +43,13 @@ def prepare(config: DataRunConfig) -> tuple[DataRunConfig, Trajectories]:
         UsageError, DataError: no such dataset, a file that must not be trained on, or another task's dimensions.
     """
     name = config.data.dataset or last_dataset()
-    trajectories = load_dataset(name, task=config.environment.id if config.task else None)
-    if trajectories.task is None:
-        widths = (
-            f"observations of width {trajectories.observations.shape[1]}, actions of {trajectories.actions.shape[1]}"
-        )
-        raise UsageError(f"{name} does not say its task ({widths})", hint="name it, for example --task Hopper-v5")
+    known = config.made if isinstance(config.made, Task) and config.made.id == config.task else None
+    trajectories = load_dataset(name, environment=known or config.request)
+    assert trajectories.environment
     data = replace(config.data, dataset=canonical_name(name))
     targets = config.eval.targets or default_targets(trajectories)[-1 if config.algo == "odt" else 0 :]
-    return replace(config, task=trajectories.task, data=data, eval=replace(config.eval, targets=targets)), trajectories
+    config = config.made_for(trajectories.environment)
+    return replace(config, data=data, eval=replace(config.eval, targets=targets)), trajectories
 
 
 def default_targets(trajectories: Trajectories) -> tuple[float, ...]:
@@ -107,7 +106,7 @@ def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:
     if not (online.environment_steps or online.iterations or online.minutes):
         hint = "give one of --steps, --iterations and --minutes"
         raise UsageError("nothing would ever end this run", hint=hint)
-    trajectories = load_dataset(config.data.dataset, task=config.task)
+    trajectories = load_dataset(config.data.dataset, environment=config.environment)
     targets = online.targets or (online_target(max(config.eval.targets), random_return(config, trajectories)),)
     data = replace(config.data, dataset=canonical_name(config.data.dataset))
     return replace(config, data=data, online=replace(online, targets=targets)), trajectories

@@ -18,7 +18,8 @@ from gq.config import (
     TrainConfig,
     UpdateConfig,
 )
-from gq.envs.tasks import resolve_task
+from gq.envs.specs import settle
+from gq.envs.tasks import Task
 from gq.errors import UsageError
 from gq.models.config import StochasticModelConfig, resolve_size
 from gq.models.world_config import resolve_world_model_size
@@ -163,7 +164,13 @@ def tdmpc2(size: str = "5") -> TDMPC2Config:
 
 
 def with_task(config: TDMPC2Config) -> TDMPC2Config:
-    """Return the configuration with its task's proper name. Raises UsageError for no task, or none of that name."""
-    if not config.task:
+    """Return the configuration with its environment known.
+
+    Raises:
+        UsageError: no task, or none of that name that gq can use.
+    """
+    if isinstance(config.made, Task) and config.made.id == config.task:
+        return config
+    if not config.request.id:
         raise UsageError("TD-MPC2 needs a task", hint="for example --task cartpole-swingup, or --task HalfCheetah-v5")
-    return replace(config, task=resolve_task(config.task).id)
+    return config.made_for(settle(config.request))

@@ -159,7 +159,10 @@ Latest = Annotated[bool, typer.Option("--latest", help="Take the newest run.")]
 Dataset = Annotated[
     str | None, completed("ID|PATH", "Dataset id or file; default: the one downloaded last.", known_datasets)
 ]
-TaskName = Annotated[str | None, completed("ID", "Gymnasium task; default: the dataset's.", known_tasks)]
+TaskName = Annotated[
+    str | None,
+    completed("ID", "Gymnasium id, or package.module:Id-v0 to import one; default: the dataset's.", known_tasks),
+]
 Size = Annotated[str | None, completed("SIZE", "1m, 13m, 0.1b, 0.6b or 1.9b; default: 1m.", known_sizes)]
 Device = Annotated[
     str | None,
@@ -211,6 +214,38 @@ class Episodes:
         from gq.rollouts.episodes import EpisodeRequest
 
         return EpisodeRequest(self.episodes, targets, self.seed)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """How the environment is made; what is not given is as the data record it."""
+
+    env_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Arguments of its constructor, such as '{\"frame_skip\": 2}'.")
+    ] = None
+    max_episode_steps: Annotated[int | None, number("Its time limit; default: its own.")] = None
+    ignore_env_spec: Annotated[
+        bool, typer.Option("--ignore-env-spec", help="Take the data for the plain environment, whatever they record.")
+    ] = False
+
+    def flags(self) -> dict[str, Any]:
+        """Return these by configuration key. Raises UsageError for what is no JSON object."""
+        kwargs = None
+        if self.env_kwargs is not None:
+            from gq.files import parse_json
+
+            try:
+                kwargs = parse_json(self.env_kwargs)
+            except ValueError:
+                kwargs = None
+            if not isinstance(kwargs, dict) or None in kwargs.values():
+                hint = """for example --env-kwargs '{"forward_reward_weight": 2}'"""
+                raise UsageError(f"--env-kwargs {self.env_kwargs} is not a JSON object of values", hint=hint)
+        return {
+            "environment.kwargs": kwargs,
+            "environment.max_episode_steps": self.max_episode_steps,
+            "environment.ignore_env_spec": self.ignore_env_spec or None,
+        }
 
 
 class ChosenRun:

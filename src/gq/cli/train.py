@@ -38,6 +38,7 @@ Examples:
   gq train tdmpc2 --task cartpole-swingup --size 1 --decisions 50000
   gq train tdmpc2 --task dog-run --environments 8 --device cuda
   gq train tdmpc2 --task HalfCheetah-v5
+  gq train tdmpc2 --task mypackage:MyRobot-v0 --env-kwargs '{"mass": 2.0}'
   gq train tdmpc2 --task walker-run --set planner.num_samples=256
   gq train tdmpc2 --resume               resume the newest one
   torchrun --nproc-per-node 8 -m gq train tdmpc2 --task dog-run"""
@@ -64,7 +65,7 @@ WorldTask = Annotated[
     str | None,
     options.completed(
         "NAME",
-        "DeepMind Control task, such as dog-run, or Gymnasium id.",
+        "DeepMind Control task, such as dog-run, Gymnasium id, or package.module:Id-v0.",
         options.known_control_tasks,
         options.known_tasks,
     ),
@@ -104,46 +105,75 @@ class Learning:
         }
 
 
+@dataclass(frozen=True)
+class WorldLearning:
+    """What a world model is learnt from, and for how long."""
+
+    task: WorldTask = None
+    decisions: Annotated[int | None, options.number("Stop after so many; default: 500000.")] = None
+    environments: Annotated[int | None, options.number("That are stepped side by side; default: 1.")] = None
+    seed: Annotated[int | None, options.number("Seed of weights, episodes, batches and plans.")] = None
+
+    def flags(self) -> dict[str, Any]:
+        """Return these by configuration key."""
+        return {
+            "task": self.task,
+            "train.decisions": self.decisions,
+            "train.num_environments": self.environments,
+            "train.seed": self.seed,
+        }
+
+
 @train_app.command("dt", epilog=EXAMPLES, short_help="Train a Decision Transformer.")
 @options.grouped
 def train_dt(
-    *, learning: Learning, size: options.Size = None, target: Target = None, launch: Launch, output: Output
+    *,
+    learning: Learning,
+    environment: options.Environment,
+    size: options.Size = None,
+    target: Target = None,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Train a Decision Transformer on a dataset.
 
     The run keeps its configuration, metrics, the last and the best checkpoint. Ctrl-C saves; --resume goes on exactly.
     """
-    train_on_data(output, launch, "dt", size, learning.flags() | with_targets(target))
+    train_on_data(output, launch, "dt", size, learning.flags() | environment.flags() | with_targets(target))
 
 
 @train_app.command("bc", epilog=BC_EXAMPLES, short_help="Clone the best trajectories, as a baseline.")
 @options.grouped
-def train_bc(*, learning: Learning, launch: Launch, output: Output) -> None:
+def train_bc(*, learning: Learning, environment: options.Environment, launch: Launch, output: Output) -> None:
     """Clone the behaviour of the best trajectories: the baseline that a Decision Transformer should beat."""
-    train_on_data(output, launch, "bc", None, learning.flags())
+    train_on_data(output, launch, "bc", None, learning.flags() | environment.flags())
 
 
 @train_app.command("odt", epilog=ODT_EXAMPLES, short_help="Pretrain an Online Decision Transformer.")
 @options.grouped
 def train_odt(
-    *, learning: Learning, size: OnlineSize = None, target: Target = None, launch: Launch, output: Output
+    *,
+    learning: Learning,
+    environment: options.Environment,
+    size: OnlineSize = None,
+    target: Target = None,
+    launch: Launch,
+    output: Output,
 ) -> None:
     """Pretrain an Online Decision Transformer on a dataset; `gq finetune` then goes online with it.
 
     It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
     """
-    train_on_data(output, launch, "odt", size, learning.flags() | with_targets(target))
+    train_on_data(output, launch, "odt", size, learning.flags() | environment.flags() | with_targets(target))
 
 
 @train_app.command("tdmpc2", epilog=WORLD_EXAMPLES, short_help="Train a TD-MPC2 agent in its environment.")
 @options.grouped
 def train_tdmpc2(
     *,
-    task: WorldTask = None,
+    learning: WorldLearning,
+    environment: options.Environment,
     size: WorldSize = None,
-    decisions: Annotated[int | None, options.number("Stop after so many; default: 500000.")] = None,
-    environments: Annotated[int | None, options.number("That are stepped side by side; default: 1.")] = None,
-    seed: Annotated[int | None, options.number("Seed of weights, episodes, batches and plans.")] = None,
     launch: Launch,
     output: Output,
 ) -> None:
@@ -152,8 +182,7 @@ def train_tdmpc2(
     A decision is one choice of an action; DeepMind Control tasks apply each for two frames. The run keeps all that it
     did, so Ctrl-C saves and --resume goes on exactly.
     """
-    flags = {"task": task, "train.decisions": decisions, "train.num_environments": environments, "train.seed": seed}
-    given = launch.given(flags)
+    given = launch.given(learning.flags() | environment.flags())
     stored = launch.stored(output, "tdmpc2", size, given)
     from gq import threads
     from gq.config import TDMPC2Config

@@ -200,7 +200,7 @@ def _minari_metadata(path: Path) -> dict[str, Any]:
         raise DataError(f"{file} is damaged: {error}", hint=AGAIN) from error
     found = {name: metadata[name] for name in MINARI_PROVENANCE if metadata.get(name)}
     found = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
-    return found | ({"env_id": env_id} if env_id else {})
+    return found | ({"env_id": env_id, "env_spec": metadata["env_spec"]} if env_id else {})
 
 
 def _root_attributes(path: Path, root: Any, problems: Problems) -> dict[str, Any]:

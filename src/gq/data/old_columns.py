@@ -11,6 +11,7 @@ import numpy as np
 from gq.data.reading import trajectories_of
 from gq.data.rows import read_rows
 from gq.data.trajectories import Trajectories
+from gq.envs.tasks import TASKS
 from gq.errors import DataError
 
 
@@ -62,4 +63,4 @@ def read_old_ant(file: Path, source: str) -> Trajectories | None:
         message = f"{file}: columns 27 to 32 of the observations are not all zero, so they cannot be mapped to Ant-v5's"
         raise DataError(message, hint="see gq download --list ant")
     rows.attributes = {}
-    return trajectories_of(file, rows, source)
+    return trajectories_of(file, rows, source, TASKS["Ant-v5"])

@@ -13,12 +13,19 @@ import numpy as np
 
 from gq.data.rows import Rows, non_finite, read_rows
 from gq.data.trajectories import Trajectories
-from gq.envs.tasks import TASKS, resolve_task
+from gq.envs.specs import EnvironmentRequest, Record, settle
+from gq.envs.tasks import TASKS, Task, proper_id, resolve_task
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path
 
 
-def read_trajectories(path: Path, *, task: str | None = None, source: str | None = None) -> Trajectories:
+def read_trajectories(
+    path: Path,
+    *,
+    task: str | None = None,
+    environment: Task | EnvironmentRequest | None = None,
+    source: str | None = None,
+) -> Trajectories:
     """Read a D4RL or Minari HDF5 file, a Minari dataset folder or a pickled list of episodes.
 
     The task is the argument, else what the file records, else what its name implies, else None. An unfinished episode
@@ -26,19 +33,27 @@ def read_trajectories(path: Path, *, task: str | None = None, source: str | None
     on its last row was cut by its collector, and is kept: Minari stores whole episodes.
 
     Args:
-        task: Gymnasium id, in any case.
+        task: id of one of gq's own tasks, in any case.
+        environment: which the data must be of, or what is asked for: then what they record is made sure of.
         source: what `Trajectories.source` says; the path if None.
 
     Raises:
-        UsageError: no such file or task, or the file needs a task that nothing names.
+        UsageError: no such file or task, or the file needs a task that nothing names, or it contradicts what is asked.
         DataError: the file is damaged, incomplete, holds NaN, or has other widths than the task.
     """
     path = path.expanduser()
     asked = resolve_task(task).id if task else None
+    if environment and environment.id:
+        asked = proper_id(environment.id)
     file = data_file(path)
     rows, _ = read_rows(file, asked, refuse=True)
     assert rows is not None, "what cannot be read is refused"
-    return trajectories_of(file, rows, source or str(path))
+    if isinstance(environment, EnvironmentRequest):
+        if rows.task is None:
+            shapes = f"observations of width {rows.observations.shape[1]}, actions of {rows.actions.shape[1]}"
+            raise UsageError(f"{path} does not say its task ({shapes})", hint="name it, for example --task Hopper-v5")
+        environment = settle(environment, Record.of(rows.attributes), rows.task)
+    return trajectories_of(file, rows, source or str(path), environment or TASKS.get(rows.task or ""))
 
 
 def data_file(path: Path) -> Path:
@@ -58,27 +73,27 @@ def data_file(path: Path) -> Path:
     raise UsageError(f"{path} is a folder without main_data.hdf5 or data/main_data.hdf5", hint=hint)
 
 
-def trajectories_of(file: Path, rows: Rows, source: str) -> Trajectories:
-    """Split a file's rows into episodes to train on.
+def trajectories_of(file: Path, rows: Rows, source: str, task: Task | None) -> Trajectories:
+    """Split a file's rows into episodes of a task, where that is known, to train on.
 
     Raises:
         DataError: the values or widths are not what they should be, or no episode is complete.
         UsageError: there are neither timeouts nor a task with a known limit.
     """
-    check_widths(file, rows.observations.shape[1], rows.actions.shape[1], rows.task)
+    check_widths(file, rows.observations.shape[1], rows.actions.shape[1], task, Record.of(rows.attributes))
     for name in ("observations", "actions", "rewards"):
         if error := non_finite(file, name, getattr(rows, name), rows):
             raise error
     offsets = rows.offsets
     if offsets is None:
-        ends = _episode_ends(file, rows.terminals, rows.timeouts, rows.task)
+        ends = _episode_ends(file, rows.terminals, rows.timeouts, task)
         if not len(ends):
-            limit = "" if rows.task else ", or at the limit of its --task"
+            limit = "" if task else ", or at the limit of its --task"
             hint = f"an episode ends where terminals or timeouts is set{limit}"
             raise DataError(f"{file}: no complete episode in {rows.num_rows:,} rows", hint=hint)
         offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
     num_kept = int(offsets[-1])
-    _check_episodes(file, offsets, rows.terminals[:num_kept], rows.task)
+    _check_episodes(file, offsets, rows.terminals[:num_kept], task)
     return Trajectories(
         observations=rows.observations[:num_kept],
         actions=rows.actions[:num_kept],
@@ -86,13 +101,14 @@ def trajectories_of(file: Path, rows: Rows, source: str) -> Trajectories:
         terminals=rows.terminals[:num_kept],
         offsets=offsets,
         source=source,
-        task=rows.task,
+        task=task.id if task else rows.task,
+        environment=task,
         num_dropped_rows=rows.num_rows - num_kept,
         attributes=rows.attributes,
     )
 
 
-def _episode_ends(path: Path, terminals: np.ndarray, timeouts: np.ndarray | None, task: str | None) -> np.ndarray:
+def _episode_ends(path: Path, terminals: np.ndarray, timeouts: np.ndarray | None, task: Task | None) -> np.ndarray:
     """Return the last row of each complete episode of flat data, int [E].
 
     Where no time limit was recorded, an episode also ends at its task's limit. Its steps are counted from its own first
@@ -108,24 +124,25 @@ def _episode_ends(path: Path, terminals: np.ndarray, timeouts: np.ndarray | None
     if timeouts is not None and timeouts.any():
         return np.flatnonzero(terminals | timeouts)
     ends = np.flatnonzero(terminals)
-    if task not in TASKS:
+    if task is None:
         if timeouts is not None:
             return ends
         message = f"{path} has no timeouts, and no known task tells where its episodes end"
         raise UsageError(message, hint="name the task, for example --task Hopper-v5")
-    limit = TASKS[task].max_episode_steps
+    limit = task.max_episode_steps
     starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(terminals)]])
     cuts = [np.arange(start + limit - 1, stop, limit) for start, stop in zip(starts, stops, strict=True)]
     return np.sort(np.concatenate([ends, *cuts]))
 
 
-def check_widths(path: Path, num_observation_columns: int, num_action_columns: int, task_id: str | None) -> None:
-    """Compare the widths of observations and actions with the task's, if gq knows the task.
+def check_widths(
+    path: Path, num_observation_columns: int, num_action_columns: int, task: Task | None, record: Record | None = None
+) -> None:
+    """Compare the widths of observations and actions with the task's, if that is known.
 
     Raises:
         DataError: they differ; the hint names the task that the widths belong to.
     """
-    task = TASKS.get(task_id or "")
     found = (num_observation_columns, num_action_columns)
     if task is None or found == (task.observation_dim, task.action_dim):
         return
@@ -136,6 +153,8 @@ def check_widths(path: Path, num_observation_columns: int, num_action_columns: i
     family = task.id.split("-")[0]
     fitting = [known.id for known in TASKS.values() if found == (known.observation_dim, known.action_dim)]
     fitting.sort(key=lambda name: name.split("-")[0] != family)
+    if record:  # then they are of no other robot
+        fitting = [name for name in fitting if name.split("-")[0] == record.id.split("-")[0]]
     if fitting:
         hint = f"these are the widths of {' or '.join(fitting[:3])}: try --task {fitting[0]}"
     elif found == (111, 8):
@@ -145,7 +164,7 @@ def check_widths(path: Path, num_observation_columns: int, num_action_columns: i
     raise DataError(message, hint=hint)
 
 
-def _check_episodes(path: Path, offsets: np.ndarray, terminals: np.ndarray, task_id: str | None) -> None:
+def _check_episodes(path: Path, offsets: np.ndarray, terminals: np.ndarray, task: Task | None) -> None:
     """Refuse episodes longer than the task's limit, and episodes that go on after a terminal step.
 
     Args:
@@ -157,7 +176,6 @@ def _check_episodes(path: Path, offsets: np.ndarray, terminals: np.ndarray, task
     """
     lengths = np.diff(offsets)
     longest = int(lengths.argmax())
-    task = TASKS.get(task_id or "")
     if task is not None and lengths[longest] > task.max_episode_steps:
         message = (
             f"{path}: episode {longest} has {lengths[longest]:,} steps, {task.id} stops at {task.max_episode_steps:,}"

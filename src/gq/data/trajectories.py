@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gq.envs.tasks import Task
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
@@ -21,6 +23,7 @@ class Trajectories:
     offsets: np.ndarray  # int64 [E + 1]
     source: str  # dataset id or path
     task: str | None = None  # Gymnasium id, where the source says or implies it
+    environment: Task | None = None  # what the episodes are of, where that was settled
     num_dropped_rows: int = 0  # rows of an unfinished episode at the end of the source
     attributes: dict[str, Any] = field(default_factory=dict)  # provenance found in the source
 

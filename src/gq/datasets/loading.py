@@ -13,6 +13,8 @@ from gq.datasets.cache import Stored, cached, check_unchanged, holding, put_on_r
 from gq.datasets.catalog import DatasetEntry
 from gq.datasets.download import fetch_dataset
 from gq.datasets.names import PREFIX
+from gq.envs.specs import EnvironmentRequest
+from gq.envs.tasks import Task
 from gq.errors import DataError, UsageError
 from gq.files import write_json
 from gq.paths import datasets_folder, existing
@@ -138,8 +140,10 @@ def canonical_name(name: str) -> str:
         raise
 
 
-def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
-    """Load a dataset by id or path.
+def load_dataset(
+    name: str, *, task: str | None = None, environment: Task | EnvironmentRequest | None = None
+) -> Trajectories:
+    """Load a dataset by id or path; see `read_trajectories` for what is said of its environment.
 
     Raises:
         UsageError: no such file or dataset, or one that was not downloaded.
@@ -147,14 +151,14 @@ def load_dataset(name: str, *, task: str | None = None) -> Trajectories:
     """
     found = canonical_name(name)
     if Path(found).is_absolute():
-        return read_trajectories(Path(found), task=task)
+        return read_trajectories(Path(found), task=task, environment=environment)
     entry = registry.resolve(found)
     if entry.kind == "tdmpc2":
         raise UsageError(f"{entry.id} is a TD-MPC2 checkpoint, not a dataset", hint="see gq download --list")
     if not cached(entry):
         raise UsageError(f"{entry.id} is not in the cache", hint=f"gq download {entry.id}")
     try:
-        trajectories = read_trajectories(entry.path, task=task, source=entry.id)
+        trajectories = read_trajectories(entry.path, task=task, environment=environment, source=entry.id)
     except DataError as error:
         hint = f"gq download {entry.id}" if error.hint == AGAIN else error.hint
         raise DataError(str(error), hint=hint) from error

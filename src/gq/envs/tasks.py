@@ -1,7 +1,8 @@
 """The MuJoCo tasks of Gymnasium and of DeepMind Control that gq knows by name, with what needs no MuJoCo to check."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,11 +25,19 @@ class Task:
     kind: Literal["gymnasium", "control"] = "gymnasium"
     action_repeat: int = 1  # frames, which are control steps of the simulator, per decision
     can_terminate: bool = False  # else an episode only ends at its time limit, which is a truncation
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the environment's constructor
+    wrappers: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)  # name, kwargs; the innermost first
+    observation_keys: tuple[str, ...] = ()  # of a Dict observation, in the order in which they are flattened
 
     @property
     def action_dim(self) -> int:
         """A."""
         return len(self.action_low)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this is one of gq's own tasks as it stands in the table."""
+        return self in (TASKS.get(self.id), CONTROL_TASKS.get(self.id))
 
     @property
     def action_bound(self) -> float:
@@ -98,10 +107,22 @@ def resolve_task(name: str) -> Task:
         return CONTROL_TASKS[wanted]
     newest = ", ".join(known for known in TASKS if known.endswith("v5"))
     otherwise = f"known tasks: {newest}, and DeepMind Control's such as dog-run"
-    reason = next((f": {reason}" for start, reason in _TABLE["left_out"].items() if wanted.startswith(start)), "")
-    raise UsageError(
-        f"there is no task {name}{reason}", hint=suggest(name, [*TASKS, *CONTROL_TASKS], otherwise=otherwise)
-    )
+    hint = suggest(name, [*TASKS, *CONTROL_TASKS], otherwise=otherwise)
+    raise UsageError(f"there is no task {name}{reason_for_missing(name)}", hint=hint)
+
+
+def reason_for_missing(name: str) -> str:
+    """Return why a task of DeepMind Control was omitted, after a colon; empty for any other name."""
+    wanted = name.lower().replace("_", "-")
+    return next((f": {reason}" for start, reason in _TABLE["left_out"].items() if wanted.startswith(start)), "")
+
+
+def proper_id(name: str) -> str:
+    """Return the id of one of gq's own tasks, or the name as it is: Gymnasium may know it."""
+    try:
+        return resolve_task(name).id
+    except UsageError:
+        return name
 
 
 def task_in_name(text: str) -> Task | None:

@@ -67,7 +67,7 @@ def write_copy(examined: Examined, file: Path, output: Path, *, fragments: Fragm
         GqError: it cannot be written.
     """
     raw, segments = examined.raw, examined.segments
-    check_widths(file, raw.observations.shape[1], raw.actions.shape[1], raw.task)
+    check_widths(file, raw.observations.shape[1], raw.actions.shape[1], TASKS.get(raw.task or ""))
     kept = examined.usable & ~examined.repeated
     if fragments == "drop":
         kept &= segments.whole

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gq.config import CONFIGS, TrainedConfig, flatten, validate
-from gq.envs.tasks import resolve_task
+from gq.config import CONFIGS, ENVIRONMENT, TrainedConfig, flatten, validate
+from gq.envs.tasks import proper_id
 from gq.errors import GqError, UsageError
 from gq.files import parse_toml, write_error
 from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder, section
@@ -73,16 +73,22 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     refuse_imported(run)
     wanted = dict(given) | ({"size": size} if size else {})
     if "task" in wanted:
-        wanted["task"] = resolve_task(wanted["task"]).id
+        wanted["task"] = proper_id(wanted["task"])
+    own = stored.to_dict().get("environment", {})
+    for key in [key for key in wanted if key.startswith(ENVIRONMENT)]:
+        value = wanted.pop(key)
+        if value != own.get(key.removeprefix(ENVIRONMENT), value if key.endswith("ignore_env_spec") else None):
+            began = own.get(key.removeprefix(ENVIRONMENT))
+            raise UsageError(f"the run began with {key} = {began}, not {value}", hint="start a new run")
     config = stored.replace(wanted)
     before = flatten(stored.to_dict())
     for key, value in flatten(config.to_dict()).items():
-        if before[key] != value and algo == "finetune" and key == "eval.targets":
+        if before.get(key) != value and algo == "finetune" and key == "eval.targets":
             message = f"the run began with {key} = {before[key]}, not {value}"
             raise UsageError(message, hint="its start and its end are compared at the same targets: start a new run")
-        if before[key] != value and not key.startswith(CHANGEABLE):
+        if before.get(key) != value and not key.startswith(CHANGEABLE):
             raise UsageError(
-                f"the run began with {key} = {before[key]}, not {value}",
+                f"the run began with {key} = {before.get(key)}, not {value}",
                 hint="a resumed run may change train.steps or its budgets, train.device, eval.*, checkpoint.*, log.*",
             )
     return run, config
