@@ -160,8 +160,9 @@ def load_plan_data(seeds: Path) -> Make:
 
 def load_config(_: Path) -> Make:
     """TOML files given with --config, and config.toml of runs."""
-    from gq.config import CONFIGS, flatten, read_config_file, to_toml, validate
+    from gq.config import CONFIGS, to_toml, validate
     from gq.runs.folder import read_config
+    from gq.settings import flatten, read_config_file
 
     texts = {algo: to_toml(kind()).encode() for algo, kind in CONFIGS.items()}
 
@@ -182,7 +183,8 @@ def load_config(_: Path) -> Make:
 
 def load_settings(_: Path) -> Make:
     """What stands behind --set."""
-    from gq.config import CONFIGS, flatten, parse_settings, toml_value
+    from gq.config import CONFIGS
+    from gq.settings import flatten, parse_settings, toml_value
 
     keys = [
         (kind, key, toml_value(value)) for kind in CONFIGS.values() for key, value in flatten(kind().to_dict()).items()

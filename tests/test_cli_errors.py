@@ -205,8 +205,12 @@ def test_a_file_that_must_not_be_trained_on_is_refused(
     assert not own_home.exists()
 
 
-def test_data_of_another_task_is_refused_with_the_task_that_fits(data: Path) -> None:
+def test_data_of_another_task_are_refused(data: Path) -> None:
     result = gq("train", "dt", "--dataset", data, "--task", "walker2d")
+    assert_refused(
+        result, USAGE, "--task Walker2d-v5 contradicts the data, which record Hopper-v5", "--ignore-env-spec"
+    )
+    result = gq("train", "dt", "--dataset", data, "--task", "walker2d", "--ignore-env-spec")
     assert_refused(result, FAILED, "11 observation and 3 action columns, Walker2d-v5 has 17 and 6", "--task Hopper-v5")
 
 

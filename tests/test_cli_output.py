@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from commandline import PATIENCE_S, TINY, child_environment, copy_run, document, gq, gq_child, gq_command
-from gq.config import read_config_file
 from gq.datasets.catalog import ENTRIES
 from gq.envs.tasks import resolve_task
 from gq.models.config import SIZES
+from gq.settings import read_config_file
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
 RESULT_KEYS = {

@@ -16,21 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gq import presets
-from gq.config import (
-    CONFIGS,
-    BCConfig,
-    DTConfig,
-    RunConfig,
-    flatten,
-    parse_settings,
-    read_config_file,
-    to_toml,
-    toml_value,
-    validate,
-)
+from gq.config import CONFIGS, BCConfig, DTConfig, RunConfig, to_toml, validate
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, atomic_path, sha256, write_json, write_text
 from gq.models.config import SIZES, ModelConfig
+from gq.settings import flatten, parse_settings, read_config_file, toml_value
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
 PRESETS: dict[str, RunConfig] = {**{size: presets.dt(size) for size in SIZES}, "bc": presets.bc()}

@@ -214,7 +214,12 @@ def test_minari_metadata_give_task_and_provenance(tmp_path):
     metadata = {"env_spec": specification, "author": ["A", "B"], "dataset_id": "x/y-v0", "total_steps": 5}
     found = read_trajectories(write_minari(tmp_path / "data", flat, [5], **metadata))
     assert found.task == "Hopper-v4"
-    assert found.attributes == {"dataset_id": "x/y-v0", "author": "A, B", "env_id": "Hopper-v4"}
+    assert found.attributes == {
+        "dataset_id": "x/y-v0",
+        "author": "A, B",
+        "env_id": "Hopper-v4",
+        "env_spec": specification,
+    }
     folder = write_minari(tmp_path / "broken" / "data", flat, [5])
     (folder / "metadata.json").write_text("{")
     with pytest.raises(DataError, match=r"metadata\.json is damaged"):

@@ -13,6 +13,7 @@ from gq.data.old_columns import EXACT_COLUMNS
 from gq.data.reading import read_trajectories
 from gq.datasets.names import resolve
 from gq.envs.scores import origin_of, reference_for
+from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
 from gq.files import sha256
 from gq.repair.repair import repair
@@ -396,7 +397,7 @@ def test_a_copy_records_d4rl_as_its_source_however_the_file_was_named(hopper: St
         repair(name, output=tmp_path / "good.hdf5", force=True)
         found = read_trajectories(tmp_path / "good.hdf5")
         assert found.attributes["source"] == source
-        reference = reference_for("Hopper-v5", origin_of("good.hdf5", found.attributes))
+        reference = reference_for(TASKS["Hopper-v5"], origin_of("good.hdf5", found.attributes))
         assert reference is not None
         assert (reference.name == "d4rl") == (source == entry.id)
 

@@ -113,16 +113,16 @@ def test_own_references_are_those_of_the_table(table: dict[str, Any]) -> None:
 )
 def test_only_what_comes_from_d4rl_is_scored_as_d4rl(dataset: str, attributes: dict[str, Any], origin: str) -> None:
     assert origin_of(dataset, attributes) == origin
-    found = reference_for("Hopper-v5", origin)
+    found = reference_for(TASKS["Hopper-v5"], origin)
     assert found == (D4RL["hopper"] if origin.startswith("d4rl/") else GQ_V5["Hopper-v5"])
 
 
 def test_the_ant_of_d4rl_comes_with_a_remark_and_humanoid_has_no_d4rl_score() -> None:
-    ant = reference_for("Ant-v5", "d4rl/ant-medium-v2")
+    ant = reference_for(TASKS["Ant-v5"], "d4rl/ant-medium-v2")
     assert ant is not None
     assert "contact cost" in ant.note
     assert ant.title == "d4rl"
-    assert reference_for("Humanoid-v5", "d4rl/humanoid-medium-v2") is None
+    assert reference_for(TASKS["Humanoid-v5"], "d4rl/humanoid-medium-v2") is None
     assert not any(reference.note for name, reference in D4RL.items() if name != "ant")
 
 

@@ -130,7 +130,7 @@ def test_a_score_is_0_at_the_minimum_and_100_at_the_maximum(reference: Reference
     ],
 )
 def test_references_of_d4rl_are_for_its_data_only(task: str, dataset: str, name: str | None) -> None:
-    found = reference_for(task, dataset)
+    found = reference_for(TASKS[task], dataset)
     assert (found.name if found else None) == name
 
 

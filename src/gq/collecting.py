@@ -19,6 +19,7 @@ from gq.data.reading import read_trajectories, time_limits, write_canonical
 from gq.data.replay import EpisodeLog
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import CONTROL_ENGINES, ENGINES, engines_of, versions
+from gq.envs.specs import spec_of
 from gq.envs.tasks import TASKS, Task
 from gq.errors import DataError, Interrupted, UsageError
 from gq.files import sha256, sync, write_error
@@ -224,6 +225,7 @@ def make_request(source: Source, recipe: Recipe, wanted: CollectionRequest) -> R
     return {
         "format": FORMAT,
         "env_id": source.task.id,
+        **({} if source.task.is_known else {"env_spec": spec_of(source.task)}),
         **source.description,
         **asdict(recipe),
         "targets": list(recipe.targets),

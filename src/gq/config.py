@@ -1,12 +1,11 @@
 """One configuration per run: frozen dataclasses, resolved as preset < file < --set and flags, validated once."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,9 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from gq.envs.specs import EnvironmentRequest
 from gq.envs.tasks import Task, resolve_task
 from gq.errors import UsageError, suggest
-from gq.files import parse_toml
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
+from gq.settings import assign, check_key, flatten, is_flag_for_number, toml_value
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -386,11 +385,12 @@ def read_environment(section: Mapping[str, Any]) -> Task | EnvironmentRequest:
     return made
 
 
-def is_flag_for_number(value: Any, usual: Any) -> bool:
-    """Tell whether true or false stands where the usual value has numbers; Python takes them for 1 and 0."""
-    if isinstance(usual, list | tuple):
-        return isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value)
-    return isinstance(value, bool) and isinstance(usual, int | float) and not isinstance(usual, bool)
+def environment_of(tree: Mapping[str, Any]) -> Task | None:
+    """Return the environment of a config.toml of any version; None where gq knows none."""
+    with suppress(UsageError, ValueError):
+        made = read_environment(tree["environment"]) if "environment" in tree else None
+        return made if isinstance(made, Task) else resolve_task(str(tree.get("task", "")))
+    return None
 
 
 @cache
@@ -407,71 +407,6 @@ def example(kind: type[Any], key: str) -> str:
     return toml_value(value).strip('"')
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a TOML file with the layout of config.toml, whole or in part.
-
-    Raises:
-        UsageError: no such file, or not TOML.
-    """
-    try:
-        return parse_toml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML: {error}", hint="see config.toml in any run's folder") from None
-
-
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Parse `key.path=value` pairs; the value is a TOML literal, or text where it is not one.
-
-    Raises:
-        UsageError: no equals sign.
-    """
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting} has no value", hint="write --set key=value, e.g. --set train.steps=2000")
-        try:
-            parsed[key.strip()] = parse_toml(f"value = {text}")["value"]
-        except ValueError:
-            parsed[key.strip()] = text.strip()
-    return parsed
-
-
-def assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
-    """Set a dotted key of a nested dictionary of known keys.
-
-    Raises:
-        UsageError: the key does not exist; the closest ones are named.
-    """
-    check_key(flatten(tree), key, origin)
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = tree[section]
-    tree[name] = value
-
-
-def check_key(known: Mapping[str, Any], key: str, origin: str) -> None:
-    """Raise UsageError unless the dotted key is known."""
-    if key not in known:
-        otherwise = "keys are those of a run's config.toml, such as train.steps, or of a corrector's corrector.json"
-        short = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
-        hint = f"did you mean {short[0]}?" if short else suggest(key, known, otherwise=otherwise)
-        raise UsageError(f"{origin}there is no setting {key}", hint=hint)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested dictionary with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def to_toml(config: RunConfig) -> str:
     """Return the configuration as TOML that `read_config_file` and `validate` turn into an equal one."""
     tree = config.to_dict()
@@ -480,18 +415,3 @@ def to_toml(config: RunConfig) -> str:
         if isinstance(values, dict):
             lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """Return a TOML literal of a boolean, number, string, or a list or table of them."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
-    if value is None:
-        raise UsageError("config.toml cannot hold null", hint="omit arguments of the environment that are null")
-    return repr(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gq import presets
-from gq.config import DataRunConfig, FinetuneConfig, ODTConfig, TrainedConfig, flatten
+from gq.config import DataRunConfig, FinetuneConfig, ODTConfig, TrainedConfig
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.tasks import Task
@@ -17,6 +17,7 @@ from gq.paths import last_dataset, read_json
 from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.folder import read_config
 from gq.runs.metrics import Listener
+from gq.settings import flatten
 
 if TYPE_CHECKING:
     from gq.training.offline import TrainResult

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.error import DependencyNotInstalled
 
 from gq.envs import gl
 from gq.envs.make import make
@@ -93,11 +95,7 @@ def render(
     if not episodes.targets:
         targets = [max(targets)]
     loaded, starts = load_run(run, acting), episodes.starts(targets)
-    options: dict[str, Any] = {"width": video.width, "height": video.height}
-    options |= {
-        "render_mode": "human" if video.live else "rgb_array",
-        **camera_option(config.environment, video.camera),
-    }
+    options = picture_options(config.environment, video) | {"render_mode": "human" if video.live else "rgb_array"}
     if video.live:
         if reason := gl.probe("glfw"):  # in a child process: GLFW aborts the one that it has no display in
             raise GqError(f"cannot open a window: {reason}", hint="without --live a video is written")
@@ -107,7 +105,10 @@ def render(
     if reason:
         note(f"writing {path.name} instead of mp4: {reason}")
     with VideoRecorder(loaded, [start.target for start in starts], path, video, progress) as recorder:
-        finished = roll_out(loaded.policy, config.environment, starts, on_step=recorder.add, **options)
+        try:
+            finished = roll_out(loaded.policy, config.environment, starts, on_step=recorder.add, **options)
+        except DependencyNotInstalled as error:
+            raise GqError(f"{config.task} cannot be drawn: {error}", hint="install what it asks for") from None
     return Rendering(
         path, recorder.num_frames, recorder.fps, run.name, loaded.checkpoint.name, mode_of(loaded), finished
     )
@@ -116,6 +117,21 @@ def render(
 def mode_of(loaded: LoadedRun) -> str | None:
     """Return how a planner acts; None for runs without one."""
     return loaded.policy.mode if isinstance(loaded.policy, PlanningPolicy) else None
+
+
+def picture_options(task: Task, video: VideoOptions) -> dict[str, Any]:
+    """Return the constructor options for the size and the camera of pictures; by default it follows the robot.
+
+    Environments that are not drawn by Gymnasium's MuJoCo have neither.
+
+    Raises:
+        UsageError: there is no such camera.
+    """
+    if task.kind == "gymnasium" and not isinstance(make(task).unwrapped, MujocoEnv):
+        if video.camera is not None:
+            raise UsageError(f"{task.id} has no cameras to choose from", hint="omit --camera")
+        return {}
+    return {"width": video.width, "height": video.height, **camera_option(task, video.camera)}
 
 
 def camera_option(task: Task, camera: str | None) -> dict[str, str]:

@@ -43,8 +43,9 @@ class Recipe:
 
     def resolve(self) -> "DistillSettings":
         """Return the settings that these give; this loads torch. Raises UsageError."""
-        from gq.config import parse_settings, with_settings
+        from gq.config import with_settings
         from gq.models.corrector import ARCHITECTURES
+        from gq.settings import parse_settings
         from gq.speculation.rounds import DistillSettings
 
         archs = ARCHITECTURES if self.arch == "both" else (self.arch,)

@@ -40,7 +40,7 @@ class Launch:
         Args:
             flags: by dotted key; None was not given.
         """
-        from gq.config import flatten, parse_settings, read_config_file
+        from gq.settings import flatten, parse_settings, read_config_file
 
         in_file = flatten(read_config_file(self.config)) if self.config else {}
         in_file.pop("algo", None)

@@ -93,14 +93,14 @@ def params(
     if size:
         raise UsageError("--size is for gq params tdmpc2", hint="gq params 0.6b, or gq params tdmpc2 --size 5")
     from gq import presets
-    from gq.envs.tasks import resolve_task
+    from gq.envs.specs import EnvironmentRequest, settle
 
     task, num_transitions = data_facts(dataset, task)
-    found = resolve_task(task or (config.task if config else "Humanoid-v5"))
+    found = config.environment if config and not task else settle(EnvironmentRequest(task or "Humanoid-v5"))
     configs = [config] if config else [presets.dt(name) for name in ([model] if model else SIZES)]
     if machine.device:
-        changed = {"task": found.id} | ({"train.batch_size": batch_size} if batch_size else {})
-        configs = [config.replace(changed) for config in configs]
+        changed = {"train.batch_size": batch_size} if batch_size else {}
+        configs = [config.made_for(found).replace(changed) for config in configs]
         show_plans(output, configs, num_transitions, machine.device, machine.world_size or 1)
     else:
         show_transformers(output, configs, found, num_transitions, batch_size or 64)
@@ -254,15 +254,15 @@ def show_world_models(
 ) -> None:
     """Print what the agent of a run costs, or without one those of one size or of all."""
     from gq.costs.world import report_world
-    from gq.envs.tasks import resolve_task
+    from gq.envs.specs import EnvironmentRequest, settle
     from gq.models.world_config import WORLD_MODEL_SIZES
     from gq.presets import tdmpc2
 
     if config and size:
         raise UsageError("--size does not go with a run, which has its own", hint="gq params tdmpc2 --size 5")
-    found = resolve_task(task or (config.task if config else "dog-run"))
+    found = config.environment if config and not task else settle(EnvironmentRequest(task or "dog-run"))
     configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
-    reports = [report_world(dataclasses.replace(one, task=found.id), batch_size=batch_size) for one in configs]
+    reports = [report_world(one.made_for(found), batch_size=batch_size) for one in configs]
     dims = {"observation_dim": found.observation_dim, "action_dim": found.action_dim}
     document = {"task": found.id, **dims, "models": [dataclasses.asdict(report) for report in reports]}
     counts = "\n".join(str(report.parameters) for report in reports)

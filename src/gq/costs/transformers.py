@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gq.config import DTConfig, FinetuneConfig, ODTConfig
 from gq.devices import CPU, Device
-from gq.envs.tasks import resolve_task
+from gq.envs.specs import EnvironmentRequest, settle
 from gq.models import costs
 from gq.models.config import ModelConfig, StochasticModelConfig, resolve_size
 
@@ -52,7 +52,7 @@ def report(size: str, *, task: str, num_transitions: int | None = None, batch_si
     Raises:
         UsageError: unknown size or task.
     """
-    config, interface = resolve_size(size), resolve_task(task)
+    config, interface = resolve_size(size), settle(EnvironmentRequest(task))
     return report_config(
         config,
         size=size,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gq.envs.tasks import ordered_keys
 from gq.errors import DataError
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -126,9 +127,33 @@ def pick_column(where: str, container: Any, name: str, needed: Sequence[str]) ->
     if column is None:
         found = ", ".join(str(key) for key in list(container)[:6]) or "nothing"
         raise DataError(f"{where} has no {name}, but {found}", hint="gq needs " + ", ".join(needed))
+    if name == "observations" and isinstance(column, Mapping) and len(column):
+        return Joined({key: pick_column(f"{where}: {name}", column, key, (key,)) for key in ordered_keys(column)})
     if not hasattr(column, "dtype") or not hasattr(column, "shape"):
         raise DataError(f"{where}: {name} is a {type(column).__name__.lower()}, not one array")
     return column
+
+
+class Joined:
+    """The columns of Dict observations side by side, as one column [T, S] that is not read yet."""
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self.parts = dict(parts)
+        self.widths = [math.prod(map(int, part.shape[1:])) for part in self.parts.values()]
+        self.dtype = np.result_type(*(part.dtype for part in self.parts.values()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows that all columns have, and the width of all."""
+        lengths = [int(part.shape[0]) if part.shape else 0 for part in self.parts.values()]
+        return min(lengths), sum(self.widths)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Read some rows."""
+        taken = [np.asarray(part[: self.shape[0]])[rows] for part in self.parts.values()]
+        if not isinstance(rows, slice):
+            return np.concatenate([np.ravel(one) for one in taken])
+        return np.concatenate([one.reshape(len(one), -1) for one in taken], axis=1)
 
 
 def check_size(path: Path, shapes: Iterable[Sequence[int]]) -> None:

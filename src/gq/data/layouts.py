@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from gq.data.flags import find_flags
 from gq.data.hdf5 import (
     AGAIN,
     HDF5_MAGIC,
     READ_ERRORS,
     ForeignError,
+    Joined,
     damaged,
     item_names,
     own_item,
@@ -278,6 +280,8 @@ def _find_part(place: _Place, container: Any) -> Part:
 def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -> dict[str, Any]:
     """Find the columns by gq's names. Raises UnusableError if one that is needed is no array, ForeignError."""
     names = list(REQUIRED)
+    if place.layout is D4RL:
+        container = _with_flags(place, container)
     has_timeouts = isinstance(container, Mapping) and place.stored_name("timeouts") in container
     if has_timeouts and (place.layout.timeouts or not place.problems.refuse):
         names.append("timeouts")
@@ -296,7 +300,7 @@ def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -
                     found[name] = np.asarray(container[stored_name])
             if name not in found:
                 absent[name] = error
-    there = ", ".join(f"{name} ({len(column) if column.shape else 0:,} rows)" for name, column in found.items())
+    there = ", ".join(f"{name} ({column.shape[0] if column.shape else 0:,} rows)" for name, column in found.items())
     message = f"{', '.join(absent)} cannot be read, only {there or 'nothing'}"
     for name, refusal in absent.items():
         if name not in dispensable:
@@ -307,20 +311,43 @@ def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -
     return found
 
 
+def _with_flags(place: _Place, container: Any) -> Any:
+    """Return a flat file's columns with its flags under gq's names; see `gq.data.flags`."""
+    rewards = own_item(str(place), container, "rewards")
+    if not getattr(rewards, "shape", ()):
+        return container
+    try:
+        flags = find_flags(str(place), container, int(rewards.shape[0]))
+    except ForeignError:
+        raise
+    except DataError as error:
+        place.report("unread-flag-column", str(error).removeprefix(f"{place}: "), error)
+        return container
+    others = [name for name in (*REQUIRED, "next_observations") if name not in flags]
+    columns = {name: own_item(str(place), container, name) for name in others}
+    return {name: column for name, column in columns.items() if column is not None} | flags
+
+
 def _examine_column(place: _Place, name: str, column: Any) -> None:
     """Report the shape or type of a column if it is odd. Raises UnusableError if it holds no rows of numbers."""
     shape, inner = tuple(column.shape), row_shape(name, column.shape)
     num_axes, expected = (2, "(rows, columns)") if name in MATRICES else (1, "(rows,)")
     stored_name = place.stored_name(name)
     code, words = "bad-shape", ""
-    if column.dtype.kind not in "biuf":
+    if name == "actions" and column.dtype.kind in "iu" and len(shape) == 1:
+        code, words = "discrete-actions", f"{stored_name} are discrete, whole numbers, and gq's policies are continuous"
+    elif column.dtype.kind not in "biuf":
         code, words = "wrong-dtype", f"{stored_name} holds {column.dtype}, not numbers"
     elif not shape or 1 + len(inner) != num_axes:
         words = f"{stored_name} has shape {shape}, expected {expected}"
     elif 0 in shape:
         words = f"{stored_name} is empty, shape {shape}"
     if words:
-        raise UnusableError(Problem(code, words, DataError(f"{place}: {words}")))
+        hint = "train on data with continuous actions: gq download --list" if code == "discrete-actions" else ""
+        raise UnusableError(Problem(code, words, DataError(f"{place}: {words}", hint=hint)))
+    if isinstance(column, Joined):
+        words = f"{stored_name} are a Dict ({', '.join(column.parts)}), read side by side"
+        place.report("dict-observations", words, None)
     if shape[1:] != inner:
         words = f"{stored_name} has the shape ({', '.join(['rows', *map(str, shape[1:])])}), expected {expected}"
         error = DataError(f"{place}: {stored_name} has shape {shape}, expected {expected}")

@@ -2,15 +2,17 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, reason_for_missing
+from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, ordered_keys, reason_for_missing
 from gq.errors import GqError, UsageError, suggest
 
 try:
@@ -23,7 +25,6 @@ except (AttributeError, ImportError, RuntimeError) as error:  # what MuJoCo rais
 PLUGINS = "gq.environments"  # entry points of packages that register environments
 ROBOTICS = "gymnasium_robotics"
 ROBOTS = ("AntMaze", "PointMaze", "Adroit", "Fetch", "FrankaKitchen", "Hand", "MaMuJoCo")  # what its ids begin with
-GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
 def be_quiet() -> None:
@@ -42,7 +43,9 @@ def construct(
 ) -> gymnasium.Env:
     """Make an environment as Gymnasium does, with wrappers of its own around it, the first one innermost."""
     be_quiet()
-    if name not in gymnasium.registry:
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a module of one's own lies in the current folder, as for `python -m`
+    elif name not in gymnasium.registry:
         _register_more()
     try:
         environment: gymnasium.Env = gymnasium.make(
@@ -105,8 +108,7 @@ def observed(space: Any, name: str) -> tuple[tuple[str, ...], int]:
     """
     parts = {"": space}
     if isinstance(space, gymnasium.spaces.Dict):
-        goals = [key for key in GOAL_KEYS if key in space.spaces]
-        parts = {key: space[key] for key in [*goals, *(key for key in space.spaces if key not in goals)]}
+        parts = {key: space[key] for key in ordered_keys(space.spaces)}
     width = 0
     for key, part in parts.items():
         what = f"{name} shows {key or 'observations'}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from gq.envs.tasks import Task
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -50,15 +52,17 @@ D4RL = {
 GQ_V5 = read_own_references()
 
 
-def reference_for(task: str, dataset: str) -> Reference | None:
+def reference_for(task: Task | None, dataset: str) -> Reference | None:
     """Return the references for results on a dataset: D4RL's for D4RL data only, else the task's own, or None.
+
+    An environment with other arguments, limits or wrappers than those of the table has none: its returns are others.
 
     Args:
         dataset: id, or what `origin_of` says.
     """
-    if dataset.startswith("d4rl/"):
-        return D4RL.get(task.split("-")[0].lower())
-    return GQ_V5.get(task)
+    if task is None or not task.is_known:
+        return None
+    return D4RL.get(task.id.split("-")[0].lower()) if dataset.startswith("d4rl/") else GQ_V5.get(task.id)
 
 
 def origin_of(dataset: str, attributes: Mapping[str, Any]) -> str:

@@ -100,6 +100,8 @@ def settle(request: EnvironmentRequest, record: Record | None = None, hint: str 
     """
     if request.ignore_env_spec:
         record = None
+    if request.id and record and proper_id(request.id) != record.id:
+        describe(proper_id(request.id), {})  # a name that is none is said first
     name = _agreed("task", proper_id(request.id) if request.id else None, record.id if record else None) or hint
     if not name:
         raise UsageError("nothing says which environment this is", hint="name it, for example --task Hopper-v5")

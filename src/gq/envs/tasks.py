@@ -1,7 +1,7 @@
 """The MuJoCo tasks of Gymnasium and of DeepMind Control that gq knows by name, with what needs no MuJoCo to check."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -11,6 +11,9 @@ from gq.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ def reason_for_missing(name: str) -> str:
     """Return why a task of DeepMind Control was omitted, after a colon; empty for any other name."""
     wanted = name.lower().replace("_", "-")
     return next((f": {reason}" for start, reason in _TABLE["left_out"].items() if wanted.startswith(start)), "")
+
+
+def ordered_keys(parts: Iterable[str]) -> list[str]:
+    """Return the keys of Dict observations in the order in which they are flattened: those of goals, then by name."""
+    names = sorted(parts)
+    return [*(key for key in GOAL_KEYS if key in names), *(key for key in names if key not in GOAL_KEYS)]
 
 
 def proper_id(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gq.envs.tasks import resolve_task
+from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import UsageError
 from gq.results.history import MAIN, RETURN, X_NAMES, History, Series, groups_by_task, read_history
 from gq.rollouts.statistics import bootstrap, interquartile_weights
@@ -284,7 +284,7 @@ def running_mean(values: np.ndarray, num_points: int) -> np.ndarray:
 
 def action_repeat(task: str) -> int:
     """Return the frames in a decision."""
-    return resolve_task(task).action_repeat
+    return CONTROL_TASKS[task].action_repeat if task in CONTROL_TASKS else 1
 
 
 def aggregate(values: np.ndarray, how: Aggregate, axis: int = 0) -> np.ndarray:

@@ -228,7 +228,9 @@ def describe(episode: Episode, result: ModeSummary) -> dict[str, Any]:
 
 def reference_of(loaded: LoadedRun) -> Reference | None:
     """Return what the scores of a run refer to."""
-    return reference_for(loaded.config.task, loaded.state.get("dataset", {}).get("origin", loaded.config.dataset))
+    return reference_for(
+        loaded.config.environment, loaded.state.get("dataset", {}).get("origin", loaded.config.dataset)
+    )
 
 
 def report(loaded: LoadedRun, results: Sequence[Summary], *, seed: int) -> Evaluation:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from gq import __version__
+from gq.config import environment_of
 from gq.datasets.loading import load_dataset
 from gq.envs.scores import Reference, reference_for
-from gq.envs.tasks import resolve_task
+from gq.envs.tasks import Task
 from gq.errors import GqError
 from gq.paths import checkpoint_folders, json_or_empty, read_json, read_settings, section
-from gq.results.curves import Learning, read_learning
+from gq.results.curves import Learning, action_repeat, read_learning
 from gq.results.facts import Baseline, CheckpointFacts, DataFacts, Facts, Measure, RunFacts, group_runs
 from gq.results.history import read_settings as read_flat_settings
 from gq.results.targets import thinned
@@ -102,11 +103,12 @@ def _gather_run(
     if state != "finished":
         notes.append(f"the training is {state}: figures are of what there is so far")
     task, dataset = str(settings["task"]), str(settings.get("data.dataset", ""))
+    made = environment_of(read_settings(run))
     best, last = _gather_checkpoints(run, options, notes)
     data = None
     if dataset:
         if (dataset, task) not in known:
-            known[dataset, task] = _data_or_reason(dataset, task)
+            known[dataset, task] = _data_or_reason(dataset, made)
         found = known[dataset, task]
         if isinstance(found, str):
             notes.append(found)
@@ -124,7 +126,7 @@ def _gather_run(
         best=best,
         last=last,
         selection=selection_text(run, settings),
-        reference=reference_for(task, recorded_origin(run, dataset)),
+        reference=reference_for(made, recorded_origin(run, dataset)),
         baselines=_find_baselines(run, runs, environment, data),
         data=data,
         video=_choose_video(run, VIDEO_BYTES // len(runs), notes),
@@ -133,9 +135,9 @@ def _gather_run(
     )
 
 
-def _data_or_reason(dataset: str, task: str) -> DataFacts | str:
+def _data_or_reason(dataset: str, task: Task | None) -> DataFacts | str:
     try:
-        trajectories = load_dataset(dataset, task=task)
+        trajectories = load_dataset(dataset, environment=task)
     except GqError as error:
         return f"the data's own returns are missing: {error}"
     returns = trajectories.returns
@@ -235,7 +237,7 @@ def _read_progress(run: Path, folder: Path) -> dict[str, int]:
     with suppress(GqError):
         progress = section(read_json(folder / "state.json"), "progress")
         if isinstance(decisions := progress.get("decisions"), int):
-            repeat = resolve_task(str(read_flat_settings(run)["task"])).action_repeat
+            repeat = action_repeat(str(read_flat_settings(run)["task"]))
             found |= {"decisions": decisions, "frames": decisions * repeat}
         if isinstance(steps := progress.get("environment_steps"), int):
             found["environment steps"] = steps

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from gq.config import flatten
 from gq.errors import GqError, UsageError, suggest
 from gq.files import parse_json, parse_toml
 from gq.paths import json_or_empty
 from gq.runs.folder import CHANGEABLE
 from gq.runs.metrics import TARGET, UNITS, keys_by_target
+from gq.settings import flatten
 
 SECONDS = "seconds"  # not in metrics.jsonl, which is the same on any machine, but in times.jsonl
 # The ways to count progress, and their keys in metrics.jsonl. The first that all runs have is the default.

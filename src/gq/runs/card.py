@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gq.config import RunConfig, TDMPC2Config, flatten
+from gq.config import RunConfig, TDMPC2Config
 from gq.errors import DataError
 from gq.files import write_text
 from gq.paths import checkpoint_folders, json_or_empty, section
@@ -18,6 +18,7 @@ from gq.runs.checkpoint import pointed
 from gq.runs.evaluations import PROTOCOL, EvaluationRow, chosen_rows, read_evaluations, selection_text
 from gq.runs.folder import read_config, repeat_command
 from gq.runs.metrics import last_evaluation
+from gq.settings import flatten
 
 CARD, CARD_BESIDE = "README.md", "README.gq.md"
 COMPARISON_FILE = "comparison.json"  # what finetuning measured

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gq.config import toml_value
 from gq.errors import GqError, UsageError
 from gq.files import sync, write_error, write_json, write_text
 from gq.paths import checkpoint_folders, json_or_empty, runs_folder, section
@@ -17,6 +16,7 @@ from gq.runs.card import CARD, card_text, is_own
 from gq.runs.checkpoint import pointed
 from gq.runs.records import RunRecord, children_of, measure
 from gq.runs.state import hold_run, is_held, is_in_use
+from gq.settings import toml_value
 
 REMOVED = ".removed.partial"  # ending of what is being removed; what a kill leaves of it goes with the next removal
 SECONDS_PER_DAY = 86_400

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gq import presets
-from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig, flatten, toml_value
+from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig
 from gq.errors import GqError
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 from gq.runs.checkpoint import pointed
@@ -22,6 +22,7 @@ from gq.runs.records import (
     parent_of,
     read_run,
 )
+from gq.settings import flatten, toml_value
 
 NAMING = (
     "algo",

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gq.config import environment_of
 from gq.envs.engines import engines_of
 from gq.envs.scores import Reference, reference_for
+from gq.envs.tasks import Task
 from gq.errors import GqError
 from gq.files import parse_json
 from gq.paths import json_or_empty, read_settings, section
@@ -78,6 +80,7 @@ class Evaluations:
     run: Path
     algo: str  # "" where config.toml cannot be read
     task: str
+    environment: Task | None  # None where gq does not know the task
     dataset: str
     targets: tuple[float, ...]  # the run's own; none where its policy takes none
     context: str  # the run's own
@@ -93,7 +96,7 @@ class Evaluations:
     @cached_property
     def reference(self) -> Reference | None:
         """What scores refer to."""
-        return reference_for(self.task, recorded_origin(self.run, self.dataset))
+        return reference_for(self.environment, recorded_origin(self.run, self.dataset))
 
     def ways(self, target: float | None) -> list[Way]:
         """The ways that stand for acting with a target as the run does by default: planning has two names."""
@@ -133,6 +136,7 @@ def read_evaluations(run: Path) -> Evaluations:
         run=run,
         algo=algo,
         task=str(settings.get("task", "")),
+        environment=environment_of(settings),
         dataset=str(section(settings, "data").get("dataset", "")),
         targets=tuple(targets) if takes_target(algo) and isinstance(targets, list) else (),
         context=str(section(settings, "eval").get("context", "sliding")),

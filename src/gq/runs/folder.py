@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gq.config import CONFIGS, ENVIRONMENT, TrainedConfig, flatten, validate
+from gq.config import CONFIGS, ENVIRONMENT, TrainedConfig, validate
 from gq.envs.tasks import proper_id
 from gq.errors import GqError, UsageError
 from gq.files import parse_toml, write_error
 from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder, section
 from gq.runs.state import failures_recorded, hold_run, is_unfinished
+from gq.settings import flatten
 
 
 def read_config(run: Path) -> TrainedConfig:

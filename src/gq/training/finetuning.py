@@ -42,7 +42,7 @@ def random_return(config: FinetuneConfig, trajectories: Trajectories) -> float:
 
 def own_reference(config: FinetuneConfig, trajectories: Trajectories) -> Reference | None:
     """Return the references that results are scored between."""
-    return reference_for(config.task, origin_of(config.data.dataset, trajectories.attributes))
+    return reference_for(config.environment, origin_of(config.data.dataset, trajectories.attributes))
 
 
 class ReplayStore:

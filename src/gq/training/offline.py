@@ -174,7 +174,7 @@ def build_evaluation(
     targets = config.eval.targets if ALGORITHMS[config.algo].takes_target else config.eval.targets[-1:]
     starts = EpisodeRequest(config.eval.num_episodes, seed=SELECTION_SEED).starts(targets)
     own = starts[processes.rank :: processes.size]
-    reference = reference_for(config.task, run.facts["dataset"]["origin"])
+    reference = reference_for(config.environment, run.facts["dataset"]["origin"])
 
     def evaluate() -> list[Summary]:
         if learner.is_sharded:

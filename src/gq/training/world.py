@@ -249,7 +249,7 @@ def evaluate(config: TDMPC2Config, planner: Planner) -> list[Summary]:
     results = []
     for mode in ("plan", "policy"):
         policy = PlanningPolicy(planner, task=config.environment, mode=mode)
-        results += summarise(roll_out(policy, config.environment, starts), reference_for(config.task, ""))
+        results += summarise(roll_out(policy, config.environment, starts), reference_for(config.environment, ""))
     return results
 
 

@@ -1,0 +1,348 @@
+"""Environments that are not in gq's table: what is asked, what data record, what the spaces say; and refusals."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from gq.config import TDMPC2Config, environment_of, to_toml
+from gq.data.reading import read_trajectories
+from gq.envs.make import make
+from gq.envs.scores import reference_for
+from gq.envs.specs import EnvironmentRequest, Record, describe, settle, spec_of
+from gq.envs.tasks import TASKS, Task
+from gq.errors import DataError, GqError, UsageError
+from gq.files import parse_toml
+
+LIMIT = 12
+
+
+class Mine(gymnasium.Env):
+    """An environment whose every property is an argument."""
+
+    def __init__(self, observation: Any = None, action: Any = None, broken: str = "", render_mode: Any = None) -> None:
+        self.observation_space = observation or spaces.Box(-1.0, 1.0, (2, 3), np.float32)
+        self.action_space = action or spaces.Box(np.float32([-1, 0]), np.float32([1, 10]))
+        self.broken, self.render_mode = broken, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        reward: Any = np.array([float(action[0])])
+        observation = self.observation_space.sample()
+        if self.broken == "reward":
+            reward = np.zeros(2)
+        if self.broken == "width":
+            observation = np.zeros(4)
+        if self.broken == "nan":
+            reward = np.nan
+        return observation, reward, False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def mine() -> Any:
+    gymnasium.register("Mine-v0", lambda **kwargs: Mine(**kwargs), max_episode_steps=LIMIT)
+    gymnasium.register("Endless-v0", lambda **kwargs: Mine(**kwargs))
+    yield
+    del gymnasium.registry["Mine-v0"], gymnasium.registry["Endless-v0"]
+
+
+def task_with(**arguments: Any) -> Task:
+    """Return the task of an environment with spaces, which no JSON can hold."""
+    gymnasium.registry["Mine-v0"].entry_point = lambda **kwargs: Mine(**{**arguments, **kwargs})  # type: ignore[assignment]
+    return describe("Mine-v0", {})
+
+
+# What is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_an_environment_is_known_by_its_spaces_and_its_limit() -> None:
+    task = settle(EnvironmentRequest("Mine-v0"))
+    assert (task.observation_dim, task.action_low, task.action_high) == (6, (-1.0, 0.0), (1.0, 10.0))
+    assert (task.max_episode_steps, task.can_terminate, task.is_known) == (LIMIT, True, False)
+    assert settle(EnvironmentRequest("Mine-v0", max_episode_steps=5)).max_episode_steps == 5
+
+
+def test_one_of_the_table_needs_no_simulator_and_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gymnasium, "make", None)
+    for asked in (EnvironmentRequest("hopper"), EnvironmentRequest("Hopper-v5", {}, 1000)):
+        assert settle(asked) is TASKS["Hopper-v5"]
+
+
+def test_arguments_make_another_task_without_reference_scores() -> None:
+    task = settle(EnvironmentRequest("ant", {"include_cfrc_ext_in_observation": False}))
+    assert (task.id, task.observation_dim, task.is_known) == ("Ant-v5", 27, False)
+    assert reference_for(TASKS["Ant-v5"], "x") is not None
+    assert reference_for(task, "x") is None
+    environment = make(task)
+    assert environment.reset(seed=0)[0].shape == (27,)
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"action": spaces.Discrete(3)}, "takes Discrete actions"),
+        ({"action": spaces.MultiDiscrete([2, 2])}, "takes MultiDiscrete actions"),
+        ({"action": spaces.Box(-np.inf, np.inf, (2,))}, "no finite box of actions"),
+        ({"action": spaces.Box(-1, 1, (2, 2))}, "actions of shape"),
+        ({"observation": spaces.Box(0, 255, (8, 8, 3), np.uint8)}, "as pictures"),
+        ({"observation": spaces.Dict(a=spaces.Discrete(2))}, "shows a as Discrete"),
+        ({"observation": spaces.Text(4)}, "as Text"),
+    ],
+)
+def test_what_gq_cannot_use_is_refused_with_its_reason(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        task_with(**arguments)
+    assert raised.value.hint
+
+
+def test_an_environment_without_a_limit_wants_one() -> None:
+    with pytest.raises(UsageError, match="no time limit") as raised:
+        settle(EnvironmentRequest("Endless-v0"))
+    assert "--max-episode-steps" in raised.value.hint
+    assert settle(EnvironmentRequest("Endless-v0", max_episode_steps=7)).max_episode_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message", "hint"),
+    [
+        ("Pendulun-v1", None, "there is no task Pendulun-v1", "did you mean Pendulum-v1"),
+        ("nothing.such:Mine-v0", None, "there is no task nothing.such:Mine-v0", "install the package"),
+        ("AntMaze_UMaze-v99", None, "AntMaze_UMaze-v99", "install|pip"),
+        ("Hopper-v5", {"wings": 2}, "does not take .*wings", "--env-kwargs"),
+        ("dog-run", {"wings": 2}, "takes neither --env-kwargs", "omit"),
+    ],
+)
+def test_a_wrong_name_or_argument_says_what_to_do(name: str, kwargs: Any, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        settle(EnvironmentRequest(name, kwargs))
+    assert re.search(hint, raised.value.hint)
+
+
+# What it gives ------------------------------------------------------------------------------------------------------
+
+
+def test_observations_are_flat_and_dict_ones_in_one_order() -> None:
+    parts = {"zeta": (1,), "desired_goal": (2,), "alpha": (2, 2), "observation": (3,), "achieved_goal": (2,)}
+    space = spaces.Dict({key: spaces.Box(-1, 1, shape, np.float64) for key, shape in parts.items()})
+    task = task_with(observation=space)
+    assert task.observation_keys == ("observation", "achieved_goal", "desired_goal", "alpha", "zeta")
+    environment = make(task)
+    flat = environment.reset(seed=3)[0]
+    plain = Mine(space).reset(seed=3)[0]
+    assert flat.tolist() == np.concatenate([plain[key].ravel() for key in task.observation_keys]).tolist()
+    assert environment.observation_space.shape == flat.shape == (12,)
+
+
+def test_actions_are_scaled_for_each_dimension() -> None:
+    task = settle(EnvironmentRequest("Mine-v0"))
+    assert task.scale(np.float32([[-1, -1], [0, 0], [1, 1]])).tolist() == [[-1, 0], [0, 5], [1, 10]]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("reward", r"rewards of shape \(2,\)"),
+        ("width", "4 observed numbers, not the 6"),
+        ("nan", "a reward of nan"),
+    ],
+)
+def test_an_environment_that_gives_something_else_stops_with_one_line(broken: str, message: str) -> None:
+    environment = make(settle(EnvironmentRequest("Mine-v0", {"broken": broken})))
+    environment.reset(seed=0)
+    with pytest.raises(GqError, match=message):
+        environment.step(np.zeros(2))
+    fine = make(settle(EnvironmentRequest("Mine-v0")))
+    fine.reset(seed=0)
+    assert fine.step(np.float32([0.5, 1]))[1] == 0.5
+
+
+def test_an_environment_that_changed_since_the_run_is_noticed() -> None:
+    task = settle(EnvironmentRequest("Mine-v0"))
+    task_with(action=spaces.Box(-2, 2, (2,)))
+    with pytest.raises(GqError, match="is not what it was: lowest actions are"):
+        make(task)
+
+
+# What a run keeps ---------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_holds_the_whole_environment() -> None:
+    task = settle(EnvironmentRequest("hopper", {"forward_reward_weight": 2.0, "healthy_z_range": [0.6, 9.0]}, 200))
+    config = TDMPC2Config().made_for(task)
+    tree = parse_toml(to_toml(config))
+    assert tree["task"] == "Hopper-v5"
+    assert {key: tree["environment"][key] for key in ("id", "kwargs", "max_episode_steps", "wrappers")} == {
+        "id": "Hopper-v5",
+        "kwargs": {"forward_reward_weight": 2.0, "healthy_z_range": [0.6, 9.0]},
+        "max_episode_steps": 200,
+        "wrappers": [],
+    }
+    assert environment_of(tree) == task
+    assert environment_of({"task": "hopper"}) is TASKS["Hopper-v5"]
+    assert config.replace({"train.seed": 1}).environment == task
+    assert config.replace({"task": "Ant-v5"}).environment is TASKS["Ant-v5"]
+
+
+def test_what_a_file_asks_of_the_environment_is_a_request() -> None:
+    config = TDMPC2Config().replace({"task": "hopper", "environment.kwargs.frame_skip": 2})
+    assert config.request == EnvironmentRequest("hopper", {"frame_skip": 2})
+    with pytest.raises(UsageError, match=r"no setting environment\.kwarg"):
+        config.replace({"environment.kwarg": {}})
+
+
+# What data record ---------------------------------------------------------------------------------------------------
+
+
+def recorded(**spec: Any) -> Record:
+    record = Record.of({"env_spec": json.dumps({"id": "Hopper-v5"} | spec)})
+    assert record
+    return record
+
+
+def test_data_are_of_the_environment_that_they_record() -> None:
+    assert settle(EnvironmentRequest(), recorded(max_episode_steps=1000)) is TASKS["Hopper-v5"]
+    rescaled = {"name": "RescaleAction", "entry_point": "x", "kwargs": {"min_action": -2.0, "max_action": 2.0}}
+    record = recorded(kwargs={"frame_skip": 2, "render_mode": "rgb_array"}, additional_wrappers=[rescaled])
+    task = settle(EnvironmentRequest("hopper"), record)
+    assert (task.kwargs, [one["name"] for one in task.wrappers]) == ({"frame_skip": 2}, ["RescaleAction"])
+    assert task.action_high == (2.0, 2.0, 2.0)
+    assert record.problems() == {"env-wrapper": "RescaleAction", "env-kwargs": '{"frame_skip": 2}'}
+    assert settle(EnvironmentRequest(), Record.of({"env_spec": spec_of(task)})) == task
+    harmless = recorded(additional_wrappers=[{"name": "RecordEpisodeStatistics", "kwargs": None}])
+    assert settle(EnvironmentRequest(), harmless) is TASKS["Hopper-v5"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "spec", "message"),
+    [
+        (EnvironmentRequest("Walker2d-v5"), {}, "--task Walker2d-v5 contradicts the data, which record Hopper-v5"),
+        (EnvironmentRequest(kwargs={"frame_skip": 3}), {"kwargs": {"frame_skip": 2}}, "--env-kwargs .* contradicts"),
+        (EnvironmentRequest(max_episode_steps=5), {"max_episode_steps": 6}, "--max-episode-steps 5 contradicts"),
+        (
+            EnvironmentRequest(),
+            {"additional_wrappers": [{"name": "NormalizeObservation", "kwargs": {"epsilon": 1e-8}}]},
+            "recorded through NormalizeObservation",
+        ),
+        (EnvironmentRequest(), {"additional_wrappers": [{"name": "ClipAction", "kwargs": None}]}, "through ClipAction"),
+        (EnvironmentRequest(), {"id": "os:Mine-v0"}, "whose code is run only if you name it"),
+    ],
+)
+def test_what_contradicts_the_record_or_cannot_be_made_again_is_refused(
+    request_: EnvironmentRequest, spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        settle(request_, recorded(**spec))
+    assert raised.value.hint
+
+
+def test_the_record_can_be_ignored() -> None:
+    spec = {"additional_wrappers": [{"name": "NormalizeObservation", "kwargs": {}}], "kwargs": {"frame_skip": 2}}
+    asked = EnvironmentRequest("hopper", ignore_env_spec=True)
+    assert settle(asked, recorded(**spec)) is TASKS["Hopper-v5"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"id": 3}', '{"kwargs": {}}', '{"id": "A", "additional_wrappers": [3]}']
+)
+def test_a_damaged_record_is_none(text: str) -> None:
+    assert Record.of({"env_spec": text}) is None
+
+
+def write(path: Path, **columns: Any) -> Path:
+    """Write a flat file of 24 rows, two episodes of Mine's limit."""
+    rows = 2 * LIMIT
+    usual = {
+        "observations": np.ones((rows, 6), np.float32),
+        "actions": np.zeros((rows, 2), np.float32),
+        "rewards": np.ones(rows, np.float32),
+        "terminals": np.zeros(rows, bool),
+    }
+    with h5py.File(path, "w") as root:
+        root.attrs["env_id"] = "Mine-v0"
+        for name, value in (usual | columns).items():
+            if isinstance(value, dict):
+                for key, part in value.items():
+                    root[f"{name}/{key}"] = part
+            elif value is not None:
+                root[name] = value
+    return path
+
+
+ENDS = np.arange(2 * LIMIT) % LIMIT == LIMIT - 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"timeouts": ENDS},
+        {"truncations": ENDS},
+        {"truncateds": ENDS},
+        {"dones": ENDS},
+        {"episode_terminals": ENDS.astype(np.float32)},
+        {"episode_ends": np.flatnonzero(ENDS) + 1},
+        {"episode_ends": ENDS},
+        {"trajectory_ids": np.repeat([7, 9], LIMIT)},
+        {"terminals": None, "terminations": ENDS & False, "truncations": ENDS},
+        {},  # the limit of the task says it
+    ],
+)
+def test_ends_of_episodes_are_found_under_every_name(flags: dict[str, Any], tmp_path: Path) -> None:
+    found = read_trajectories(write(tmp_path / "data.hdf5", **flags), environment=EnvironmentRequest())
+    assert found.lengths.tolist() == [LIMIT, LIMIT]
+    assert not found.terminals.any()
+    assert found.environment == settle(EnvironmentRequest("Mine-v0"))
+
+
+def test_ends_that_are_terminals_stay_so(tmp_path: Path) -> None:
+    first = np.arange(2 * LIMIT) == 4
+    path = write(tmp_path / "data.hdf5", terminals=first, dones=first | ENDS)
+    found = read_trajectories(path, environment=EnvironmentRequest())
+    assert found.lengths.tolist() == [5, LIMIT - 5, LIMIT]
+    assert np.flatnonzero(found.terminals).tolist() == [4]
+    alone = read_trajectories(write(tmp_path / "b.hdf5", terminals=None, dones=ENDS), environment=EnvironmentRequest())
+    assert np.flatnonzero(alone.terminals).tolist() == [LIMIT - 1, 2 * LIMIT - 1]
+
+
+@pytest.mark.parametrize("column", [ENDS, np.arange(2 * LIMIT)])
+def test_a_column_that_may_mark_episodes_is_not_ignored(column: np.ndarray, tmp_path: Path) -> None:
+    path = write(tmp_path / "data.hdf5", last_of_it=column)
+    with pytest.raises(DataError, match="the column last_of_it may say where episodes end"):
+        read_trajectories(path, environment=EnvironmentRequest())
+    path = write(tmp_path / "b.hdf5", last_of_it=column, timeouts=ENDS)
+    assert read_trajectories(path, environment=EnvironmentRequest()).num_episodes == 2
+
+
+def test_places_of_ends_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.hdf5", episode_ends=np.array([12, 99]))
+    with pytest.raises(DataError, match="episode_ends are not rows of the file"):
+        read_trajectories(path, environment=EnvironmentRequest())
+
+
+def test_dict_observations_are_read_in_the_order_of_the_environment(tmp_path: Path) -> None:
+    space = spaces.Dict(
+        {"observation": spaces.Box(-1, 1, (3,)), "desired_goal": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (1,))}
+    )
+    task_with(observation=space)
+    parts = {"observation": 1, "desired_goal": 2, "b": 3}
+    columns = {key: np.full((2 * LIMIT, *space[key].shape), value, np.float32) for key, value in parts.items()}
+    found = read_trajectories(write(tmp_path / "d.hdf5", observations=columns), environment=EnvironmentRequest())
+    assert found.observations[0].tolist() == [1, 1, 1, 2, 2, 3]
+    assert found.environment
+    assert found.environment.observation_keys == ("observation", "desired_goal", "b")
+
+
+def test_discrete_actions_are_called_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.hdf5", actions=np.zeros(2 * LIMIT, np.int64), timeouts=ENDS)
+    with pytest.raises(DataError, match="actions are discrete"):
+        read_trajectories(path, environment=EnvironmentRequest())
