@@ -281,7 +281,7 @@ def damaged(change: dict[str, Any]) -> dict[str, Any]:
         ({"actions": np.zeros((30, 0))}, r"actions is empty, shape \(30, 0\)"),
         ({"rewards": np.array([b"x"] * 30)}, r"rewards holds \|S1, not numbers"),
         ({"rewards": np.zeros(30, complex)}, r"rewards holds complex128, not numbers"),
-        ({"observations": None, "observations/image": np.zeros(3)}, r"observations is a group, not one array"),
+        ({"rewards": None, "rewards/image": np.zeros(3)}, r"rewards is a group, not one array"),
         ({"observations": None}, r"neither observations \(D4RL\) nor episode_0 \(Minari\) at its root, but actions"),
     ],
 )

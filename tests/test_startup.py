@@ -88,7 +88,7 @@ COMMANDS = {
     2: [
         "",
         "train",
-        "train tdmpc2 --task nowhere",
+        "train tdmpc2",
         "distill nothing",
         "report nothing",
         "report --latest --output report.pdf",

@@ -292,6 +292,9 @@ class TDMPC2Config(RunConfig):
 
 
 ENVIRONMENT = "environment."  # what its keys begin with
+FOUND_OUT = set(Task.__dataclass_fields__) - set(
+    EnvironmentRequest.__dataclass_fields__
+)  # in another run's config.toml
 AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")  # with defaults, of values and other such dataclasses
 OfflineConfig = DTConfig | BCConfig | ODTConfig
 TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
@@ -320,7 +323,8 @@ def with_settings(config: AnyConfig, values: Mapping[str, Any], origin: str = ""
         environment = {}
     for key, value in values.items():
         if key.startswith(ENVIRONMENT):
-            environment = with_request(environment, key.removeprefix(ENVIRONMENT), value)
+            if key.removeprefix(ENVIRONMENT) not in FOUND_OUT:
+                environment = with_request(environment, key.removeprefix(ENVIRONMENT), value)
         else:
             assign(tree, key, value, origin)
     return validate(type(config), tree | ({"environment": environment} if environment else {}))

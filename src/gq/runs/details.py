@@ -1,12 +1,14 @@
 """Everything about one run: what is special about its configuration, what it holds, and how to make it again."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gq import presets
-from gq.config import CONFIGS, FinetuneConfig, ODTConfig, RunConfig
+from gq.config import CONFIGS, ENVIRONMENT, FinetuneConfig, ODTConfig, RunConfig
+from gq.envs.tasks import TASKS
 from gq.errors import GqError
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 from gq.runs.checkpoint import pointed
@@ -155,7 +157,7 @@ def differing_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
     return {
         key: (value, usual.get(key))
         for key, value in settings.items()
-        if key not in NAMING and plain(usual.get(key)) != plain(value)
+        if key not in NAMING and not key.startswith(ENVIRONMENT) and plain(usual.get(key)) != plain(value)
     }
 
 
@@ -172,11 +174,20 @@ def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[
     if settings.get("algo") in ("dt", "bc", "odt"):
         words += ["--dataset", str(settings.get("data.dataset", ""))]
     if settings.get("algo") != "finetune":
-        words += ["--task", str(settings.get("task", ""))]
+        words += ["--task", str(settings.get("task", "")), *_environment_options(settings)]
     for key, (value, usual) in differing.items():
         if usual is not None:  # else of another version of gq, and this one would refuse it
             words += ["--set", f"{key}={toml_value(value)}"]
     return words
+
+
+def _environment_options(settings: Mapping[str, Any]) -> list[str]:
+    """Return options that make an environment that is not as the table has it."""
+    arguments = f"{ENVIRONMENT}kwargs."
+    kwargs = {key.removeprefix(arguments): value for key, value in settings.items() if key.startswith(arguments)}
+    limit, known = settings.get(f"{ENVIRONMENT}max_episode_steps"), TASKS.get(str(settings.get("task")))
+    words = ["--env-kwargs", json.dumps(kwargs)] if kwargs else []
+    return words + (["--max-episode-steps", str(limit)] if known and limit != known.max_episode_steps and limit else [])
 
 
 def read_checkpoints(run: Path) -> list[CheckpointRecord]:

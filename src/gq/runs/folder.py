@@ -1,5 +1,6 @@
 """What a run folder holds beside checkpoints, its configuration and its lock; how a run is begun and gone on with."""
 
+import json
 import re
 import shlex
 import shutil
@@ -75,11 +76,10 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     wanted = dict(given) | ({"size": size} if size else {})
     if "task" in wanted:
         wanted["task"] = proper_id(wanted["task"])
-    own = stored.to_dict().get("environment", {})
+    own = flatten(stored.to_dict().get("environment", {}))
     for key in [key for key in wanted if key.startswith(ENVIRONMENT)]:
-        value = wanted.pop(key)
-        if value != own.get(key.removeprefix(ENVIRONMENT), value if key.endswith("ignore_env_spec") else None):
-            began = own.get(key.removeprefix(ENVIRONMENT))
+        value, began = wanted.pop(key), own.get(key.removeprefix(ENVIRONMENT))
+        if own and json.dumps(value) != json.dumps(began) and not key.endswith("ignore_env_spec"):
             raise UsageError(f"the run began with {key} = {began}, not {value}", hint="start a new run")
     config = stored.replace(wanted)
     before = flatten(stored.to_dict())
