@@ -54,7 +54,7 @@ def any_gl(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--set", "train.steps"], "--set train.steps has no value", "--set key=value"),
         (["--set", "train.steps=many"], "train.steps = 'many': .*integer", r"--set train.steps=\d+"),
         (["--set", "train.seed=true"], "train.seed = true: a number is wanted", r"--set train.seed=\d+"),
-        (["--set", "data.return_scale=false"], "data.return_scale = false: a number", "--set data.return_scale=1000.0"),
+        (["--set", "data.return_scale=false"], "data.return_scale = false: a number", "--set data.return_scale=auto"),
         (["--set", "eval.targets=[1, true]"], r"eval.targets = \[1, true\]: a number", "--set"),
         (["--set", "data.top_fraction=1.5"], "data.top_fraction = 1.5: .*less than or equal to 1", "--set"),
         (["--set", "data.mode=dalayed"], "data.mode = 'dalayed'", "--set data.mode=normal"),

@@ -105,7 +105,7 @@ def test_train_in_three_modes(data: Path, own_home: Path) -> None:
     printed = document(*command)
     assert Path(printed["run"]).is_dir()
     assert (printed["task"], printed["dataset"], printed["steps"]) == ("Hopper-v5", str(data), 2)
-    assert len(printed["evaluation"]) == 3
+    assert len(printed["evaluation"]) == 2  # p90 and p99 of six episodes are one
     assert printed["evaluation"][0].keys() >= RESULT_KEYS
     assert len(list((own_home / "runs").iterdir())) == 3
 

@@ -19,9 +19,10 @@ from commandline import copy_run, document, gq
 from comparing import assert_equal
 from gq.algos.odt import ODTLearner
 from gq.data.replay import EpisodeLog, LoggedEpisode, ReplayBuffer
+from gq.data.returns import online_target
 from gq.datasets.loading import load_dataset
 from gq.envs.scores import GQ_V5
-from gq.learn import finetune, online_target, prepare_finetuning
+from gq.learn import finetune, prepare_finetuning
 from gq.policies.loading import Acting
 from gq.results.evaluate import evaluate
 from gq.rollouts import episodes as rollout
@@ -345,17 +346,27 @@ def test_delayed_rewards_count_from_the_start(parent: Path, tmp_path: Path, buff
 def test_the_online_target_is_twice_the_highest_above_a_random_policys_return(parent: Path) -> None:
     low = GQ_V5["Hopper-v5"].minimum
     assert low == pytest.approx(18.05, abs=1)
-    config, _ = prepare_finetuning(parent, "last", {"eval.targets": [100.0, 50.0]})
-    assert config.online.targets == (pytest.approx(low + 2 * (100 - low), abs=0.051),)
+    returns = load_dataset(str(parent.parent / "data.hdf5")).returns
+    reachable = returns.max() + 0.1 * (returns.max() - returns.min())
+    below = float(low + (reachable - low) / 3)
+    config, _ = prepare_finetuning(parent, "last", {"eval.targets": [below, below - 5]})
+    assert config.online.targets == (pytest.approx(low + 2 * (below - low), rel=1e-5),)
+    config, _ = prepare_finetuning(parent, "last", {"eval.targets": [float(reachable)]})
+    assert config.online.targets == (pytest.approx(reachable, rel=1e-5),), "no more than a tenth above the data"
     config, _ = prepare_finetuning(parent, "last", {"online.targets": [7.0]})
     assert config.online.targets == (7.0,), "unless it is given"
 
 
 @pytest.mark.parametrize(("target", "low"), [(-100.0, -296.17), (-5.0, -1500.0), (0.0, -20.0), (3600.0, 18.05)])
 def test_the_online_target_is_above_the_target_for_negative_returns_too(target: float, low: float) -> None:
-    asked = online_target(target, low)
+    asked = online_target(target, low, np.array([low, 2 * target - low]))
     assert asked > target
-    assert asked - low == pytest.approx(2 * (target - low), abs=0.051)
+    assert asked - low == pytest.approx(2 * (target - low), rel=1e-5)
+
+
+def test_no_return_is_asked_online_that_nobody_can_earn() -> None:
+    returns = np.array([-43.0, -12.0, -4.0])  # a Reacher's: none is above 0
+    assert online_target(-4.0, -43.0, returns) == pytest.approx(-0.1)
 
 
 def test_episodes_of_an_iteration_run_at_once_with_the_targets_in_turn(parent: Path, tmp_path: Path) -> None:
@@ -763,7 +774,7 @@ def test_a_parent_that_vanished_before_the_first_checkpoint_is_refused(
     [
         ("model.embed_dim", "32", "16"),
         ("model.distribution", "gaussian", "tanh"),
-        ("data.return_scale", "5.0", "1000.0"),
+        ("data.return_scale", "5.0", "10.0"),
         ("task", "Walker2d-v5", "Hopper-v5"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gq.repair.health import BAR_WIDTH, Health, bar, histogram, measure, round_up, suggested_scale
+from gq.data.returns import suggested_scale
+from gq.repair.health import BAR_WIDTH, Health, bar, histogram, measure, round_up
 from gq.results.distributions import of_health, write_histograms
 
 
@@ -24,7 +25,7 @@ def test_the_numbers_are_those_of_the_episodes() -> None:
     health = example()
     assert (health.num_episodes, health.num_transitions, health.num_terminated) == (5, 2450, 4)
     assert (health.return_mean, health.return_min, health.return_max) == (1200.0, 100.0, 3000.0)
-    assert health.targets == {"p50": 1000.0, "p90": 2200.0, "p99": 2920.0, "max": 3000.0}
+    assert health.targets == {"p50": 1000.0, "p90": 3000.0, "p99": 3000.0, "max": 3000.0}
     assert health.return_scale == 1000.0
     assert health.versions == {"env_id": "Hopper-v5", "mujoco_version": "3.17.0", "requirements": "a==1"}
     assert sum(health.document()["return_histogram"]["counts"]) == 5
@@ -56,7 +57,7 @@ def test_bars_are_as_long_as_they_should() -> None:
     assert bar(0.5).strip() == "█" * (BAR_WIDTH // 2)
     assert bar(1.0).strip() == "█" * BAR_WIDTH
     text = "\n".join(example().lines())
-    assert "suggested targets: p50 1,000, p90 2,200, p99 2,920, max 3,000; return scale: 1,000" in text
+    assert "suggested targets: p50 1,000, p90 3,000, p99 3,000, max 3,000; return scale: 1,000" in text
     assert "\x1b" not in text
 
 

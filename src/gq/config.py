@@ -34,7 +34,7 @@ class DataConfig:
     dataset: str = ""  # id or path
     mode: Literal["normal", "delayed"] = "normal"  # delayed: all reward counts as given at the episode's end
     top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # keep the episodes of highest return, by share of rows
-    return_scale: Positive = 1000.0  # returns-to-go are divided by this
+    return_scale: Positive | Literal["auto"] = "auto"  # returns-to-go are divided by this; auto: by their size
     placement: Literal["auto", "device", "stream"] = "auto"  # stream: windows are fetched from host memory or the file
 
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gq import presets
 from gq.config import DataRunConfig, FinetuneConfig, ODTConfig, TrainedConfig
+from gq.data.returns import observed_targets, online_target, suggested_scale
 from gq.data.trajectories import Trajectories
 from gq.datasets.loading import canonical_name, load_dataset
 from gq.envs.tasks import Task
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from gq.training.offline import TrainResult
     from gq.training.online import FinetuneResult
 
-TARGET_PERCENTILES = (50, 90, 99)
-ONLINE_TARGET_FACTOR = 2.0  # the paper's online target is twice the one that it evaluates with
 FREE_SETTINGS = ("model.dropout", "model.acting_context", "model.action_clip")  # fit any weights
 
 
@@ -48,15 +45,13 @@ def prepare(config: DataRunConfig) -> tuple[DataRunConfig, Trajectories]:
     trajectories = load_dataset(name, environment=known or config.request)
     assert trajectories.environment
     data = replace(config.data, dataset=canonical_name(name))
-    targets = config.eval.targets or default_targets(trajectories)[-1 if config.algo == "odt" else 0 :]
+    observed = observed_targets(trajectories.returns)
+    distinct = tuple(dict.fromkeys(value for name, value in observed.items() if name != "max"))
+    targets = config.eval.targets or distinct[-1 if config.algo == "odt" else 0 :]
+    if data.return_scale == "auto":
+        data = replace(data, return_scale=suggested_scale(trajectories.returns))
     config = config.made_for(trajectories.environment)
     return replace(config, data=data, eval=replace(config.eval, targets=targets)), trajectories
-
-
-def default_targets(trajectories: Trajectories) -> tuple[float, ...]:
-    """Return the 50th, 90th and 99th percentile of the episode returns, rounded, without repetition."""
-    percentiles = np.percentile(trajectories.returns, TARGET_PERCENTILES)
-    return tuple(dict.fromkeys(round(float(value), 1) for value in percentiles))
 
 
 def prepare_finetuning(
@@ -108,17 +103,11 @@ def complete(config: FinetuneConfig) -> tuple[FinetuneConfig, Trajectories]:
         hint = "give one of --steps, --iterations and --minutes"
         raise UsageError("nothing would ever end this run", hint=hint)
     trajectories = load_dataset(config.data.dataset, environment=config.environment)
-    targets = online.targets or (online_target(max(config.eval.targets), random_return(config, trajectories)),)
+    target, low = max(config.eval.targets), random_return(config, trajectories)
+    published = (low + 2 * (target - low),) if config.size == "paper" else ()
+    targets = online.targets or published or (online_target(target, low, trajectories.returns),)
     data = replace(config.data, dataset=canonical_name(config.data.dataset))
     return replace(config, data=data, online=replace(online, targets=targets)), trajectories
-
-
-def online_target(target: float, low: float) -> float:
-    """Return twice the evaluation's target as measured from a random policy's return `low`.
-
-    The paper asks for twice the target itself; that is less than the target where returns are negative.
-    """
-    return round(low + ONLINE_TARGET_FACTOR * (target - low), 1)
 
 
 def finetune(

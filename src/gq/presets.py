@@ -116,6 +116,7 @@ def paper_odt(dataset: str) -> ODTConfig:
     steps, learning_rate, weight_decay, target = PAPER_RECIPES[chosen]
     return ODTConfig(
         size="paper",
+        data=DataConfig(return_scale=1000.0),
         model=replace(PAPER, positions="timestep") if chosen == ("ant", "medium") else PAPER,
         optim=OptimConfig(
             optimizer="lamb",

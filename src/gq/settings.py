@@ -78,7 +78,8 @@ def is_flag_for_number(value: Any, usual: Any) -> bool:
     """Tell whether true or false stands where the usual value has numbers; Python takes them for 1 and 0."""
     if isinstance(usual, list | tuple):
         return isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value)
-    return isinstance(value, bool) and isinstance(usual, int | float) and not isinstance(usual, bool)
+    is_number = isinstance(usual, int | float) and not isinstance(usual, bool)
+    return isinstance(value, bool) and (is_number or usual == "auto")
 
 
 def toml_value(value: Any) -> str:

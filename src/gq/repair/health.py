@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from gq.data.returns import observed_targets, suggested_scale
+
 NUM_BINS = 16
 BAR_WIDTH = 40
 EIGHTHS = " ▏▎▍▌▋▊▉"
-TARGET_PERCENTILES = (50, 90, 99)
-RETURN_SCALE = 1000.0  # what gq and the papers divide returns by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def measure(
         length_mean=float(lengths.mean()),
         returns=histogram(returns),
         lengths=histogram(lengths),
-        targets=suggested_targets(returns),
+        targets=observed_targets(returns),
         return_scale=suggested_scale(returns),
         versions=_recorded_versions(attributes),
         sha256=sha256,
@@ -123,20 +123,6 @@ def round_up(step: float) -> float:
     """Return the next number of the form 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-def suggested_targets(returns: np.ndarray) -> dict[str, float]:
-    """Return p50, p90, p99 and max of the returns."""
-    targets = {f"p{percentile}": float(np.percentile(returns, percentile)) for percentile in TARGET_PERCENTILES}
-    return {name: round(value, 1) for name, value in (targets | {"max": float(returns.max())}).items()}
-
-
-def suggested_scale(returns: np.ndarray) -> float:
-    """Return 1000, the usual scale, or the power of ten that brings smaller or larger returns to the same size."""
-    largest = float(np.abs(returns).max())
-    if 100 <= largest < 100_000:
-        return RETURN_SCALE
-    return 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
 
 
 def _recorded_versions(attributes: dict[str, Any]) -> dict[str, str]:

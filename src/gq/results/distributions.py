@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gq.data.returns import observed_targets
 from gq.datasets.loading import load_dataset
-from gq.repair.health import Health, Histogram, histogram, suggested_targets
+from gq.repair.health import Health, Histogram, histogram
 from gq.results.style import (
     COLOURS,
     PANEL_INCHES,
@@ -75,7 +76,7 @@ def read_summary(name: str) -> DataSummary:
         **_statistics("reward", data.rewards),
     }
     rewards = Quantity("reward", "per step", "steps", histogram(data.rewards.astype(np.float64)), {})
-    quantities = (*_of_episodes(histogram(returns), histogram(lengths), suggested_targets(returns)), rewards)
+    quantities = (*_of_episodes(histogram(returns), histogram(lengths), observed_targets(returns)), rewards)
     source = Path(data.source).name if Path(data.source).is_absolute() else data.source
     return DataSummary(", ".join(filter(None, [source, data.task])), quantities, facts)
 

@@ -7,6 +7,7 @@ import numpy as np
 from gq.algos.captured import Program
 from gq.algos.supervised import Execution, SupervisedLearner
 from gq.config import OfflineConfig, TrainedConfig
+from gq.data.returns import suggested_scale
 from gq.data.trajectories import Trajectories
 from gq.data.windows import WHOLE, Share, StreamingSampler, WindowSampler, is_to_be_streamed
 from gq.errors import UsageError
@@ -70,12 +71,13 @@ def build_learner(
     algorithm, model, device = ALGORITHMS[config.algo], build_model(config), placement.compute.device
     assert algorithm.build_learner
     mean, std = trajectories.observation_statistics()
+    scale = config.data.return_scale
     model.scaling.set(  # type: ignore[operator, union-attr]
         observation_mean=mean,
         observation_std=std,
         action_low=np.array(config.environment.action_low, np.float32),
         action_high=np.array(config.environment.action_high, np.float32),
-        return_scale=config.data.return_scale,
+        return_scale=suggested_scale(trajectories.returns) if scale == "auto" else scale,
     )
     if config.train.checkpoint_activations:
         if not isinstance(model, TrajectoryTransformer):
