@@ -19,6 +19,7 @@ from gq.envs.specs import EnvironmentRequest, Record, describe, settle, spec_of
 from gq.envs.tasks import TASKS, Task
 from gq.errors import DataError, GqError, UsageError
 from gq.files import parse_toml
+from gq.repair.repair import repair
 
 LIMIT = 12
 
@@ -346,3 +347,37 @@ def test_discrete_actions_are_called_so(tmp_path: Path) -> None:
     path = write(tmp_path / "data.hdf5", actions=np.zeros(2 * LIMIT, np.int64), timeouts=ENDS)
     with pytest.raises(DataError, match="actions are discrete"):
         read_trajectories(path, environment=EnvironmentRequest())
+
+
+# What repair says of it -----------------------------------------------------------------------------------------------
+
+
+def codes(path: Path) -> dict[str, int]:
+    return {finding.code: finding.count for finding in repair(path, simulate="off").findings}
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        ({"kwargs": {"frame_skip": 2}}, "env-kwargs"),
+        ({"max_episode_steps": 7}, "env-limit"),
+        ({"additional_wrappers": [{"name": "NormalizeReward", "kwargs": {}}]}, "env-wrapper"),
+        ({}, None),
+    ],
+)
+def test_repair_says_what_the_data_record(spec: dict[str, Any], code: str | None, tmp_path: Path) -> None:
+    path = write(tmp_path / "data.hdf5", observations=np.ones((2 * LIMIT, 11), np.float32), timeouts=ENDS)
+    with h5py.File(path, "a") as root:
+        root.attrs["env_id"], root.attrs["env_spec"] = "Hopper-v5", json.dumps({"id": "Hopper-v5"} | spec)
+    found = codes(path).keys() & {"env-kwargs", "env-limit", "env-wrapper"}
+    assert found == ({code} if code else set())
+    fits = "dimension-mismatch" in codes(path)
+    assert fits == (code in (None, "env-limit")), "other arguments and wrappers may have other widths"
+
+
+def test_repair_calls_dict_and_discrete_data_and_unknown_flags_what_they_are(tmp_path: Path) -> None:
+    parts = {"observation": np.zeros((2 * LIMIT, 3), np.float32), "desired_goal": np.ones((2 * LIMIT, 2), np.float32)}
+    assert codes(write(tmp_path / "a.hdf5", observations=parts, timeouts=ENDS))["dict-observations"] == 1
+    discrete = codes(write(tmp_path / "b.hdf5", actions=np.zeros(2 * LIMIT, np.int64), timeouts=ENDS))
+    assert discrete == {"discrete-actions": 1}
+    assert codes(write(tmp_path / "c.hdf5", marks=ENDS))["unread-flag-column"] == 1

@@ -5,7 +5,7 @@ same rows and problems and repairs them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ def _gather(path: Path, stored: Stored, task: str | None, problems: Problems) ->
         parts, arrays, lost = _undamaged(parts, arrays, lost)
     _report_lost(stored, len(parts), lost, problems)
     if not parts:
+        if discrete := _discrete(problems):
+            raise UnusableError(replace(discrete, episode="", count=1, loses_episode=False))
         error = DataError(f"{path}: no episode can be read", hint=AGAIN)
         raise UnusableError(Problem("bad-shape", "no episode can be read", error))
     arrays["observations"][lost] = np.nan
@@ -167,12 +169,19 @@ def _check_widths(path: Path, parts: list[Part]) -> None:
             raise UnusableError(Problem("bad-shape", f"the episodes differ in width: {told}", error, count=len(told)))
 
 
+def _discrete(problems: Problems) -> Problem | None:
+    """Return the problem of episodes that are lost because their actions are discrete, if there is one."""
+    return next((problem for problem in problems if problem.code == "discrete-actions"), None)
+
+
 def _report_lost(stored: Stored, num_left: int, lost: np.ndarray, problems: Problems) -> None:
     """Report the episodes that cannot be read, and the rows of a flat file."""
     num_episodes = len(stored.parts) + stored.num_lost
     num_lost = num_episodes - num_left
     if num_lost:
         code = "truncated-file" if stored.layout is MINARI else "bad-shape"
+        if num_lost == num_episodes and _discrete(problems):
+            return  # which is told as the file's
         message = f"{num_lost:,} of {num_episodes:,} episodes cannot be read and are left out"
         problems.append(Problem(code, message, count=num_lost))
     rows = np.flatnonzero(lost)

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from gq.data.rows import Rows
-from gq.envs.tasks import TASKS
+from gq.envs.specs import Record
+from gq.envs.tasks import TASKS, Task
 from gq.repair.replay import Replayed, replay_transitions, typical_step
 from gq.repair.robots import Robot, looks_initial, robot_of
 
@@ -121,13 +122,22 @@ class Evidence:
 
 def known_task(rows: Rows) -> str | None:
     """Return the task if gq knows it and the observations have its width, so that it says what the columns are."""
-    task = TASKS.get(rows.task or "")
+    task = plain_task(rows)
     return rows.task if task and task.observation_dim == rows.observations.shape[1] else None
+
+
+def plain_task(rows: Rows) -> Task | None:
+    """Return the rows' task if gq knows it and they record nothing that makes another one of it."""
+    record = Record.of(rows.attributes)
+    altered = record.problems().keys() & {"env-wrapper", "env-kwargs"} if record else None
+    return None if altered else TASKS.get(rows.task or "")
 
 
 def time_limit(rows: Rows) -> int | None:
     """Return the steps after which an episode of the rows' task ends, if gq knows it."""
-    task = TASKS.get(rows.task or "")
+    record, task = Record.of(rows.attributes), TASKS.get(rows.task or "")
+    if record and record.max_episode_steps:
+        return record.max_episode_steps
     return task.max_episode_steps if task else None
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from gq.data.old_columns import EXACT_COLUMNS, keep_columns
 from gq.data.rows import Rows, read_rows
+from gq.envs.specs import Record
 from gq.envs.tasks import TASKS
-from gq.repair.boundaries import UNKNOWN, Evidence, Simulate, examine, known_task, time_limit
+from gq.repair.boundaries import UNKNOWN, Evidence, Simulate, examine, known_task, plain_task, time_limit
 from gq.repair.findings import (
     Finding,
     action_findings,
@@ -25,6 +26,11 @@ from gq.repair.robots import ROUNDING, looks_initial, robot_of, terminates
 from gq.repair.segments import Physics, Segments, cut
 
 Progress = Callable[[str, int, int | None], None]
+RECORDED = {
+    "env-wrapper": "recorded through {}: training makes these wrappers again, or refuses where it cannot",
+    "env-kwargs": "recorded with the arguments {}, with which training makes the environment",
+    "env-limit": "recorded with a time limit of {}, which training and evaluation take",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ def examine_file(file: Path, task: str | None, simulate: Simulate, progress: Pro
     findings = findings_of(problems)
     if raw is None:
         return findings
+    if record := Record.of(raw.attributes):
+        for code, what in record.problems().items():
+            findings.append(Finding(code, raw.num_rows, RECORDED[code].format(what), is_problem=False))
     findings += _fit_columns(raw)
     finite = finite_rows(raw)
     progress("finding episodes", 0, None)
@@ -102,6 +111,8 @@ def _fit_columns(raw: Rows) -> list[Finding]:
     A task whose version gq does not know (Hopper-v2) becomes the newest one of its robot if the widths are the same;
     without any task, the widths name it if only one robot has them.
     """
+    if raw.task in TASKS and plain_task(raw) is None:
+        return []  # what is recorded says why they are as they are
     widths = (raw.observations.shape[1], raw.actions.shape[1])
     fitting = [task.id for task in TASKS.values() if widths == (task.observation_dim, task.action_dim)]
     if raw.task is None:

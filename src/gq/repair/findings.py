@@ -9,7 +9,7 @@ import numpy as np
 
 from gq.data.layouts import Problem
 from gq.data.rows import Rows
-from gq.envs.tasks import TASKS
+from gq.repair.boundaries import plain_task
 from gq.repair.segments import Segments
 
 NUM_ROWS_NAMED = 10
@@ -34,6 +34,12 @@ CODES = {
     "duplicate-episodes": "episodes that are there more than once",
     "constant-dimension": "observation columns that never change",
     "dimension-mismatch": "widths of another environment version",
+    "dict-observations": "observations in several parts, which are read side by side",
+    "discrete-actions": "actions that are whole numbers, which no policy of gq gives",
+    "unread-flag-column": "a column that may mark ends of episodes, of a name that gq does not know",
+    "env-wrapper": "wrappers that the data were recorded through",
+    "env-kwargs": "arguments of the environment that the data record",
+    "env-limit": "a time limit that the data record, which is not the environment's own",
 }
 
 
@@ -189,7 +195,7 @@ def non_finite_findings(raw: Rows, finite: np.ndarray, segments: Segments) -> li
 
 def action_findings(raw: Rows, finite: np.ndarray) -> list[Finding]:
     """Return the findings of actions [N, A] outside the task's action space and on its bound."""
-    task = TASKS.get(raw.task or "")
+    task = plain_task(raw)
     if task is None or raw.actions.shape[1] != task.action_dim:
         return []
     findings = []

@@ -9,9 +9,9 @@ import numpy as np
 
 from gq.data.reading import check_widths, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
-from gq.envs.tasks import TASKS
 from gq.errors import DataError, UsageError
 from gq.files import atomic_path, sha256
+from gq.repair.boundaries import plain_task
 from gq.repair.examination import Examined
 from gq.repair.findings import several
 from gq.repair.robots import robot_of
@@ -67,7 +67,7 @@ def write_copy(examined: Examined, file: Path, output: Path, *, fragments: Fragm
         GqError: it cannot be written.
     """
     raw, segments = examined.raw, examined.segments
-    check_widths(file, raw.observations.shape[1], raw.actions.shape[1], TASKS.get(raw.task or ""))
+    check_widths(file, raw.observations.shape[1], raw.actions.shape[1], plain_task(raw))
     kept = examined.usable & ~examined.repeated
     if fragments == "drop":
         kept &= segments.whole
@@ -100,7 +100,7 @@ def select(examined: Examined, pieces: np.ndarray, source: str) -> Trajectories:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     terminals = np.zeros(offsets[-1], bool)
     terminals[offsets[1:] - 1] = segments.terminals[pieces]
-    task = TASKS.get(raw.task or "")
+    task = plain_task(raw)
     bound = task.action_bound if task else np.inf
     return Trajectories(
         observations=raw.observations[rows],
