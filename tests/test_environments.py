@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gq.envs.tasks import TASKS, Task
 from gq.errors import DataError, GqError, UsageError
 from gq.files import parse_toml
 from gq.repair.repair import repair
+from gq.rollouts.statistics import Episode, summarise
 
 LIMIT = 12
 
@@ -381,3 +383,23 @@ def test_repair_calls_dict_and_discrete_data_and_unknown_flags_what_they_are(tmp
     discrete = codes(write(tmp_path / "b.hdf5", actions=np.zeros(2 * LIMIT, np.int64), timeouts=ENDS))
     assert discrete == {"discrete-actions": 1}
     assert codes(write(tmp_path / "c.hdf5", marks=ENDS))["unread-flag-column"] == 1
+
+
+# Reaching a goal ------------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_succeeds_where_the_environment_says_so_once() -> None:
+    environment = make(settle(EnvironmentRequest("Mine-v0")))
+    plain = environment.unwrapped.step
+    environment.reset(seed=0)
+    environment.step(np.zeros(2))
+    assert environment.success is None  # type: ignore[attr-defined]
+    for told, expected in ((False, False), (True, True), (False, True)):
+        environment.unwrapped.step = lambda action, told=told: (*plain(action)[:4], {"success": told})  # type: ignore[method-assign]
+        environment.step(np.zeros(2))
+        assert environment.success is expected  # type: ignore[attr-defined]
+    environment.reset(seed=1)
+    assert environment.success is None  # type: ignore[attr-defined]
+    episodes = [Episode(seed, 0.0, 1.0, 5, False, success) for seed, success in enumerate((True, False, True, True))]
+    assert summarise(episodes, None)[0].success_rate == 0.75
+    assert summarise([replace(episodes[0], success=None), episodes[1]], None)[0].success_rate is None

@@ -114,7 +114,7 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     if modes:
         tables = mode_tables(output, modes, evaluation.frontiers)
         return Group(caption(evaluation), *tables, basis(evaluation))
-    rows = []
+    rows, reaches = [], any(s.success_rate is not None for s in evaluation.results)
     for s in evaluation.results:
         low, high = s.return_ci95
         score = "-" if s.normalized_mean is None else f"{s.normalized_mean:.1f}"
@@ -124,6 +124,7 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
                 f"{s.return_mean:.0f} ± {s.return_std:.0f}",
                 f"{low:.0f} … {high:.0f}",
                 f"{s.return_iqm:.0f}",
+                *([f"{s.success_rate:.0%}"] if s.success_rate is not None else ["-"] * reaches),
                 score,
                 f"{s.length_mean:.0f}",
                 str(s.num_episodes),
@@ -132,7 +133,7 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     reference = evaluation.reference
     score = f"score ({reference.name})" if reference else "score"
     length = "length" if evaluation.action_repeat == 1 else "decisions"
-    headings = ["target", "return", "95 % interval", "IQM", score, length, "episodes"]
+    headings = ["target", "return", "95 % interval", "IQM", *["success"] * reaches, score, length, "episodes"]
     return Group(caption(evaluation), output.table(headings, rows), basis(evaluation))
 
 

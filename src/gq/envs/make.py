@@ -166,9 +166,11 @@ class Checked(gymnasium.Wrapper):
                 message = f"{task.id} is not what it was: {what} are {now}, and were {then}"
                 raise GqError(message, hint="install the version that the run or the data were made with")
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float64)
+        self.success: bool | None = None  # whether the episode's goal was reached, where the environment says so
 
     def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; return its first observation [S], float64."""
+        self.success = None
         observation, information = self.env.reset(**options)
         return self.flat(observation), information
 
@@ -183,6 +185,9 @@ class Checked(gymnasium.Wrapper):
             raise self.problem(f"a reward of {number}")
         if terminated and not self.task.can_terminate:
             raise self.problem("an end of an episode before its limit, which it is known not to have")
+        reached = information.get("success", information.get("is_success"))
+        if reached is not None:
+            self.success = bool(self.success or reached)
         return self.flat(observation), number, bool(terminated), bool(truncated), information
 
     def flat(self, observation: Any) -> np.ndarray:

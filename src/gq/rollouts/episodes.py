@@ -166,7 +166,14 @@ def run_episodes(
             if not len(running):
                 break
     return [
-        Episode(int(starts[i].seed), float(starts[i].target), float(returns[i]), int(lengths[i]), bool(terminated[i]))
+        Episode(
+            seed=int(starts[i].seed),
+            target_return=float(starts[i].target),
+            episode_return=float(returns[i]),
+            length=int(lengths[i]),
+            terminated=bool(terminated[i]),
+            success=getattr(placed[i], "success", None),
+        )
         for i in chosen.tolist()
     ]
 

@@ -25,6 +25,7 @@ class Episode:
     episode_return: float
     length: int
     terminated: bool  # False: it reached the time limit
+    success: bool | None = None  # whether its goal was reached, where the environment says so
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Summary:
     reference: str | None
     length_mean: float
     mode: str | None = None  # how it acted, where a run can act in more ways than one
+    success_rate: float | None = None  # of episodes that reached their goal, where the environment says so
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -137,9 +139,16 @@ def summarise(episodes: Sequence[Episode], reference: Reference | None, *, mode:
                 reference=reference.name if reference else None,
                 length_mean=float(np.mean([episode.length for episode in chosen])),
                 mode=mode,
+                success_rate=success_rate(chosen),
             )
         )
     return summaries
+
+
+def success_rate(episodes: Sequence[Episode]) -> float | None:
+    """Return the share of episodes that reached their goal; None where the environment does not say it of all."""
+    known = [episode.success for episode in episodes if episode.success is not None]
+    return float(np.mean(known)) if known and len(known) == len(episodes) else None
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
