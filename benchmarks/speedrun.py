@@ -120,16 +120,16 @@ def make_runner(contender: str, recipe: Recipe, trajectories: Any, options: argp
 
     from gq.algos.supervised import learning_rate
     from gq.policies.algorithms import build_policy
-    from gq.policies.compute import choose_compute
+    from gq.policies.compute import choose_compute, choose_program
     from gq.rollouts.episodes import Start, roll_out
-    from gq.training.building import Compilation, Placement, build_learner
+    from gq.training.building import Placement, build_learner
 
     began, is_plain = time.perf_counter(), contender == "plain"
     compute = choose_compute(options.device, "float32" if is_plain else "auto")
     config = configure(recipe, "gpt2" if is_plain else contender.removeprefix("gq "))
     torch.manual_seed(0)
-    is_compiled = compute.device.type == "cuda" and not is_plain
-    learner = build_learner(config, trajectories, Placement(compute, False, Compilation(is_compiled, "as asked")))
+    program = choose_program("off" if is_plain else "auto", compute.device)
+    learner = build_learner(config, trajectories, Placement(compute, False, program))
 
     def take_updates(step: int, most: int) -> int:
         return learner.updates(step, most)[1]

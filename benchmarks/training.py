@@ -52,18 +52,16 @@ def make_own(backbone: str, shape: Shape, dropout: float, device: str, sampler: 
     """Build gq's learner as `gq train dt` does, on made-up episodes or what a sampler draws from."""
     from gq.algos.supervised import Execution, SupervisedLearner
     from gq.config import OptimConfig, TrainConfig
-    from gq.data.windows import StreamingSampler
-    from gq.policies.compute import choose_compute
+    from gq.policies.compute import choose_compute, choose_program
 
     compute = choose_compute(device)
-    is_captured = compute.device.type == "cuda" and not isinstance(sampler, StreamingSampler)
     learner = SupervisedLearner(
         make_model(backbone, shape, dropout).to(compute.device),
         own_loss,
         sampler or make_sampler(shape, device),
         OptimConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, gradient_clip=CLIP),
         TrainConfig(batch_size=shape.batch_size),
-        Execution(compute.autocast, compiled=is_captured),
+        Execution(compute.autocast, program=choose_program("auto", compute.device)),
     )
     steps = iter(range(10**9))
     return lambda: learner.update(next(steps))
