@@ -1,7 +1,10 @@
 """Environments that are not in gq's table: what is asked, what data record, what the spaces say; and refusals."""
 
+import gzip
 import json
+import pickle
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import pytest
 from gymnasium import spaces
 
 from gq.config import TDMPC2Config, environment_of, to_toml
+from gq.data import hdf5, pickle_reader
+from gq.data.hdf5 import ForeignError
 from gq.data.reading import read_trajectories
 from gq.envs.make import make
 from gq.envs.scores import reference_for
@@ -403,3 +408,82 @@ def test_an_episode_succeeds_where_the_environment_says_so_once() -> None:
     episodes = [Episode(seed, 0.0, 1.0, 5, False, success) for seed, success in enumerate((True, False, True, True))]
     assert summarise(episodes, None)[0].success_rate == 0.75
     assert summarise([replace(episodes[0], success=None), episodes[1]], None)[0].success_rate is None
+
+
+# Formats of files -----------------------------------------------------------------------------------------------------
+
+
+def columns() -> dict[str, np.ndarray]:
+    rows = 2 * LIMIT
+    return {
+        "observations": np.arange(rows * 6, dtype=np.float32).reshape(rows, 6),
+        "actions": np.zeros((rows, 2), np.float32),
+        "rewards": np.ones(rows, np.float32),
+        "terminals": ENDS,
+    }
+
+
+def episodes() -> list[dict[str, np.ndarray]]:
+    return [{name: value[part] for name, value in columns().items()} for part in (slice(LIMIT), slice(LIMIT, None))]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("holder", ["list", "tuple", "dict of episodes", "defaultdicts", "one dict"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_pickles_of_every_protocol_and_holder_are_read(
+    protocol: int, holder: str, compress: bool, tmp_path: Path
+) -> None:
+    kept: Any = {
+        "list": episodes(),
+        "tuple": tuple(episodes()),
+        "dict of episodes": {str(number): episode for number, episode in enumerate(episodes())},
+        "defaultdicts": [defaultdict(list, episode) for episode in episodes()],
+        "one dict": columns(),
+    }[holder]
+    content = pickle.dumps(kept, protocol=protocol)
+    path = tmp_path / "data.pkl"
+    path.write_bytes(gzip.compress(content) if compress else content)
+    found = read_trajectories(path, environment=EnvironmentRequest("Mine-v0"))
+    assert found.lengths.tolist() == [LIMIT, LIMIT]
+    np.testing.assert_array_equal(found.observations, columns()["observations"])
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError):
+        read_trajectories(path, environment=EnvironmentRequest("Mine-v0"))
+
+
+def test_archives_of_numpy_are_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "data.npz", **columns())
+    found = read_trajectories(tmp_path / "data.npz", environment=EnvironmentRequest("Mine-v0"))
+    assert found.lengths.tolist() == [LIMIT, LIMIT]
+    np.testing.assert_array_equal(found.observations, columns()["observations"])
+    np.savez(tmp_path / "b.npz", **columns(), other=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="holds no plain arrays"):
+        read_trajectories(tmp_path / "b.npz", environment=EnvironmentRequest("Mine-v0"))
+
+
+def test_what_unfolds_to_far_more_than_data_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (hdf5, pickle_reader):
+        monkeypatch.setattr(module, "FREE_BYTES", 1 << 20)
+    (tmp_path / "data.pkl.gz").write_bytes(gzip.compress(bytes(3 << 20), 9))
+    np.savez_compressed(tmp_path / "data.npz", observations=np.zeros((1 << 20, 6), np.float32))
+    for name in ("data.pkl.gz", "data.npz"):
+        with pytest.raises(ForeignError, match="bytes and"):
+            read_trajectories(tmp_path / name, environment=EnvironmentRequest("Mine-v0"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (b"PAR1....", "a Parquet table", "HDF5"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", "git lfs pull"),
+        (b"<!DOCTYPE html>", "a web page", "fetch it again"),
+        (b"\x28\xb5\x2f\xfd....", "compressed by zstd", "zstd -d"),
+        (b"PK\x03\x04....", "a zip archive", "unpack it"),
+        (b"a,b\n1,2\n", "it is text that starts with 'a,b'", "fetch"),
+    ],
+)
+def test_other_content_is_called_what_it_is(content: bytes, message: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(content)
+    with pytest.raises(DataError, match=message) as raised:
+        read_trajectories(tmp_path / "data", environment=EnvironmentRequest("Mine-v0"))
+    assert hint in raised.value.hint

@@ -400,7 +400,7 @@ def test_pickles_that_hold_something_else_are_refused(tmp_path):
     episode = {"observations": np.zeros((3, 11)), "actions": np.zeros((3, 3)), "rewards": np.zeros(3)}
     flagged = episode | {"terminals": np.zeros(3, bool)}
     wrong = {
-        "holds a dict, not episodes": flagged,
+        "holds a dict, not episodes": {"a": 1},
         "holds an empty list, not episodes": [],
         "holds a list, not episodes": [1, 2],
         "episode 1 has no terminals, but observations, actions, rewards": [flagged, episode],
@@ -418,9 +418,9 @@ def test_files_of_another_kind_are_refused(tmp_path):
     path = tmp_path / "hopper.hdf5"
     wrong = {
         b"observations,actions\n1,2\n": "it is text that starts with 'observations,actions'",
-        b"<!DOCTYPE html>\n<html>": "it is text that starts with '<!DOCTYPE html>'",
+        b"<!DOCTYPE html>\n<html>": "it is a web page",
         b"": "it is empty",
-        b"PK\x03\x04\x00\x00\xff\xfe": "unknown content",
+        b"PK\x03\x04\x00\x00\xff\xfe": "it is a zip archive",
         b"\x89HDF": "unknown content",
     }
     for content, message in wrong.items():

@@ -4,12 +4,14 @@ A column is anything with `shape`, `dtype` and indexing: an array, or an HDF5 da
 say is examined here, before `gq.data.rows` reads any column.
 """
 
+import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,16 +22,30 @@ from gq.data.hdf5 import (
     READ_ERRORS,
     ForeignError,
     Joined,
+    check_size,
     damaged,
     item_names,
     own_item,
     pick_column,
     plain_attributes,
 )
-from gq.data.pickle_reader import load_pickle, whole_dicts
+from gq.data.pickle_reader import GZIP_MAGIC, load_pickle, whole_dicts
 from gq.errors import DataError
 from gq.files import parse_json
 
+TEXT_PICKLES = (b"(", b"]", b"}", b"c")  # what pickles of the protocols 0 and 1 begin with
+OTHER_CONTENT = {
+    b"PK\x03\x04": ("a zip archive", "unpack it; a PyTorch file (.pt) is for gq download FILE --task"),
+    b"PAR1": ("a Parquet table", "write its columns as HDF5 (see the tutorial), one row a step"),
+    b"ARROW1": ("an Arrow table", "write its columns as HDF5 (see the tutorial), one row a step"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file", "fetch the file: git lfs pull"),
+    b"SQLite format 3": ("an SQLite database", "write its columns as HDF5 (see the tutorial)"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it: zstd -d FILE"),
+    b"\xfd7zXZ": ("compressed by xz", "decompress it: xz -d FILE"),
+    b"BZh": ("compressed by bzip2", "decompress it: bzip2 -d FILE"),
+    b"<!DOCTYPE": ("a web page", AGAIN),
+    b"<html": ("a web page", AGAIN),
+}
 PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
@@ -107,21 +123,27 @@ class Stored:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def starts_as_hdf5(path: Path) -> bool:
-    """Tell an HDF5 file (True) from a pickle (False) by its first bytes.
+def format_of(path: Path) -> Literal["hdf5", "pickle", "npz"]:
+    """Tell by its first bytes what a file is.
 
     Raises:
-        DataError: it is neither, or cannot be read.
+        DataError: it is nothing that gq reads, or cannot be read; the hint is for what it seems to be.
     """
     try:
         with path.open("rb") as file:
             head = file.read(60)
+            is_ended = head[:1] in TEXT_PICKLES and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"."
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if head.startswith(HDF5_MAGIC):
-        return True
-    if head.startswith(PICKLE_MAGICS):
-        return False
+        return "hdf5"
+    if head.startswith(b"PK\x03\x04") and b".npy" in head:
+        return "npz"
+    for magic, (what, advice) in OTHER_CONTENT.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is neither an HDF5 file nor a pickle: it is {what}", hint=advice)
+    if head.startswith((*PICKLE_MAGICS, GZIP_MAGIC)) or is_ended:
+        return "pickle"
     text = head.decode("utf-8", errors="replace").split("\n")[0]
     is_text = text.isprintable() and "\ufffd" not in text
     looks = f"it is text that starts with {text[:30]!r}" if is_text else "unknown content"
@@ -150,8 +172,20 @@ def stored_hdf5(path: Path, root: Any, problems: Problems) -> Stored:
     return stored
 
 
+def stored_npz(path: Path, problems: Problems) -> Stored:
+    """Read a NumPy archive of flat columns. Raises UnusableError, ForeignError, DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_size(path, [(-(-info.file_size // 4),) for info in archive.infolist()])
+        with np.load(path, allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged or holds no plain arrays: {error}", hint=AGAIN) from error
+    return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), columns)])
+
+
 def stored_pickle(path: Path, problems: Problems) -> Stored:
-    """Read a pickled list of dicts, one an episode.
+    """Read a pickled list of dicts, one an episode, or one dict of flat columns.
 
     Raises:
         UnusableError: it holds something else.
@@ -165,8 +199,13 @@ def stored_pickle(path: Path, problems: Problems) -> Stored:
         episodes = whole_dicts(path)
         message = f"{error}; the {len(episodes):,} episodes before that can be read"
         problems.add(Problem("truncated-file", message, error))
+    if isinstance(episodes, dict) and "observations" in episodes:
+        return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), episodes)])
+    kind = type(episodes).__name__
+    if isinstance(episodes, dict | tuple):
+        episodes = list(episodes.values() if isinstance(episodes, dict) else episodes)
     if not isinstance(episodes, list) or not episodes or not all(isinstance(episode, dict) for episode in episodes):
-        found = "an empty list" if episodes == [] else f"a {type(episodes).__name__}"
+        found = "an empty list" if episodes == [] else f"a {kind}"
         hint = "it should be a list of dicts, one an episode: observations, actions, rewards, terminals"
         refusal = DataError(f"{path} holds {found}, not episodes", hint=hint)
         raise UnusableError(Problem("bad-shape", "the pickle holds no list of episodes", refusal))

@@ -5,33 +5,42 @@ build containers, numbers, strings and arrays, and refuses a file at the first o
 called on a file's behalf.
 """
 
+import gzip
 import math
 import pickletools
 import re
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gq.data.hdf5 import AGAIN, FREE_BYTES, MAX_RATIO, NOT_TRUSTED, ForeignError
 from gq.errors import DataError
 
+GZIP_MAGIC = b"\x1f\x8b"
 # The names that NumPy's own pickles use, in NumPy 1 (numpy.core) and 2 (numpy._core), and those of bytes in protocol 2.
-GLOBALS = {
-    f"numpy.{core}.{name}": name.split(".")[1]
-    for core in ("core", "_core")
-    for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-} | {
-    "numpy.ndarray": "ndarray",
-    "numpy.dtype": "dtype",
-    "_codecs.encode": "encode",
-    "__builtin__.bytes": "bytes",
-    "builtins.bytes": "bytes",
-}
+GLOBALS = (
+    {
+        f"numpy.{core}.{name}": name.split(".")[1]
+        for core in ("core", "_core")
+        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+    }
+    | {
+        "numpy.ndarray": "ndarray",
+        "numpy.dtype": "dtype",
+        "_codecs.encode": "encode",
+        "collections.defaultdict": "defaultdict",
+        "collections.OrderedDict": "OrderedDict",
+    }
+    | {f"{module}.{name}": name for module in ("builtins", "__builtin__") for name in ("bytes", "list", "dict")}
+)
 PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]")
 PUSHED = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("INT", "LONG", "FLOAT", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"),  # of the protocols 0 and 1
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 TUPLE_LENGTHS = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -54,16 +63,16 @@ class Unfinished:
 
 
 def load_pickle(path: Path) -> Any:
-    """Return what a pickle of protocol 2 to 5 holds: dicts, lists, tuples, numbers, strings, bytes and arrays.
+    """Return what a pickle of protocol 0 to 5 holds: dicts, lists, tuples, numbers, strings, bytes and arrays.
 
-    Arrays are read-only views of the file's bytes, of the dtype, shape and order that were written.
+    It may be compressed by gzip. Arrays are read-only views of the bytes, in the dtype, shape and order of writing.
 
     Raises:
         DataError: the file is truncated or damaged, or asks for anything else; the message says what and where.
     """
     machine = Machine(path)
     try:
-        for opcode, argument, offset in pickletools.genops(path.read_bytes()):
+        for opcode, argument, offset in pickletools.genops(unpacked(path)):
             machine.offset = offset or 0
             machine.step(opcode.name, argument)
         (result,) = machine.stack
@@ -77,13 +86,34 @@ def whole_dicts(path: Path) -> list[dict[Any, Any]]:
     """Return the dicts that stand complete in a pickle before the place where it breaks off, in order."""
     machine = Machine(path)
     with suppress(DataError, ValueError, IndexError, KeyError, TypeError):
-        for opcode, argument, offset in pickletools.genops(path.read_bytes()):
+        for opcode, argument, offset in pickletools.genops(unpacked(path)):
             machine.offset = offset or 0
             machine.step(opcode.name, argument)
     found: list[Any] = []
     for value in machine.stack:
         found += value if isinstance(value, list) else [value]
     return [value for value in found if isinstance(value, dict) and value]
+
+
+def unpacked(path: Path) -> bytes:
+    """Return a file's bytes, decompressed if gzip compressed them.
+
+    Raises:
+        ForeignError: they are far more than data compress to.
+        DataError: the compressed stream breaks off.
+    """
+    raw = path.read_bytes()
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    limit = max(FREE_BYTES, MAX_RATIO * len(raw))
+    try:
+        with gzip.open(path) as file:
+            content = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the compressed file is damaged: {error}", hint=AGAIN) from error
+    if len(content) > limit:
+        raise ForeignError(f"{path} has {len(raw):,} bytes and holds more than {limit:,}", hint=NOT_TRUSTED)
+    return content
 
 
 class Machine:
@@ -128,6 +158,10 @@ class Machine:
             self.stack.append([])
         elif opcode == "EMPTY_DICT":
             self.stack.append({})
+        elif opcode == "LIST":
+            self.stack.append(self.take_marked())
+        elif opcode == "DICT":
+            self.set_items({}, self.take_marked())
         elif opcode == "TUPLE":
             self.stack.append(tuple(self.take_marked()))
         elif opcode in ("APPEND", "APPENDS"):
@@ -135,11 +169,16 @@ class Machine:
             list.extend(self.stack[-1], items)
         elif opcode in ("SETITEM", "SETITEMS"):
             items = self.take(2) if opcode == "SETITEM" else self.take_marked()
-            if not all(isinstance(key, str | int) for key in items[::2]):  # nested tuples could take for ever to hash
-                raise self.refused("a dict with keys that are no names")
-            dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+            self.set_items(self.stack.pop(), items)
         else:
             raise self.refused(f"the instruction {opcode}")
+
+    def set_items(self, holder: Any, items: list[Any]) -> None:
+        """Put keys and values, alternately, into a dict, and that onto the stack."""
+        if not all(isinstance(key, str | int) for key in items[::2]):  # nested tuples could take for ever to hash
+            raise self.refused("a dict with keys that are no names")
+        dict.update(holder, zip(items[::2], items[1::2], strict=True))
+        self.stack.append(holder)
 
     def take(self, count: int) -> list[Any]:
         """Pop `count` values."""
@@ -194,6 +233,8 @@ class Machine:
             return str.encode(arguments[0], "latin-1")
         if name == "bytes" and arguments == ():
             return b""
+        if name in ("defaultdict", "OrderedDict") and all(isinstance(argument, Global) for argument in arguments):
+            return {}
         raise self.refused(f"a call of {name or type(function).__name__}")
 
     def finish(self, unfinished: Any, state: tuple[Any, ...]) -> None:

@@ -69,6 +69,9 @@ def data_file(path: Path) -> Path:
     for folder in (path, path / "data"):
         if (folder / "main_data.hdf5").is_file():
             return folder / "main_data.hdf5"
+    if (path / "data" / "metadata.json").is_file() or (path / "metadata.json").is_file():
+        message = f"{path} is a Minari dataset that is not in HDF5 format"
+        raise UsageError(message, hint="with Minari: load it, and DataCollector or create_dataset_from_buffers as hdf5")
     hint = "give the folder of one Minari dataset in HDF5 format (mujoco/hopper/medium-v0), or a file"
     raise UsageError(f"{path} is a folder without main_data.hdf5 or data/main_data.hdf5", hint=hint)
 

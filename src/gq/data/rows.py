@@ -23,9 +23,10 @@ from gq.data.layouts import (
     Problems,
     Stored,
     UnusableError,
+    format_of,
     row_shape,
-    starts_as_hdf5,
     stored_hdf5,
+    stored_npz,
     stored_pickle,
 )
 from gq.envs.tasks import task_in_name
@@ -95,11 +96,11 @@ def read_rows(path: Path, task: str | None = None, *, refuse: bool = False) -> t
 def _read(path: Path, task: str | None, problems: Problems) -> Rows:
     """Read rows; see `read_rows`. Raises UnusableError where there are none."""
     try:
-        is_hdf5 = starts_as_hdf5(path)
+        kind = format_of(path)
     except DataError as error:
         raise UnusableError(Problem("not-hdf5", f"{error}; {AGAIN}", error)) from error
-    if not is_hdf5:
-        return _gather(path, stored_pickle(path, problems), task, problems)
+    if kind != "hdf5":
+        return _gather(path, (stored_npz if kind == "npz" else stored_pickle)(path, problems), task, problems)
     try:
         with open_hdf5(path) as root:
             return _gather(path, stored_hdf5(path, root, problems), task, problems)

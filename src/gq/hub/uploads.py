@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gq.config import FinetuneConfig, TrainedConfig, to_toml
-from gq.data.layouts import starts_as_hdf5
+from gq.data.layouts import format_of
 from gq.data.reading import data_file
 from gq.data.trajectories import Trajectories
 from gq.datasets import names as registry
@@ -144,7 +144,7 @@ def dataset_uploads(name: str) -> tuple[str, list[Upload]]:
     trajectories = load_dataset(name)  # it is read whole, so that nothing damaged goes up
     found = canonical_name(name)
     file = data_file(Path(found) if Path(found).is_absolute() else registry.resolve(found).path)
-    if not starts_as_hdf5(file):
+    if format_of(file) != "hdf5":
         hint = "make an HDF5 file of it: gq repair FILE --apply -o data.hdf5"
         raise DataError(f"{file} is a pickle, which nobody should have to open", hint=hint)
     is_file = Path(found).is_absolute()
