@@ -14,7 +14,7 @@ from gq.envs.tasks import Task
 from gq.errors import UsageError
 from gq.paths import last_dataset, read_json
 from gq.runs.checkpoint import choose_checkpoint
-from gq.runs.folder import read_config
+from gq.runs.folder import read_config, refuse_module
 from gq.runs.metrics import Listener
 from gq.settings import flatten
 
@@ -69,6 +69,7 @@ def prepare_finetuning(
     from gq.training.finetuning import refuse_other_data
 
     stored = read_config(parent)
+    refuse_module(parent, stored)
     if not isinstance(stored, ODTConfig | FinetuneConfig):
         raise UsageError(f"{parent.name} is a {stored.algo} run", hint="finetune one of gq train odt")
     folder = checkpoint if isinstance(checkpoint, Path) else choose_checkpoint(parent, checkpoint)

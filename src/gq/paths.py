@@ -13,6 +13,8 @@ import platformdirs
 from gq.errors import GqError, UsageError, suggest
 from gq.files import parse_json, parse_toml
 
+HUB_FILE = "hub.json"  # in a run that was pulled: where it is from
+
 
 def home() -> Path:
     """Return GQ_HOME, or the platform's cache folder for gq."""

@@ -22,7 +22,7 @@ from gq.planning.interfaces import Source
 from gq.policies.loading import Acting, LoadedRun, choose_targets, load_run
 from gq.rollouts.episodes import EpisodeRequest, Start, Step, roll_out
 from gq.rollouts.statistics import Episode
-from gq.runs.folder import read_config
+from gq.runs.folder import read_config, refuse_module
 from gq.video import MIN_GIF_FRAME_MS, STRIP_CELLS, Colour, VideoWriter, draw_overlay, writer_path
 
 SIDE_PIXELS = (16, 4096)  # of each episode's picture; larger ones are beyond what OpenGL drivers promise
@@ -91,6 +91,7 @@ def render(
     if not video.live:
         gl.select_backend()
     config = read_config(run)
+    refuse_module(run, config, acting.allow_module if acting else "")
     targets = choose_targets(config, episodes.targets)
     if not episodes.targets:
         targets = [max(targets)]
@@ -112,6 +113,12 @@ def render(
     return Rendering(
         path, recorder.num_frames, recorder.fps, run.name, loaded.checkpoint.name, mode_of(loaded), finished
     )
+
+
+def step_seconds(environment: Any) -> float:
+    """Return the simulated time of a step; what is not known by `dt` shows its pictures at its own frame rate."""
+    inner = environment.unwrapped
+    return float(getattr(inner, "dt", 0) or 1 / inner.metadata.get("render_fps", 30))
 
 
 def mode_of(loaded: LoadedRun) -> str | None:
@@ -222,7 +229,7 @@ class VideoRecorder:
     def open(self, step: Step) -> None:
         """Choose the stride that gives real time at nearest to the asked frames a second, and open the file."""
         check_still_there(self.path, self.loaded.run)
-        seconds_per_step = step.environments[0].unwrapped.dt
+        seconds_per_step = step_seconds(step.environments[0])
         shortest = MIN_GIF_FRAME_MS / 1000 if self.path.suffix.lower() == ".gif" else 0.0
         fewest = math.ceil(shortest / seconds_per_step - 1e-6)  # steps in a frame that players show as long as it takes
         self.stride = max(1, fewest, round(1 / (seconds_per_step * self.options.fps)))
@@ -232,7 +239,7 @@ class VideoRecorder:
 
     def lines(self, step: Step, row: int) -> list[str]:
         """Return the text on an episode's picture."""
-        seconds = (step.index + 1) * step.environments[row].unwrapped.dt
+        seconds = (step.index + 1) * step_seconds(step.environments[row])
         lines = [f"{seconds:6.2f} s   return {step.returns[row]:.0f}"]
         if len(returns_to_go := self.loaded.policy.returns_to_go):
             lines.append(f"to go {returns_to_go[row]:.0f} of {self.targets[row]:.0f}")

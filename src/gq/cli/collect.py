@@ -39,12 +39,13 @@ class Source(options.ChosenRun):
         mode: options.ActingMode = None,
         checkpoint: options.CheckpointName = "best",
         device: options.Device = "auto",
+        allow_module: options.AllowModule = "",
     ) -> None:
         self.builtin = run if run and run.startswith("builtin/") else None
         if self.builtin:
             self.given = {"checkpoint": checkpoint, "device": device or "auto"}
         else:
-            super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device)
+            super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device, allow_module=allow_module)
         self.given["mode"] = mode
 
 

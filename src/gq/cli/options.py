@@ -189,6 +189,10 @@ CorrectorName = Annotated[
     typer.Option(metavar="NAME|PATH", help="What corrects plans, by gq distill; default: the run's."),
 ]
 
+AllowModule = Annotated[
+    str, typer.Option(metavar="NAME", help="The module that the environment of a pulled run may import.")
+]
+
 
 def number(text: str, **more: Any) -> Any:
     """The option of a number; `text` is its help."""
@@ -258,11 +262,13 @@ class ChosenRun:
         latest: Latest = False,
         checkpoint: CheckpointName = "best",
         device: Device = "auto",
+        allow_module: AllowModule = "",
     ) -> None:
         from gq.paths import find_run
 
         self.folder, named = find_run(run, latest=latest)
         self.given: dict[str, Any] = {"checkpoint": named or checkpoint, "device": device or "auto"}
+        self.given["allow_module"] = allow_module
 
     def acting(self, **more: Any) -> "Acting":
         """Return the options as a value, with fields that a command adds; this loads torch."""
@@ -283,8 +289,9 @@ class ActingRun(ChosenRun):
         corrector: CorrectorName = None,
         stochastic: Stochastic = False,
         device: Device = "auto",
+        allow_module: AllowModule = "",
     ) -> None:
-        super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device)
+        super().__init__(run=run, latest=latest, checkpoint=checkpoint, device=device, allow_module=allow_module)
         self.given |= {"corrector": corrector, "stochastic": stochastic}
 
 

@@ -15,8 +15,8 @@ from gq.datasets.hub import HubFile, Snapshot, endpoint, hub_token, list_files, 
 from gq.datasets.names import Reference, parse_reference
 from gq.errors import GqError, UsageError
 from gq.files import sync, write_error, write_json
-from gq.hub.uploads import HUB_FILE, is_run_file
-from gq.paths import checkpoint_folders, json_or_empty, read_json, runs_folder
+from gq.hub.uploads import is_run_file
+from gq.paths import HUB_FILE, checkpoint_folders, json_or_empty, read_json, runs_folder
 from gq.runs.checkpoint import verify_checkpoint
 from gq.runs.folder import read_config
 

@@ -23,7 +23,6 @@ from gq.runs.card import CARD, card_text, is_own, marked
 from gq.runs.checkpoint import OPTIMIZER, choose_checkpoint, verify_checkpoint
 from gq.runs.folder import read_config
 
-HUB_FILE = "hub.json"  # where a pulled run is from
 STEP = r"checkpoints/step-\d{9}"
 RUN_FILES = (
     r"config\.toml|environment\.json|comparison\.json|(metrics|times)\.jsonl|README\.md",

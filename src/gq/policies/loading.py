@@ -19,7 +19,7 @@ from gq.policies.compute import choose_compute
 from gq.policies.correctors import LoadedCorrector, find_corrector, load_corrector
 from gq.rollouts.episodes import Policy
 from gq.runs.checkpoint import choose_checkpoint, fill, load_checkpoint
-from gq.runs.folder import read_config
+from gq.runs.folder import read_config, refuse_module
 
 MODE_OPTIONS = {  # the fields of a mode that have an option of their own
     "plan_horizon": "--spec-plan-horizon",
@@ -40,6 +40,7 @@ class Acting:
     stochastic: bool = False  # sample actions instead of taking the distribution's mode, or the plan's mean
     context: Context | None = None  # how a transformer moves on when its context is full; None: as its `eval.context`
     device: str = "auto"
+    allow_module: str = ""  # that the environment of a pulled run may import
 
 
 def choose_modes(config: TrainedConfig, asked: Sequence[str], options: Mapping[str, float | None]) -> list[Mode]:
@@ -110,6 +111,7 @@ def load_run(run: Path, acting: Acting | None = None) -> LoadedRun:
         GqError: the checkpoint or the corrector is damaged or does not fit.
     """
     acting, config = acting or Acting(), read_config(run)
+    refuse_module(run, config, acting.allow_module)
     (mode,) = choose_modes(config, [acting.mode] if acting.mode is not None else [], acting.mode_options)
     if acting.context:
         config = with_context(config, acting.context)

@@ -13,7 +13,7 @@ from gq.config import CONFIGS, ENVIRONMENT, TrainedConfig, validate
 from gq.envs.tasks import proper_id
 from gq.errors import GqError, UsageError
 from gq.files import parse_toml, write_error
-from gq.paths import algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder, section
+from gq.paths import HUB_FILE, algo_of, all_runs, checkpoint_folders, is_run, read_json, runs_folder, section
 from gq.runs.state import failures_recorded, hold_run, is_unfinished
 from gq.settings import flatten
 
@@ -33,6 +33,14 @@ def read_config(run: Path) -> TrainedConfig:
         raise GqError(
             f"cannot use {run / 'config.toml'}: {error}", hint="it may be from another version of gq"
         ) from None
+
+
+def refuse_module(run: Path, config: TrainedConfig, allowed: str = "") -> None:
+    """Raise UsageError if a run of somebody else has an environment whose module would be imported, unless allowed."""
+    module, colon, _ = config.task.partition(":")
+    if colon and (run / HUB_FILE).is_file() and module != allowed:
+        message = f"{run.name} was pulled, and its environment runs code of the module {module}"
+        raise UsageError(message, hint=f"if you trust it: --allow-module {module}")
 
 
 SELECTION_SEED = 1_000_000  # episodes that choose the best checkpoint are never those that `gq eval` reports
@@ -73,6 +81,7 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     if stored.algo != algo:
         raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
     refuse_imported(run)
+    refuse_module(run, stored)
     wanted = dict(given) | ({"size": size} if size else {})
     if "task" in wanted:
         wanted["task"] = proper_id(wanted["task"])
@@ -129,7 +138,7 @@ def refuse_imported(run: Path) -> None:
 def is_without_optimizer(run: Path) -> bool:
     """Tell whether a run has checkpoints to evaluate, but none to go on from, as `gq push` shares them."""
     folders = checkpoint_folders(run)
-    return bool(folders) and not (folders[-1] / "optimizer.safetensors").is_file() and (run / "hub.json").is_file()
+    return bool(folders) and not (folders[-1] / "optimizer.safetensors").is_file() and (run / HUB_FILE).is_file()
 
 
 def resume_command(algo: str, run: Path) -> str:
