@@ -19,12 +19,14 @@ from gq.config import TDMPC2Config, environment_of, to_toml
 from gq.data import hdf5, pickle_reader
 from gq.data.hdf5 import ForeignError
 from gq.data.reading import read_trajectories
+from gq.datasets.loading import download, load_dataset
 from gq.envs.make import make
 from gq.envs.scores import reference_for
 from gq.envs.specs import EnvironmentRequest, Record, describe, settle, spec_of
 from gq.envs.tasks import TASKS, Task
 from gq.errors import DataError, GqError, UsageError
 from gq.files import parse_toml
+from gq.repair.doubts import doubts
 from gq.repair.repair import repair
 from gq.rollouts.statistics import Episode, summarise
 
@@ -487,3 +489,28 @@ def test_other_content_is_called_what_it_is(content: bytes, message: str, hint: 
     with pytest.raises(DataError, match=message) as raised:
         read_trajectories(tmp_path / "data", environment=EnvironmentRequest("Mine-v0"))
     assert hint in raised.value.hint
+
+
+# What training says of the data ---------------------------------------------------------------------------------------
+
+
+def test_sound_data_give_no_doubts_and_others_say_why() -> None:
+    download("builtin/hopper/medium", num_transitions=2000)
+    sound = load_dataset("builtin/hopper/medium", environment=EnvironmentRequest())
+    assert doubts(sound) == []
+    (line,) = doubts(replace(sound, rewards=-sound.rewards))
+    assert "do not repeat in the installed Hopper-v5: other rewards" in line
+    (line,) = doubts(replace(sound, observations=sound.observations * np.float32(0.9)))
+    assert "do not repeat in the installed Hopper-v5: other physics" in line
+    outside = sound.actions.copy()
+    outside[-1] = 1.5
+    (line,) = doubts(replace(sound, actions=outside))
+    assert line == f"the data have 1 row with actions outside the bounds; more is said by gq repair {sound.source}"
+    twice = {name: np.concatenate([getattr(sound, name)] * 2) for name in ("observations", "actions", "rewards")}
+    offsets = np.concatenate([sound.offsets, sound.offsets[1:] + sound.offsets[-1]])
+    copies = replace(sound, **twice, terminals=np.tile(sound.terminals, 2), offsets=offsets)
+    assert f"{sound.num_episodes} episodes that are there already" in doubts(copies)[0]
+    shorter = replace(sound, terminals=np.zeros_like(sound.terminals))
+    num_cut = int((sound.lengths < 1000).sum())
+    assert f"{num_cut} episode" in doubts(shorter)[0]
+    assert "cut before the limit of 1,000 steps" in doubts(shorter)[0]

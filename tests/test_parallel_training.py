@@ -36,10 +36,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hopper_file(tmp_path_factory.mktemp("data") / "data.hdf5")
 
 
+TARGETS = (35.3, 37.5, 38.5)
+
+
 def make_config(data: Path, algo: str = "dt", **settings: Any) -> OfflineConfig:
     base = {"dt": lambda: presets.dt("1m"), "odt": lambda: presets.odt("tiny", ""), "bc": presets.bc}[algo]()
     known = {key: value for key, value in PLAIN.items() if algo != "bc" or not key.startswith("model.num")}
-    return base.replace({**known, "data.dataset": str(data), "data.top_fraction": 1.0, **settings})
+    usual = {
+        "data.dataset": str(data),
+        "data.top_fraction": 1.0,
+        "eval.targets": TARGETS[-1:] if algo == "odt" else TARGETS,
+    }
+    return base.replace({**known, **usual, **settings})
 
 
 def work(config: OfflineConfig, run: Path, stopped_at: int) -> None:
@@ -99,8 +107,8 @@ def test_processes_learn_what_one_learns_from_the_same_batches(
     for name in ("exp_avg/backbone.blocks.0.gate_up.weight", "exp_avg_sq/embed_return.bias"):
         assert torch.allclose(found.optimizer[name], expected.optimizer[name], atol=CURVE_TOLERANCE), name
     assert found.state["progress"]["best_step"] == expected.state["progress"]["best_step"]
-    for target in ("35.3", "37.5", "38.5"):  # each by another process, where there are enough
-        evaluated = f"eval/target_{target}/return_mean"
+    for target in TARGETS:  # each by another process, where there are enough
+        evaluated = f"eval/target_{target:g}/return_mean"
         assert len(curve(run, evaluated)) == 2
         assert curve(run, evaluated) == pytest.approx(curve(alone, evaluated), abs=1e-3)
     assert (run / "README.md").exists()

@@ -92,6 +92,4 @@ def toml_value(value: Any) -> str:
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
-    if value is None:
-        raise UsageError("config.toml cannot hold null", hint="omit arguments of the environment that are null")
     return repr(value)

@@ -229,8 +229,11 @@ def train_on_data(output: Output, launch: Launch, algo: str, size: str | None, f
     if launch.dry_run:
         show_plan(output, config, out, **transformer_facts(output, config))
         return
+    from gq.repair.doubts import doubts
     from gq.training.offline import train
 
+    for line in [] if stored else doubts(trajectories):
+        output.note(line)
     with TrainingView(output, config) as view:
         result = train(config, trajectories, out, resume=stored is not None, listener=view)
     best = "" if result.best_step is None else f", the best at step {result.best_step}"

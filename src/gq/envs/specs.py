@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, proper_id
 from gq.errors import UsageError
+from gq.settings import flatten
 
 if TYPE_CHECKING:
     import gymnasium
@@ -116,6 +117,8 @@ def settle(request: EnvironmentRequest, record: Record | None = None, hint: str 
             message = f"the data were recorded through {wrapper['name']}, which cannot be made again"
             advice = "--ignore-env-spec trains on them all the same, and evaluates without it"
             raise UsageError(message, hint=f"record them without it; {advice}")
+    if None in flatten({"kwargs": kwargs or {}, **{str(i): one for i, one in enumerate(wrappers)}}).values():
+        raise UsageError("arguments of the environment are null, which config.toml cannot hold", hint="omit them")
     return describe(name, kwargs or {}, limit, tuple(wrappers))
 
 
