@@ -8,7 +8,7 @@ CONSTRAINTS := -c constraints.txt
 # A file's tests stay in one process: they share what takes long to make.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test other-arithmetic lint types check-all completions commands package clean
+.PHONY: demo test other-arithmetic lint types check-all completions commands package clean cardboard
 
 demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its returns and a video
 	$(BIN)/gq download builtin/hopper/medium
@@ -22,6 +22,11 @@ test: $(INSTALLED) lint types  ## everything that must hold before a change goes
 other-arithmetic: $(INSTALLED)  ## what computes in the other arithmetic, parity on the recordings kept here
 	GQ_FIXTURES=tests/data/recorded GQ_PRECISION=$$($(BIN)/python -c "from gq.policies.compute import choose_compute as choose; \
 	  print('float32' if choose('cpu').bfloat16 else 'bfloat16')") $(PYTEST) -m "(computes or parity) and not slow"
+
+CARD ?= ../card
+
+cardboard:  ## gq on a GPU of cardboard: needs the CUDA build of torch in a venv of its own, see tools/cardboard
+	$(PYTHON) tools/cardboard/matrix.py $(CARD)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
