@@ -189,7 +189,7 @@ def damage(path: Path, how: str) -> None:
     ("how", "message", "hint"),
     [
         ("truncated", "truncated", ""),
-        ("text", "neither an HDF5 file nor a pickle: it is text that starts with '<html>", "fetch it again"),
+        ("text", "neither an HDF5 file nor a pickle: it is a web page", "fetch it again"),
         ("empty", "it is empty", "fetch it again"),
         ("NaN", "observations holds NaN at .*7, column 2", "gq download --list"),
         ("shape", "differ in length: .*rewards 190", "gq download --list"),
