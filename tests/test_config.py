@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commandline import document
 from gq import presets
 from gq.config import CONFIGS, BCConfig, DTConfig, RunConfig, to_toml, validate
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, atomic_path, sha256, write_json, write_text
 from gq.models.config import SIZES, ModelConfig
+from gq.policies.algorithms import discount_of
 from gq.settings import flatten, parse_settings, read_config_file, toml_value
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
@@ -452,3 +454,39 @@ def test_a_shape_is_compared_by_value() -> None:
     assert ModelConfig(embed_dim=64).attention_head_dim == 16
     assert ModelConfig(head_dim=10).attention_head_dim == 10
     assert ModelConfig(mlp_ratio=8 / 3, embed_dim=1536, num_heads=12, num_kv_heads=6).mlp_dim == 4096
+
+
+# --- TD-MPC2's published settings by task -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-v5", "walker2d", "InvertedPendulum-v5", "package.module:Id-v0"])
+def test_tasks_outside_of_deepmind_control_have_the_settings_that_the_original_has_there(task: str) -> None:
+    config = presets.tdmpc2("1", task)
+    found = (config.update.temporal_decay, config.train.discount_max, config.train.replay, config.planner.termination)
+    assert found == (0.7, 0.99, "episodes", "cut")
+
+
+@pytest.mark.parametrize("task", ["", "dog-run", "ball_in_cup-catch"])
+def test_deepmind_controls_tasks_keep_the_settings_of_all_single_tasks(task: str) -> None:
+    config = presets.tdmpc2("1", task)
+    assert (config.update.temporal_decay, config.train.discount_max, config.train.replay) == (0.5, 0.995, "steps")
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "expected"),
+    [
+        ("HalfCheetah-v5", {}, 0.99),  # 1,000 decisions: 0.995, were it not limited
+        ("Reacher-v5", {}, 0.95),  # 50 decisions: 0.9, raised
+        ("dog-run", {}, 0.99),  # 500 decisions
+        ("HalfCheetah-v5", {"train.discount_max": 0.995}, 0.995),
+        ("HalfCheetah-v5", {"train.discount": 0.9}, 0.9),
+    ],
+)
+def test_the_discount_follows_from_the_task(task: str, changes: dict[str, float], expected: float) -> None:
+    assert discount_of(presets.tdmpc2("1", task).replace(changes)) == pytest.approx(expected)
+
+
+def test_the_command_line_finds_the_settings_by_task_and_what_is_given_wins() -> None:
+    plan = document("train", "tdmpc2", "--task", "walker2d", "--set", "planner.termination=soft", "--dry-run")
+    assert plan["config"]["update"]["temporal_decay"] == 0.7
+    assert plan["config"]["planner"]["termination"] == "soft"

@@ -182,3 +182,31 @@ def test_a_block_that_fails_is_found(tmp_path: Path) -> None:
     page.write_text("```sh\ngq --version\n```\n\n```sh no-run\nfalse\n```\n\n```sh\ngq train dt --size 9b\n```\n")
     with pytest.raises(AssertionError, match="there is no size 9b"):
         run_page(page, tmp_path)
+
+
+def test_each_key_on_the_page_of_settings_exists() -> None:
+    from gq.config import CONFIGS
+    from gq.settings import flatten
+
+    known = {key for kind in CONFIGS.values() for key in flatten(kind().to_dict())}
+    words = re.findall(r"`(?:--set )?((?:train|model|update|planner|optim|online|data|eval)\.[a-z_]+)", settings_page())
+    assert len(words) > 20
+    assert set(words) <= known
+
+
+def test_the_page_of_settings_says_what_the_presets_of_tdmpc2_are() -> None:
+    from gq.presets import tdmpc2
+    from gq.settings import flatten
+
+    control, others = (flatten(tdmpc2("5", task).to_dict()) for task in ("dog-run", "HalfCheetah-v5"))
+    first_table = settings_page().split("Named alternatives")[0]
+    rows = [line.split("|") for line in first_table.splitlines() if line.startswith("| ")]
+    told = {row[4].split("`")[1]: row[2:4] for row in rows if "`" in row[4]}
+    differing = {key for key in control if control[key] != others[key]} - {"task"}
+    assert differing == told.keys()
+    for key in ("update.temporal_decay", "train.discount_max"):
+        assert [cell.split()[-1] for cell in told[key]] == [str(control[key]), str(others[key])]
+
+
+def settings_page() -> str:
+    return (ROOT / "docs" / "settings.md").read_text()

@@ -294,7 +294,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 def test_an_imported_run_plans_as_the_original_does_by_default(reacher: ImportedRun) -> None:
     policy = load_run(reacher.run, Acting(device="cpu")).policy
     assert isinstance(policy, PlanningPolicy)
-    assert policy.planner.config == PlannerConfig()
+    assert policy.planner.config == PlannerConfig(termination="cut")
     assert policy.planner.discount == 0.95, "by the rule, from 50 decisions an episode"
     assert json.loads((reacher.run / "environment.json").read_text())["discount"] == 0.95
 

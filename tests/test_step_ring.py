@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gq.data import steps
-from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
+from gq.data.pieces import FIRST, GOES_ON, TERMINATED, TRUNCATED
+from gq.data.steps import StepLog, StepRing, row_width
 from gq.errors import DataError
 
 HORIZON = 3
@@ -36,31 +37,46 @@ def ticks(columns: list[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def make_ring(num_ticks: int, num_environments: int, seed: int = 0) -> StepRing:
-    return StepRing(num_ticks, num_environments, observation_dim=2, action_dim=1, horizon=HORIZON, seed=seed)
+def make_ring(num_ticks: int, num_environments: int, seed: int = 0, *, by_episode: bool = False) -> StepRing:
+    dims = {"observation_dim": 2, "action_dim": 1, "horizon": HORIZON}
+    return StepRing(num_ticks, num_environments, **dims, seed=seed, by_episode=by_episode)
 
 
-def valid_starts(rows: np.ndarray, capacity: int) -> set[tuple[int, int]]:
-    """Return (tick, environment) of every piece that lies within one episode and the newest ticks."""
-    found = set()
+def valid_starts(rows: np.ndarray, capacity: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return (tick, environment) of every piece that lies within one episode and the newest ticks, and its episode."""
+    found = {}
     for tick in range(max(len(rows) - capacity, 0), len(rows) - HORIZON):
         for environment in range(rows.shape[1]):
             if (rows[tick + 1 : tick + HORIZON + 1, environment, -1] != FIRST).all():
-                found.add((tick, environment))
+                found[tick, environment] = (int((rows[: tick + 1, environment, -1] == FIRST).sum()), environment)
     return found
 
 
+def of_ended_episodes(starts: dict[tuple[int, int], tuple[int, int]], rows: np.ndarray) -> dict:
+    """Return the pieces of episodes that have ended."""
+    ended = {
+        (number, environment)
+        for environment in range(rows.shape[1])
+        for number in range(1, 1 + int((rows[:, environment, -1] >= TERMINATED).sum()))
+    }
+    return {start: episode for start, episode in starts.items() if episode in ended}
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(KINDS, min_size=1, max_size=3), st.integers(HORIZON + 1, 40), st.integers(5, 60))
+@given(st.lists(KINDS, min_size=1, max_size=3), st.integers(HORIZON + 1, 40), st.integers(5, 60), st.booleans())
 def test_exactly_the_pieces_within_an_episode_and_the_newest_ticks_can_be_drawn(
-    episodes: list[list[tuple[int, int]]], capacity: int, num_ticks: int
+    episodes: list[list[tuple[int, int]]], capacity: int, num_ticks: int, by_episode: bool
 ) -> None:
     rows = ticks([column(each, num_ticks) for each in episodes])
-    ring = make_ring(capacity, len(episodes))
+    ring = make_ring(capacity, len(episodes), by_episode=by_episode)
     for tick in rows:
         ring.add(tick)
     expected = valid_starts(rows, capacity)
-    assert ring.num_pieces == len(expected)
+    if by_episode:
+        expected = of_ended_episodes(expected, rows)
+        assert len(ring.pieces) == len(set(expected.values()))
+    else:
+        assert len(ring.pieces) == len(expected)
     if not expected:
         return
     batch = ring.sample(64)
@@ -95,6 +111,23 @@ def test_all_pieces_are_drawn_equally_often() -> None:
     assert max(counts.values()) < 270
 
 
+def test_by_episode_each_ended_episode_is_drawn_equally_often_and_then_each_of_its_pieces() -> None:
+    rows = ticks([column([(5, TERMINATED), (9, TRUNCATED)], 60), column([(30, TRUNCATED), (3, TRUNCATED)], 60)])
+    ring = make_ring(55, 2, by_episode=True)  # the first episode is gone, the longest has lost a few pieces
+    for tick in rows:
+        ring.add(tick)
+    expected = of_ended_episodes(valid_starts(rows, 55), rows)
+    sizes = {(2, 0): 7, (1, 1): 23, (2, 1): 1}
+    assert {each: list(expected.values()).count(each) for each in sizes} == sizes
+    assert set(expected.values()) == set(sizes)
+    counts = dict.fromkeys(expected, 0)
+    for tick_number, environment in ring.sample(12_000).observations[0].int().tolist():
+        counts[tick_number, environment] += 1
+    for start, count in counts.items():
+        mean = 4_000 / list(expected.values()).count(expected[start])
+        assert abs(count - mean) < 5 * mean**0.5, (start, count, mean)
+
+
 def test_a_truncation_is_not_a_termination() -> None:
     ring = make_ring(20, 1)
     for tick in ticks([column([(4, TRUNCATED), (4, TERMINATED)], 10)]):
@@ -105,16 +138,17 @@ def test_a_truncation_is_not_a_termination() -> None:
     assert ends == {3: False, 4: False, 8: False, 9: True}
 
 
-def test_a_restored_ring_draws_the_same() -> None:
+@pytest.mark.parametrize("by_episode", [False, True])
+def test_a_restored_ring_draws_the_same(by_episode: bool) -> None:
     rows = ticks([column([(5, TERMINATED)] * 9, 50), column([(7, TRUNCATED)] * 9, 50)])
-    ring, restored = make_ring(21, 2), make_ring(21, 2)
+    ring, restored = (make_ring(21, 2, by_episode=by_episode) for _ in range(2))
     for tick in rows:
         ring.add(tick)
     ring.sample(5)
     restored.restore(rows[-21:], len(rows))
     restored.generator.set_state(ring.generator.get_state())
     assert all(torch.equal(*pair) for pair in zip(ring.sample(32), restored.sample(32), strict=True))
-    more = ticks([column([], 30)] * 2)[1:]
+    more = ticks([column([], 14 if by_episode else 30)] * 2)[1:]  # after which no ended episode would be left
     for tick in more:
         ring.add(tick)
         restored.add(tick)

@@ -15,7 +15,8 @@ from breaking import repeated
 from commandline import gq
 from comparing import assert_equal
 from gq.algos.tdmpc2 import SequenceBatch, TDMPC2Learner, UpdateDraws, draw
-from gq.data.steps import FIRST, StepLog
+from gq.data.pieces import FIRST
+from gq.data.steps import StepLog
 from gq.models.world_config import WorldModelConfig, WorldUpdateConfig
 from gq.models.world_model import WorldModel
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from breaking import terminate
 from commandline import copy_run, gq
-from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing
+from gq.data.pieces import FIRST, GOES_ON, TERMINATED, TRUNCATED
+from gq.data.steps import StepLog, StepRing
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.training.interaction import Interaction
 from gq.training.session import Session
@@ -161,3 +162,25 @@ def test_updates_follow_the_decisions_and_make_up_for_the_uniform_ones(
     assert seen[0][0] == 24, "none before the uniform decisions are over"
     assert all(step < decisions * updates_per_decision for decisions, step in seen)
     assert sum(decisions == 24 for decisions, _ in seen) == 24 * updates_per_decision
+
+
+def test_by_episode_nothing_is_learnt_before_an_episode_has_ended(tmp_path: Path, reference: Reference) -> None:
+    """Uniform decisions end after 4, the first episode later; the updates in between are made up for."""
+    start(reference, tmp_path / "run", **{"train.seed_decisions": 4, "train.num_environments": 1})
+    folder = tmp_path / "run" / "replay" / "rank-0"
+    state = load_checkpoint(choose_checkpoint(tmp_path / "run", "last")).state
+    kinds = StepLog(folder, num_environments=1, width=7, position=state["processes"][0]["log"]).read(0)[:, 0, -1]
+    first_end = int((kinds >= TERMINATED).argmax())
+    assert first_end > 4
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert min(record["decisions"] for record in records if "value_loss" in record) >= first_end
+    assert state["progress"]["step"] == int(state["progress"]["decisions"] * 0.25)
+
+
+def test_a_budget_in_which_no_episode_ends_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    command = ("train", "tdmpc2", "--task", "HalfCheetah-v5", "--size", "1", "--out", tmp_path / "run")
+    result = gq(*command, "--decisions", "900")
+    assert result.exit_code == 2
+    assert "no episode to learn from ends within 900 decisions" in result.stderr
+    assert "--set train.replay=steps" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -277,7 +277,11 @@ class InteractionConfig(ComputeConfig):
     seed_decisions: Natural = 0  # uniform at first; 0: five episodes, at least 1000
     updates_per_decision: Positive = 1.0  # those for the first, uniform decisions are made up for at once
     buffer_size: Count = 1_000_000  # newest decisions that batches are drawn from
+    # steps: all pieces are drawn equally often, each as soon as it is there; episodes: as the original, an episode that
+    # has ended, then a piece of it.
+    replay: Literal["steps", "episodes"] = "steps"
     discount: Annotated[float, Ge(0), Lt(1)] = 0.0  # per decision; 0: from the length of an episode
+    discount_max: Annotated[float, Ge(0.95), Lt(1)] = 0.995  # that this length gives at most
 
 
 @dataclass(frozen=True, kw_only=True)

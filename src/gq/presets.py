@@ -19,7 +19,7 @@ from gq.config import (
     UpdateConfig,
 )
 from gq.envs.specs import settle
-from gq.envs.tasks import Task
+from gq.envs.tasks import CONTROL_TASKS, Task, proper_id
 from gq.errors import UsageError
 from gq.models.config import StochasticModelConfig, resolve_size
 from gq.models.world_config import resolve_world_model_size
@@ -154,14 +154,29 @@ def finetune(parent: ODTConfig | FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def tdmpc2(size: str = "5") -> TDMPC2Config:
-    """Return the TD-MPC2 agent of a size in millions of parameters. Raises UsageError for an unknown size."""
-    return TDMPC2Config(
+# What the original sets in tasks other than DeepMind Control's (its envs/mujoco.py, and its planner and replay where
+# episodes end by themselves). `planner.termination=soft` was better where both were tried: docs/settings.md.
+TDMPC2_GYMNASIUM = {
+    "update.temporal_decay": 0.7,
+    "train.discount_max": 0.99,
+    "train.replay": "episodes",
+    "planner.termination": "cut",
+}
+
+
+def tdmpc2(size: str = "5", task: str = "") -> TDMPC2Config:
+    """Return the TD-MPC2 agent of a size in millions of parameters, as published for a task, by default dog-run.
+
+    Raises UsageError for an unknown size.
+    """
+    config = TDMPC2Config(
         size=size,
+        task=task,
         model=resolve_world_model_size(size),
         eval=EvalConfig(every=20_000),
         checkpoint=CheckpointConfig(every=5_000),
     )
+    return config.replace(TDMPC2_GYMNASIUM) if task and proper_id(task) not in CONTROL_TASKS else config
 
 
 def with_task(config: TDMPC2Config) -> TDMPC2Config:

@@ -261,7 +261,7 @@ def show_world_models(
     if config and size:
         raise UsageError("--size does not go with a run, which has its own", hint="gq params tdmpc2 --size 5")
     found = config.environment if config and not task else settle(EnvironmentRequest(task or "dog-run"))
-    configs = [config] if config else [tdmpc2(name) for name in ([size] if size else WORLD_MODEL_SIZES)]
+    configs = [config] if config else [tdmpc2(name, found.id) for name in ([size] if size else WORLD_MODEL_SIZES)]
     reports = [report_world(one.made_for(found), batch_size=batch_size) for one in configs]
     dims = {"observation_dim": found.observation_dim, "action_dim": found.action_dim}
     document = {"task": found.id, **dims, "models": [dataclasses.asdict(report) for report in reports]}

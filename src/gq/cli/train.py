@@ -284,7 +284,9 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
         from gq.paths import last_dataset
 
         return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
-    return presets.tdmpc2(str(stated or "5")) if algo == "tdmpc2" else presets.dt(str(stated or "1m"))
+    if algo == "tdmpc2":
+        return presets.tdmpc2(str(stated or "5"), str(given.get("task") or given.get("environment.id") or ""))
+    return presets.dt(str(stated or "1m"))
 
 
 def world_model_facts(output: Output, config: "TDMPC2Config") -> dict[str, int]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gq.data.pieces import TERMINATED, EveryPiece, PiecesByEpisode
 from gq.errors import DataError
 from gq.files import sync, write_error
 
-FIRST, GOES_ON, TERMINATED, TRUNCATED = range(4)  # kinds of rows: before the first decision of an episode, after others
 SEGMENT_ROWS = 2**16
 
 
@@ -138,8 +138,7 @@ class SequenceBatch(NamedTuple):
 class StepRing:
     """Hold the newest `num_ticks` ticks of E environments: rows as above, a tick's side by side.
 
-    Pieces of horizon + 1 rows lie within one episode, so a termination can only be in their last row. All of them are
-    drawn with equal probability: their starts are kept as a list, to which each decision adds at most one.
+    Pieces of horizon + 1 rows lie within one episode, so a termination can only be in their last row.
     """
 
     def __init__(
@@ -153,8 +152,13 @@ class StepRing:
         device: torch.device | str = "cpu",
         storage: torch.device | str | None = None,
         seed: int = 0,
+        by_episode: bool = False,
     ) -> None:
-        """Reserve the memory, on `storage`; batches are on `device`, which is the same without `storage`."""
+        """Reserve the memory, on `storage`; batches are on `device`, which is the same without `storage`.
+
+        Args:
+            by_episode: draw as `PiecesByEpisode` does, else as `EveryPiece`.
+        """
         assert num_ticks > horizon
         self.num_ticks, self.num_environments, self.horizon = num_ticks, num_environments, horizon
         self.observation_dim, self.device = observation_dim, torch.device(device)
@@ -167,14 +171,7 @@ class StepRing:
         self._offsets = torch.arange(horizon + 1)[:, None]
         self.generator = torch.Generator().manual_seed(seed)
         self.next_tick = 0
-        self._ages = np.zeros(num_environments, np.int64)  # decisions since the first row of each present episode
-        self._starts = np.zeros(1024, np.int64)  # tick * E + environment, ascending
-        self._head = self._tail = 0  # of the starts that live
-
-    @property
-    def num_pieces(self) -> int:
-        """Pieces that can be drawn."""
-        return self._tail - self._head
+        self.pieces = (PiecesByEpisode if by_episode else EveryPiece)(num_environments, horizon)
 
     def add(self, rows: np.ndarray) -> None:
         """Append a tick, float32 [E, W]; the oldest makes room."""
@@ -182,10 +179,7 @@ class StepRing:
         slot = tick % self.num_ticks * num
         self._rows[slot : slot + num] = torch.from_numpy(np.ascontiguousarray(rows))
         self.next_tick += 1
-        self._ages = np.where(rows[:, -1] == FIRST, 0, self._ages + 1)
-        self._add_starts((tick - self.horizon) * num + np.flatnonzero(self._ages >= self.horizon))
-        oldest = (self.next_tick - self.num_ticks) * num
-        self._head += int(np.searchsorted(self._starts[self._head : self._tail], oldest))
+        self.pieces.add(tick, rows[:, -1], self.next_tick - self.num_ticks)
 
     def restore(self, rows: np.ndarray, next_tick: int) -> None:
         """Fill the empty ring with the last ticks before `next_tick`, float32 [T, E, W]."""
@@ -195,8 +189,7 @@ class StepRing:
 
     def sample(self, batch_size: int) -> SequenceBatch:
         """Draw pieces; advances `generator` only."""
-        draws = torch.randint(self.num_pieces, (batch_size,), generator=self.generator)
-        starts = torch.from_numpy(self._starts)[self._head + draws]
+        starts = self.pieces.draw(batch_size, self.generator)
         num_rows = self.num_ticks * self.num_environments
         index = (starts + self._offsets * self.num_environments) % num_rows  # [H + 1, B]
         rows = self._gather(index.flatten()).unflatten(0, index.shape)  # [H + 1, B, W]
@@ -214,12 +207,3 @@ class StepRing:
         rows = torch.empty(len(index), self._rows.shape[1], pin_memory=True)
         torch.index_select(self._rows, 0, index, out=rows)
         return rows.to(self.device, non_blocking=True)
-
-    def _add_starts(self, starts: np.ndarray) -> None:
-        """Append starts, moving those that live to the front of a larger array when it is full."""
-        if self._tail + len(starts) > len(self._starts):
-            larger = np.zeros(2 * (self.num_pieces + len(starts)) + 1024, np.int64)
-            larger[: self.num_pieces] = self._starts[self._head : self._tail]
-            self._starts, self._head, self._tail = larger, 0, self.num_pieces
-        self._starts[self._tail : self._tail + len(starts)] = starts
-        self._tail += len(starts)

@@ -1,18 +1,18 @@
 """Official TD-MPC2 checkpoints as run folders, to evaluate, render and collect with, but not to train on."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gq.config import TDMPC2Config, to_toml
+from gq.config import to_toml
 from gq.envs.engines import versions
 from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, resolve_task
 from gq.errors import DataError, GqError, UsageError
 from gq.files import sha256, write_json, write_text
-from gq.models.world_config import discount_factor
 from gq.official.importing import ImportedModel, import_tdmpc2
 from gq.official.names import task_in_file_name
 from gq.paths import is_run, read_json, runs_folder
+from gq.policies.algorithms import discount_of
 from gq.presets import tdmpc2
 from gq.runs.card import write_card
 from gq.runs.checkpoint import choose_checkpoint, save_checkpoint, verify_checkpoint
@@ -122,13 +122,14 @@ def _existing_run(task: Task, digest: str) -> ImportedRun | None:
 
 def _write_run(run: Path, task: Task, model: ImportedModel, provenance: Provenance) -> ImportedRun:
     """Write the folder; config.toml, without which it is no run, comes last."""
-    base = tdmpc2(model.size) if model.size else TDMPC2Config(model=model.config)
-    config = base.replace({"task": task.id})
+    config = tdmpc2(model.size or "5", task.id)
+    if not model.size:
+        config = replace(config, size="custom", model=model.config)
     parameters = sum(value.numel() for name, value in model.state.items() if not name.startswith("target_"))
     facts: dict[str, Any] = {"parameters": parameters, "imported": asdict(provenance)}
     with lock_run(run):
         save_checkpoint(run, 0, model=model.state, optimizer={}, state=facts, is_best=True, keep=1)
-        discount = discount_factor(task.max_episode_steps)
+        discount = discount_of(config)
         write_json(
             run / "environment.json", {**facts, "size": config.size, "versions": versions(), "discount": discount}
         )

@@ -153,7 +153,9 @@ def build_planner(config: TDMPC2Config, model: WorldModel, compute: Compute) -> 
 
 def discount_of(config: TDMPC2Config) -> float:
     """Return the discount per decision."""
-    return config.train.discount or discount_factor(config.environment.max_episode_steps)
+    return config.train.discount or discount_factor(
+        config.environment.max_episode_steps, high=config.train.discount_max
+    )
 
 
 def _planning_policy(config: TDMPC2Config, model: WorldModel, compute: Compute, stochastic: bool) -> PlanningPolicy:

@@ -121,7 +121,7 @@ def named_preset(settings: Mapping[str, Any]) -> RunConfig | None:
         "dt": lambda: presets.dt(size),
         "bc": presets.bc,
         "odt": lambda: presets.odt(size, str(settings.get("data.dataset", ""))),
-        "tdmpc2": lambda: presets.tdmpc2(size),
+        "tdmpc2": lambda: presets.tdmpc2(size, str(settings.get("task", ""))),
         "finetune": lambda: inherited_from(Path(str(settings.get("online.parent", "")))),
     }
     try:

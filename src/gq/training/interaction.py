@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gq.algos.state import restore_generator
 from gq.config import TDMPC2Config
-from gq.data.steps import FIRST, GOES_ON, TERMINATED, TRUNCATED, StepLog, StepRing, row_width
+from gq.data.pieces import FIRST, GOES_ON, TERMINATED, TRUNCATED
+from gq.data.steps import StepLog, StepRing, row_width
 from gq.envs.make import make
 from gq.errors import GqError
 from gq.planning.mppi import Planner
@@ -57,6 +58,7 @@ class Interaction:
             device=device,
             storage=choose_storage(device, num_ticks * num * self.width * 4),
             seed=self.seed_of(rank, "batches"),
+            by_episode=config.train.replay == "episodes",
         )
         self.environments = [make(task) for _ in range(num)]
         self.generators = [

@@ -98,6 +98,9 @@ def train_world_model(
     if out:
         refuse_imported(out) if resume else refuse_filled(out, config.algo)
     # What follows may refuse, so it comes before there is a folder.
+    task, num_each = config.environment, config.train.decisions // (distributed.size() * config.train.num_environments)
+    if config.train.replay == "episodes" and not task.can_terminate and num_each < task.max_episode_steps:
+        raise nothing_to_learn_from(config)
     distributed.refuse_uneven(config.train.batch_size, distributed.size())
     compute = choose_compute(distributed.local_device(config.train.device), config.train.precision)
     make(config.environment).close()
@@ -172,24 +175,27 @@ def learn(
     """Decide and update alternately until all decisions are taken; return the last evaluation."""
     progress, evaluation = run.progress, list[Summary]()
     share, num_uniform = config.train.batch_size // run.processes.size, num_seed_decisions(config)
+    num_ready = run.processes.total(len(actor.ring.pieces) > 0)[0]  # processes that have something to draw
     with run.training(is_over=progress.is_over(config)):
         if progress.decisions < num_uniform:
             run.listener.note(f"{num_uniform} uniform decisions, then as many updates at once")
         while not progress.is_over(config):
             # Act until an update is due, or a stop request comes first.
-            while progress.step >= progress.num_owed(config) and not progress.is_over(config):
-                if run.stop_reason():
+            while num_ready < run.processes.size or progress.step >= progress.num_owed(config):
+                if run.stop_reason() or progress.decisions >= config.train.decisions:
                     break
                 finished = actor.tick(uniform=progress.decisions < num_uniform)
-                (num_deciding,) = run.processes.total(actor.num_deciding)
+                num_deciding, num_ready = run.processes.total(actor.num_deciding, len(actor.ring.pieces) > 0)
                 progress.decisions += num_deciding
                 run.throughput.num_environment_steps += num_deciding
                 if finished:
                     report_episodes(run, config, finished)
-            if progress.step < progress.num_owed(config):
+            if num_ready == run.processes.size and progress.step < progress.num_owed(config):
                 run.count(learner.update(actor.ring.sample(share)))
                 if run.due(config.train.log_every):
                     show(run, config, run.report(progress.position(config)))
+            elif progress.step < progress.num_owed(config) and progress.decisions >= config.train.decisions:
+                raise nothing_to_learn_from(config)
             is_best = False
             if progress.evaluation_is_due(config):
                 began = monotonic()
@@ -251,6 +257,13 @@ def evaluate(config: TDMPC2Config, planner: Planner) -> list[Summary]:
         policy = PlanningPolicy(planner, task=config.environment, mode=mode)
         results += summarise(roll_out(policy, config.environment, starts), reference_for(config.environment, ""))
     return results
+
+
+def nothing_to_learn_from(config: TDMPC2Config) -> UsageError:
+    """Return what to say where no episode that could be drawn from ends within all decisions."""
+    message = f"no episode to learn from ends within {config.train.decisions} decisions"
+    enough = 8 * config.environment.max_episode_steps
+    return UsageError(message, hint=f"--decisions {enough}, or learn from unfinished ones: --set train.replay=steps")
 
 
 def refuse_other_number(run: Session[WorldProgress]) -> None:
