@@ -141,6 +141,12 @@ def test_devices_are_known_by_their_names_and_torch_s() -> None:
     assert caught.value.hint == "did you mean a100-40 or a100-80?"
 
 
+def test_memory_is_what_boards_report_in_gib_not_what_data_sheets_round_it_to() -> None:
+    assert known_gpus()["h100"].memory_bytes == pytest.approx(79.1 * 2**30, rel=1e-3)
+    assert known_gpus()["t4"].memory_bytes == pytest.approx(14.7 * 2**30, rel=1e-3)
+    assert "of 79.10 GiB" in gq("params", "--device", "h100", "1m").stdout
+
+
 def test_this_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gq.devices.PROBE_WIDTH", 64)
     device = resolve_device("cpu")
@@ -163,7 +169,7 @@ def test_the_command_shows_one_size_in_all_ways() -> None:
     shown = gq("params", "--device", "l4", "--world-size", "8", "--size", "1.9b").stdout
     for word in ("gradients", "activations", "fits", "--set train.parallel=sharded", "reach 40 % of"):
         assert word in shown
-    assert "does not fit, it needs 4 devices" in gq("params", "1.9b", "--device", "l4").stdout
+    assert "does not fit, it needs 8 devices" in gq("params", "1.9b", "--device", "l4").stdout
 
 
 def test_the_command_shows_all_sizes_and_runs(tmp_path: Path) -> None:
@@ -172,7 +178,7 @@ def test_the_command_shows_all_sizes_and_runs(tmp_path: Path) -> None:
     sizes = ["1m", "13m", "0.1b", "0.6b", "1.9b"]
     assert [model["size"] for model in document("params", "--device", "l4")["models"]] == sizes
     table = gq("params", "--device", "l4").stdout
-    assert "1.9b: 64 windows in an update, 8 at once on a device; does not fit, it needs 4 devices" in table
+    assert "1.9b: 64 windows in an update, 8 at once on a device; does not fit, it needs 8 devices" in table
     assert "0.1b: 64 windows" not in table, "what fits goes without saying"
     config = DTConfig(task="Hopper-v5").replace({"train.batch_size": 32, "train.steps": 10})
     (tmp_path / "config.toml").write_text(to_toml(config))

@@ -203,6 +203,14 @@ def test_a_model_too_large_for_its_data_is_warned_about_with_a_better_size() -> 
     assert "fits better" not in tiny.warning
 
 
+def test_no_larger_model_is_advised_than_the_one_at_hand() -> None:
+    config = replace(SIZES["1m"], embed_dim=16, num_layers=1)
+    small = params.report_config(config, size="custom", observation_dim=11, action_dim=3, num_transitions=100)
+    assert small.parameters < 50_000
+    assert small.warning
+    assert "fits better" not in small.warning
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("0.6", "did you mean 0.6b"), ("13M", "13m"), ("huge", "sizes are 1m, 13m")]
 )

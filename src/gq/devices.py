@@ -37,7 +37,7 @@ def known_gpus() -> dict[str, Device]:
     return {
         name: Device(
             name=name,
-            memory_bytes=int(row["memory"] * 10**9),
+            memory_bytes=int(row["memory"] * 2**30),
             bfloat16_flops=row["bfloat16"] * 1e12,
             float32_flops=row["float32"] * 1e12,
             torch_name=row["torch"],

@@ -54,16 +54,17 @@ def parameter_formula(config: ModelConfig, observation_dim: int, action_dim: int
 
 
 def data_warning(size: str, parameters: int, num_transitions: int | None, dims: tuple[int, int]) -> str:
-    """A warning with a better size when the data has less than a tenth of a token per parameter, else ""."""
+    """A warning, with a smaller size where one has enough data, below a tenth of a token per parameter; else ""."""
     if num_transitions is None or TOKENS_PER_STEP * num_transitions >= FEWEST_TOKENS_PER_PARAMETER * parameters:
         return ""
     num_tokens = TOKENS_PER_STEP * num_transitions
     fed = [name for name, config in SIZES.items() if parameter_formula(config, *dims) <= num_tokens]
     better = fed[-1] if fed else next(iter(SIZES))
+    is_smaller = parameter_formula(SIZES[better], *dims) < parameters
     ratio = num_tokens / parameters
     return (
         f"{size} has {parameters:,} parameters for {num_tokens:,} tokens of data ({ratio:.2g} per parameter): "
-        f"it can memorise the data" + ("" if better == size else f"; {better} fits better")
+        f"it can memorise the data" + (f"; {better} fits better" if is_smaller else "")
     )
 
 
