@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from commandline import child_environment
+from gq import presets
+from gq.config import to_toml
 from gq.errors import UsageError
 from gq.files import parse_toml
 from gq.paths import HUB_FILE
 from gq.policies.loading import Acting, load_run
+from gq.runs.folder import newest_unfinished
 from tiny import as_flags
 
 CODE = '''
@@ -160,3 +163,16 @@ def test_an_installed_package_works_with_every_command(tmp_path: Path) -> None:
     succeed(tmp_path, *again, packages=site)
     unnamed = gq(tmp_path, "train", "dt", "--dataset", "world.hdf5", *short, "--out", "b", packages=site)
     assert "whose code is run only if you name it" in unnamed.stderr
+
+
+def test_a_run_without_a_checkpoint_is_not_what_plain_resume_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GQ_HOME", str(tmp_path))
+    failed = tmp_path / "runs" / "hopper-v5-dt-1m-20260101-000000-aaaa"
+    failed.mkdir(parents=True)
+    (failed / "config.toml").write_text(to_toml(presets.dt("1m")))
+    with pytest.raises(UsageError, match="there is no unfinished dt run"):
+        newest_unfinished("dt")
+    (failed / "checkpoints" / "step-000000001").mkdir(parents=True)
+    assert newest_unfinished("dt") == failed

@@ -182,7 +182,8 @@ def newest_unfinished(algo: str) -> Path:
             config = read_config(run)
         except GqError:
             continue  # a run that nobody asked for must not stand in the way
-        is_candidate = config.algo == algo and not is_without_optimizer(run)
+        # Without a checkpoint there is nothing to resume: such a run is started again by its --out alone.
+        is_candidate = config.algo == algo and checkpoint_folders(run) and not is_without_optimizer(run)
         if is_candidate and is_unfinished(run, algo, getattr(config.train, "steps", 0)):
             return run
     raise UsageError(f"there is no unfinished {algo} run in {runs_folder()}", hint="name one with --out DIR --resume")
