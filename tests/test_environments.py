@@ -463,6 +463,16 @@ def test_archives_of_numpy_are_read(tmp_path: Path) -> None:
         read_trajectories(tmp_path / "b.npz", environment=EnvironmentRequest("Mine-v0"))
 
 
+def test_play_without_rewards_is_read_and_training_says_so(tmp_path: Path) -> None:
+    play = {name: column for name, column in columns().items() if name != "rewards"}
+    np.savez(tmp_path / "data.npz", **play | {"terminals": ENDS.astype(np.float32), "qpos": np.zeros((2 * LIMIT, 3))})
+    found = read_trajectories(tmp_path / "data.npz", environment=EnvironmentRequest("Mine-v0"))
+    assert found.lengths.tolist() == [LIMIT, LIMIT]
+    assert not found.terminals.any()
+    assert found.returns.tolist() == [0, 0]
+    assert any("every reward is 0" in line for line in doubts(found))
+
+
 def test_what_unfolds_to_far_more_than_data_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (hdf5, pickle_reader):
         monkeypatch.setattr(module, "FREE_BYTES", 1 << 20)
@@ -476,7 +486,8 @@ def test_what_unfolds_to_far_more_than_data_do_is_refused(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (b"PAR1....", "a Parquet table", "HDF5"),
+        (b"ARROW1..", "an Arrow table", "give the folder"),
+        (b"PAR1....", "is damaged", "fetch it again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", "git lfs pull"),
         (b"<!DOCTYPE html>", "a web page", "fetch it again"),
         (b"\x28\xb5\x2f\xfd....", "compressed by zstd", "zstd -d"),

@@ -372,10 +372,10 @@ def test_a_terminal_inside_an_episode_is_refused(tmp_path):
 def test_minari_files_with_wrong_episodes_are_refused(tmp_path):
     flat = rows([10, 20], terminated=[True, False])
     wrong = {
-        "no_last_observation": (
+        "too_few_observations": (
             "episode_1/observations",
-            np.zeros((20, 11)),
-            "differ in length: observations 20, actions 20",
+            np.zeros((19, 11)),
+            "differ in length: observations 19, actions 20",
         ),
         "other_width": (
             "episode_1/observations",

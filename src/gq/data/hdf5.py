@@ -166,6 +166,6 @@ def check_size(path: Path, shapes: Iterable[Sequence[int]]) -> None:
         ForeignError: they are.
     """
     num_bytes = 4 * sum(math.prod(map(int, shape)) for shape in shapes)
-    stored = path.stat().st_size
+    stored = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     if num_bytes > max(FREE_BYTES, MAX_RATIO * stored):
         raise ForeignError(f"{path} has {stored:,} bytes and says that it holds {num_bytes:,}", hint=NOT_TRUSTED)

@@ -1,56 +1,30 @@
-"""What data files look like: D4RL's flat columns, Minari's episodes, the Decision Transformer's pickle.
+"""What data look like to gq: flat columns, or episodes of columns, and what is wrong with them.
 
 A column is anything with `shape`, `dtype` and indexing: an array, or an HDF5 dataset that is not read yet. What headers
-say is examined here, before `gq.data.rows` reads any column.
+say is examined here, before `gq.data.rows` reads any column; `gq.data.formats` opens the files.
 """
 
-import os
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from gq.data.flags import find_flags
 from gq.data.hdf5 import (
-    AGAIN,
-    HDF5_MAGIC,
     READ_ERRORS,
     ForeignError,
     Joined,
-    check_size,
-    damaged,
-    item_names,
     own_item,
     pick_column,
-    plain_attributes,
 )
-from gq.data.pickle_reader import GZIP_MAGIC, load_pickle, whole_dicts
 from gq.errors import DataError
-from gq.files import parse_json
 
-TEXT_PICKLES = (b"(", b"]", b"}", b"c")  # what pickles of the protocols 0 and 1 begin with
-OTHER_CONTENT = {
-    b"PK\x03\x04": ("a zip archive", "unpack it; a PyTorch file (.pt) is for gq download FILE --task"),
-    b"PAR1": ("a Parquet table", "write its columns as HDF5 (see the tutorial), one row a step"),
-    b"ARROW1": ("an Arrow table", "write its columns as HDF5 (see the tutorial), one row a step"),
-    b"version https://git-lfs": ("a pointer of Git LFS, not the file", "fetch the file: git lfs pull"),
-    b"SQLite format 3": ("an SQLite database", "write its columns as HDF5 (see the tutorial)"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it: zstd -d FILE"),
-    b"\xfd7zXZ": ("compressed by xz", "decompress it: xz -d FILE"),
-    b"BZh": ("compressed by bzip2", "decompress it: bzip2 -d FILE"),
-    b"<!DOCTYPE": ("a web page", AGAIN),
-    b"<html": ("a web page", AGAIN),
-}
-PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the protocols 2 to 5
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
 MATRICES = ("observations", "actions")
-MINARI_PROVENANCE = ("dataset_id", "algorithm_name", "author", "code_permalink", "minari_version", "requirements")
 
 
 @dataclass(frozen=True)
@@ -123,141 +97,18 @@ class Stored:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def format_of(path: Path) -> Literal["hdf5", "pickle", "npz"]:
-    """Tell by its first bytes what a file is.
-
-    Raises:
-        DataError: it is nothing that gq reads, or cannot be read; the hint is for what it seems to be.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(60)
-            is_ended = head[:1] in TEXT_PICKLES and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"."
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if head.startswith(HDF5_MAGIC):
-        return "hdf5"
-    if head.startswith(b"PK\x03\x04") and b".npy" in head:
-        return "npz"
-    for magic, (what, advice) in OTHER_CONTENT.items():
-        if head.startswith(magic):
-            raise DataError(f"{path} is neither an HDF5 file nor a pickle: it is {what}", hint=advice)
-    if head.startswith((*PICKLE_MAGICS, GZIP_MAGIC)) or is_ended:
-        return "pickle"
-    text = head.decode("utf-8", errors="replace").split("\n")[0]
-    is_text = text.isprintable() and "\ufffd" not in text
-    looks = f"it is text that starts with {text[:30]!r}" if is_text else "unknown content"
-    raise DataError(f"{path} is neither an HDF5 file nor a pickle: {looks if head else 'it is empty'}", hint=AGAIN)
-
-
-def stored_hdf5(path: Path, root: Any, problems: Problems) -> Stored:
-    """Look at an open D4RL or Minari file. Raises UnusableError, ForeignError."""
-    if root.id.links.exists(b"observations"):  # where the link may lead is for `own_item` to say
-        attributes = _root_attributes(path, root, problems)
-        return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), root)], attributes=attributes)
-    names = item_names(root)
-    episodes = [name for name in names if re.fullmatch(r"episode_\d{1,18}", name)]
-    if not episodes:
-        found = ", ".join(names[:5]) or "nothing"
-        message = f"neither observations (D4RL) nor episode_0 (Minari) at its root, but {found}"
-        hint = "gq reads D4RL and Minari HDF5 files and pickled lists of episodes"
-        raise UnusableError(Problem("bad-shape", message, DataError(f"{path} has {message}", hint=hint)))
-    try:
-        attributes = _minari_metadata(path)
-    except DataError as error:
-        problems.add(Problem("bad-shape", str(error), error))
-        attributes = {}
-    stored = Stored(MINARI, attributes=attributes)
-    _find_episodes(stored, path, root, sorted(episodes, key=lambda name: (int(name[8:]), name)), problems)
-    return stored
-
-
-def stored_npz(path: Path, problems: Problems) -> Stored:
-    """Read a NumPy archive of flat columns. Raises UnusableError, ForeignError, DataError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_size(path, [(-(-info.file_size // 4),) for info in archive.infolist()])
-        with np.load(path, allow_pickle=False) as arrays:
-            columns = {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged or holds no plain arrays: {error}", hint=AGAIN) from error
-    return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), columns)])
-
-
-def stored_pickle(path: Path, problems: Problems) -> Stored:
-    """Read a pickled list of dicts, one an episode, or one dict of flat columns.
-
-    Raises:
-        UnusableError: it holds something else.
-        DataError: the pickle asks for what no dataset needs, so that nothing in it is to be trusted.
-    """
-    try:
-        episodes = load_pickle(path)
-    except DataError as error:
-        if error.__cause__ is None:  # not damaged
-            raise
-        episodes = whole_dicts(path)
-        message = f"{error}; the {len(episodes):,} episodes before that can be read"
-        problems.add(Problem("truncated-file", message, error))
-    if isinstance(episodes, dict) and "observations" in episodes:
-        return Stored(D4RL, [_find_part(_Place(path, "", D4RL, problems), episodes)])
-    kind = type(episodes).__name__
-    if isinstance(episodes, dict | tuple):
-        episodes = list(episodes.values() if isinstance(episodes, dict) else episodes)
-    if not isinstance(episodes, list) or not episodes or not all(isinstance(episode, dict) for episode in episodes):
-        found = "an empty list" if episodes == [] else f"a {kind}"
-        hint = "it should be a list of dicts, one an episode: observations, actions, rewards, terminals"
-        refusal = DataError(f"{path} holds {found}, not episodes", hint=hint)
-        raise UnusableError(Problem("bad-shape", "the pickle holds no list of episodes", refusal))
-    labelled = {}
-    for number, episode in enumerate(episodes):
-        flag = {"terminals": episode["dones"]} if "dones" in episode else {}
-        labelled[f"episode {number}"] = flag | episode
-    stored = Stored(PICKLE)
-    _find_episodes(stored, path, labelled, list(labelled), problems)
-    return stored
-
-
 def row_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of a column's row without the axes of length 1 that some files add."""
     is_plain = len(shape) == (2 if name in MATRICES else 1)
     return tuple(shape[1:]) if is_plain else tuple(length for length in shape[1:] if length != 1)
 
 
-def _minari_metadata(path: Path) -> dict[str, Any]:
-    """Return the provenance in metadata.json beside a Minari file, with `env_id`; empty if there is no such file.
-
-    Raises:
-        DataError: metadata.json is not JSON.
-    """
-    file = path.with_name("metadata.json")
-    if not file.is_file():
-        return {}
-    try:
-        metadata = parse_json(file.read_text(encoding="utf-8"))
-        specification = parse_json(metadata.get("env_spec") or "{}")  # JSON in a string, with bare Infinity in it
-        env_id = specification.get("id")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged: {error}", hint=AGAIN) from error
-    found = {name: metadata[name] for name in MINARI_PROVENANCE if metadata.get(name)}
-    found = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
-    return found | ({"env_id": env_id, "env_spec": metadata["env_spec"]} if env_id else {})
-
-
-def _root_attributes(path: Path, root: Any, problems: Problems) -> dict[str, Any]:
-    try:
-        return plain_attributes(root)
-    except READ_ERRORS as error:
-        problems.add(Problem("truncated-file", "the file's attributes cannot be read", damaged(path, error)))
-        return {}
-
-
-def _find_episodes(stored: Stored, path: Path, holder: Any, labels: list[str], problems: Problems) -> None:
+def find_episodes(stored: Stored, path: Path, holder: Any, labels: list[str], problems: Problems) -> None:
     """Find the columns of each episode in a dict or HDF5 group, and report why an episode is lost."""
     for label in labels:
         try:
-            place = _Place(path, label, stored.layout, problems)
-            stored.parts.append(_find_part(place, own_item(str(path), holder, label)))
+            place = Place(path, label, stored.layout, problems)
+            stored.parts.append(find_part(place, own_item(str(path), holder, label)))
             continue
         except ForeignError:
             raise
@@ -272,7 +123,7 @@ def _find_episodes(stored: Stored, path: Path, holder: Any, labels: list[str], p
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where columns are examined: in a flat file or in one of its episodes."""
 
     path: Path
@@ -292,7 +143,7 @@ class _Place:
         self.problems.add(Problem(code, message, error, self.label, count))
 
 
-def _find_part(place: _Place, container: Any) -> Part:
+def find_part(place: Place, container: Any) -> Part:
     """Find the columns of a flat file or of an episode, and examine their headers.
 
     Raises:
@@ -316,7 +167,7 @@ def _find_part(place: _Place, container: Any) -> Part:
     return Part(place.label, columns, num_rows, following)
 
 
-def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -> dict[str, Any]:
+def _pick_columns(place: Place, container: Any, dispensable: tuple[str, ...]) -> dict[str, Any]:
     """Find the columns by gq's names. Raises UnusableError if one that is needed is no array, ForeignError."""
     names = list(REQUIRED)
     if place.layout is D4RL:
@@ -350,7 +201,7 @@ def _pick_columns(place: _Place, container: Any, dispensable: tuple[str, ...]) -
     return found
 
 
-def _with_flags(place: _Place, container: Any) -> Any:
+def _with_flags(place: Place, container: Any) -> Any:
     """Return a flat file's columns with its flags under gq's names; see `gq.data.flags`."""
     rewards = own_item(str(place), container, "rewards")
     if not getattr(rewards, "shape", ()):
@@ -367,7 +218,7 @@ def _with_flags(place: _Place, container: Any) -> Any:
     return {name: column for name, column in columns.items() if column is not None} | flags
 
 
-def _examine_column(place: _Place, name: str, column: Any) -> None:
+def _examine_column(place: Place, name: str, column: Any) -> None:
     """Report the shape or type of a column if it is odd. Raises UnusableError if it holds no rows of numbers."""
     shape, inner = tuple(column.shape), row_shape(name, column.shape)
     num_axes, expected = (2, "(rows, columns)") if name in MATRICES else (1, "(rows,)")
@@ -397,11 +248,14 @@ def _examine_column(place: _Place, name: str, column: Any) -> None:
         place.report("wrong-dtype", f"{stored_name} is {column.dtype}, expected {expected}", None)
 
 
-def _common_length(place: _Place, columns: dict[str, Any]) -> int:
+def _common_length(place: Place, columns: dict[str, Any]) -> int:
     """Return the number of rows that all columns have, and report if some have more. Raises UnusableError for none."""
     lengths = {name: int(column.shape[0]) for name, column in columns.items()}
     listed = ", ".join(f"{place.stored_name(name)} {length}" for name, length in lengths.items())
     num_final = place.layout.num_final
+    if num_final and lengths["observations"] and len(set(lengths.values())) == 1:  # as some published sets are
+        place.report("length-mismatch", "there is no observation after the last step", None)
+        num_final = 0
     lengths["observations"] -= num_final
     num_rows = min(lengths.values())
     if len(set(lengths.values())) == 1 and num_rows:

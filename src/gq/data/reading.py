@@ -57,10 +57,10 @@ def read_trajectories(
 
 
 def data_file(path: Path) -> Path:
-    """Return the path, or for a Minari dataset's folder the HDF5 file in it.
+    """Return the path, or for a Minari dataset's folder the HDF5 file in it, or the folder of its tables.
 
     Raises:
-        UsageError: there is no such file, or the folder holds no Minari HDF5 data.
+        UsageError: there is no such file, or the folder holds no Minari data.
     """
     if not path.exists():
         raise UsageError(f"there is no file {path}", hint="check the path, or name a dataset: gq download hopper")
@@ -69,10 +69,10 @@ def data_file(path: Path) -> Path:
     for folder in (path, path / "data"):
         if (folder / "main_data.hdf5").is_file():
             return folder / "main_data.hdf5"
-    if (path / "data" / "metadata.json").is_file() or (path / "metadata.json").is_file():
-        message = f"{path} is a Minari dataset that is not in HDF5 format"
-        raise UsageError(message, hint="with Minari: load it, and DataCollector or create_dataset_from_buffers as hdf5")
-    hint = "give the folder of one Minari dataset in HDF5 format (mujoco/hopper/medium-v0), or a file"
+    for folder in (path / "data", path):
+        if (folder / "metadata.json").is_file() and any(folder.glob("[0-9]*/part-*")):
+            return folder
+    hint = "give the folder of one Minari dataset (mujoco/hopper/medium-v0), or a file"
     raise UsageError(f"{path} is a folder without main_data.hdf5 or data/main_data.hdf5", hint=hint)
 
 

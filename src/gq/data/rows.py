@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gq.data.formats import format_of, stored_hdf5, stored_npz, stored_pickle
 from gq.data.hdf5 import AGAIN, READ_ERRORS, ForeignError, check_size, damaged, open_hdf5
 from gq.data.layouts import (
     D4RL,
@@ -23,12 +24,9 @@ from gq.data.layouts import (
     Problems,
     Stored,
     UnusableError,
-    format_of,
     row_shape,
-    stored_hdf5,
-    stored_npz,
-    stored_pickle,
 )
+from gq.data.tables import stored_parquet, stored_tables
 from gq.envs.tasks import task_in_name
 from gq.errors import DataError
 
@@ -99,8 +97,9 @@ def _read(path: Path, task: str | None, problems: Problems) -> Rows:
         kind = format_of(path)
     except DataError as error:
         raise UnusableError(Problem("not-hdf5", f"{error}; {AGAIN}", error)) from error
+    openers = {"npz": stored_npz, "pickle": stored_pickle, "parquet": stored_parquet, "minari tables": stored_tables}
     if kind != "hdf5":
-        return _gather(path, (stored_npz if kind == "npz" else stored_pickle)(path, problems), task, problems)
+        return _gather(path, openers[kind](path, problems), task, problems)
     try:
         with open_hdf5(path) as root:
             return _gather(path, stored_hdf5(path, root, problems), task, problems)
@@ -287,15 +286,19 @@ def _choose_task(path: Path, asked: str | None, recorded: Any) -> str | None:
     if asked or (recorded and isinstance(recorded, str)):
         return asked or recorded
     inside_minari = path.name == "main_data.hdf5"
-    named = task_in_name("/".join(path.resolve().parts[-4:-1]) if inside_minari else path.name)
+    folders = path.resolve().parts[-4:-1] if inside_minari else path.resolve().parts[-3:]
+    named = task_in_name("/".join(folders) if inside_minari or path.is_dir() else path.name)
     return named.id if named else None
 
 
 def _look_ahead(rows: Rows, parts: list[Part], offsets: np.ndarray, problems: Problems) -> None:
     """Keep what a file says of the observations that follow its rows, where that tells anything."""
     if rows.layout == MINARI.name:
-        last = [np.asarray(part.columns["observations"][part.num_rows], np.float32).reshape(-1) for part in parts]
-        rows.final_rows, rows.final_observations = offsets[1:] - 1, np.stack(last)
+        has_last = [part.columns["observations"].shape[0] > part.num_rows for part in parts]
+        if any(has_last):
+            whole = [part for part, is_whole in zip(parts, has_last, strict=True) if is_whole]
+            last = [np.asarray(part.columns["observations"][part.num_rows], np.float32).reshape(-1) for part in whole]
+            rows.final_rows, rows.final_observations = (offsets[1:] - 1)[has_last], np.stack(last)
         return
     width = rows.observations.shape[1]
     if all(

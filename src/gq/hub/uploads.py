@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gq.config import FinetuneConfig, TrainedConfig, to_toml
-from gq.data.layouts import format_of
+from gq.data.formats import format_of
 from gq.data.reading import data_file
 from gq.data.trajectories import Trajectories
 from gq.datasets import names as registry
@@ -145,7 +145,8 @@ def dataset_uploads(name: str) -> tuple[str, list[Upload]]:
     file = data_file(Path(found) if Path(found).is_absolute() else registry.resolve(found).path)
     if format_of(file) != "hdf5":
         hint = "make an HDF5 file of it: gq repair FILE --apply -o data.hdf5"
-        raise DataError(f"{file} is a pickle, which nobody should have to open", hint=hint)
+        what = "a pickle, which nobody should have to open" if format_of(file) == "pickle" else "not an HDF5 file"
+        raise DataError(f"{file} is {what}", hint=hint)
     is_file = Path(found).is_absolute()
     label = Path(found).stem if is_file else found.removeprefix("builtin/").removeprefix("hf://").replace("/", "-")
     metadata = file.with_name("metadata.json")

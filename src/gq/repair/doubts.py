@@ -20,6 +20,8 @@ FINE = ("same physics", "unknown")
 def doubts(trajectories: Trajectories) -> list[str]:
     """Return lines about what is odd in data that are to be trained on; none for sound ones."""
     lines, task = [], trajectories.environment
+    if trajectories.num_episodes > 1 and not trajectories.rewards.any():
+        lines.append("every reward is 0, so no return tells good episodes from bad; gq train bc imitates them all")
     if found := list(_oddities(trajectories, task)):
         lines.append(f"the data have {', '.join(found)}; more is said by gq repair {trajectories.source}")
     if task and task.is_known and robot_of(task.id):
