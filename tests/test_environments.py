@@ -244,7 +244,11 @@ def test_data_are_of_the_environment_that_they_record() -> None:
             {"additional_wrappers": [{"name": "NormalizeObservation", "kwargs": {"epsilon": 1e-8}}]},
             "recorded through NormalizeObservation",
         ),
-        (EnvironmentRequest(), {"additional_wrappers": [{"name": "ClipAction", "kwargs": None}]}, "through ClipAction"),
+        (
+            EnvironmentRequest(),
+            {"additional_wrappers": [{"name": "RescaleAction", "kwargs": None}]},
+            "through RescaleAction",
+        ),
         (EnvironmentRequest(), {"id": "os:Mine-v0"}, "whose code is run only if you name it"),
     ],
 )
@@ -254,6 +258,17 @@ def test_what_contradicts_the_record_or_cannot_be_made_again_is_refused(
     with pytest.raises(UsageError, match=message) as raised:
         settle(request_, recorded(**spec))
     assert raised.value.hint
+
+
+def test_actions_that_the_environment_clipped_are_clipped_in_the_data(tmp_path: Path) -> None:
+    spec = {"id": "Mine-v0", "additional_wrappers": [{"name": "ClipAction", "kwargs": {}}]}
+    with h5py.File(tmp_path / "a.hdf5", "w") as root:
+        root.attrs.update(env_id="Mine-v0", env_spec=json.dumps(spec))
+        for name, column in (columns() | {"actions": np.full((2 * LIMIT, 2), [-3, 4], np.float32)}).items():
+            root[name] = column
+    found = read_trajectories(tmp_path / "a.hdf5", environment=EnvironmentRequest())
+    assert found.environment == describe("Mine-v0", {})
+    assert (found.actions == [-1, 4]).all()  # of the boxes -1 to 1 and 0 to 10
 
 
 def test_the_record_can_be_ignored() -> None:
@@ -350,6 +365,16 @@ def test_dict_observations_are_read_in_the_order_of_the_environment(tmp_path: Pa
     assert found.observations[0].tolist() == [1, 1, 1, 2, 2, 3]
     assert found.environment
     assert found.environment.observation_keys == ("observation", "desired_goal", "b")
+
+
+def test_observations_of_any_shape_are_read_flat_but_pictures_are_not(tmp_path: Path) -> None:
+    deep = columns() | {"observations": columns()["observations"].reshape(-1, 2, 3)}
+    np.savez(tmp_path / "data.npz", **deep)
+    found = read_trajectories(tmp_path / "data.npz", environment=EnvironmentRequest("Mine-v0"))
+    np.testing.assert_array_equal(found.observations, columns()["observations"])
+    np.savez(tmp_path / "data.npz", **deep | {"observations": np.zeros((2 * LIMIT, 4, 4, 3), np.uint8)})
+    with pytest.raises(DataError, match="observations are pictures"):
+        read_trajectories(tmp_path / "data.npz", environment=EnvironmentRequest("Mine-v0"))
 
 
 def test_discrete_actions_are_called_so(tmp_path: Path) -> None:

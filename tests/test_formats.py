@@ -273,7 +273,7 @@ def damaged(change: dict[str, Any]) -> dict[str, Any]:
         ({"rewards": None}, r"has no rewards, but actions, observations, terminals, timeouts"),
         ({"terminals": None}, r"has no terminals, but"),
         ({"rewards": np.zeros(29, np.float32)}, r"differ in length: observations 30, actions 30, rewards 29"),
-        ({"observations": np.zeros((30, 2, 11))}, r"observations has shape \(30, 2, 11\), expected \(rows, columns\)"),
+        ({"actions": np.zeros((30, 2, 3))}, r"actions has shape \(30, 2, 3\), expected \(rows, columns\)"),
         ({"actions": np.zeros(30)}, r"actions has shape \(30,\), expected \(rows, columns\)"),
         ({"rewards": np.zeros((30, 2))}, r"rewards has shape \(30, 2\), expected \(rows,\)"),
         ({"rewards": np.float32(0)}, r"rewards has shape \(\), expected \(rows,\)"),
@@ -299,7 +299,7 @@ def test_a_wrong_array_is_refused_by_name(tmp_path, change, message):
         {"rewards": None},
         {"terminals": None},
         {"rewards": np.zeros(29, np.float32)},
-        {"observations": np.zeros((30, 1, 11))},
+        {"actions": np.zeros((30, 1, 3))},
         {"timeouts": np.full(30, np.nan)},
     ],
 )

@@ -4,6 +4,7 @@ A column is anything with `shape`, `dtype` and indexing: an array, or an HDF5 da
 say is examined here, before `gq.data.rows` reads any column; `gq.data.formats` opens the files.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,9 @@ class Stored:
 
 
 def row_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a column's row without the axes of length 1 that some files add."""
+    """Return the shape of a column's row: observations flat, others without axes of length 1, which some files add."""
+    if name == "observations" and len(shape) > 1:
+        return (math.prod(map(int, shape[1:])),)
     is_plain = len(shape) == (2 if name in MATRICES else 1)
     return tuple(shape[1:]) if is_plain else tuple(length for length in shape[1:] if length != 1)
 
@@ -230,6 +233,8 @@ def _examine_column(place: Place, name: str, column: Any) -> None:
         code, words = "wrong-dtype", f"{stored_name} holds {column.dtype}, not numbers"
     elif not shape or 1 + len(inner) != num_axes:
         words = f"{stored_name} has shape {shape}, expected {expected}"
+    elif name == "observations" and len(shape) == 4 and column.dtype == np.uint8:
+        words = f"{stored_name} are pictures, shape {shape}, and gq's policies take vectors"
     elif 0 in shape:
         words = f"{stored_name} is empty, shape {shape}"
     if words:
@@ -238,7 +243,10 @@ def _examine_column(place: Place, name: str, column: Any) -> None:
     if isinstance(column, Joined):
         words = f"{stored_name} are a Dict ({', '.join(column.parts)}), read side by side"
         place.report("dict-observations", words, None)
-    if shape[1:] != inner:
+    if name == "observations" and len(shape) > 2:
+        words = f"{stored_name} have the shape ({', '.join(['rows', *map(str, shape[1:])])}), read flat"
+        place.report("bad-shape", words, None)
+    elif shape[1:] != inner:
         words = f"{stored_name} has the shape ({', '.join(['rows', *map(str, shape[1:])])}), expected {expected}"
         error = DataError(f"{place}: {stored_name} has shape {shape}, expected {expected}")
         place.report("bad-shape", words, None if shape[1:] == (1,) else error)

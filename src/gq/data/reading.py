@@ -83,7 +83,8 @@ def trajectories_of(file: Path, rows: Rows, source: str, task: Task | None) -> T
         DataError: the values or widths are not what they should be, or no episode is complete.
         UsageError: there are neither timeouts nor a task with a known limit.
     """
-    check_widths(file, rows.observations.shape[1], rows.actions.shape[1], task, Record.of(rows.attributes))
+    record = Record.of(rows.attributes)
+    check_widths(file, rows.observations.shape[1], rows.actions.shape[1], task, record)
     for name in ("observations", "actions", "rewards"):
         if error := non_finite(file, name, getattr(rows, name), rows):
             raise error
@@ -96,6 +97,8 @@ def trajectories_of(file: Path, rows: Rows, source: str, task: Task | None) -> T
             raise DataError(f"{file}: no complete episode in {rows.num_rows:,} rows", hint=hint)
         offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
     num_kept = int(offsets[-1])
+    if record and record.clips_actions and task:
+        rows.actions = rows.actions.clip(np.float32(task.action_low), np.float32(task.action_high))
     _check_episodes(file, offsets, rows.terminals[:num_kept], task)
     return Trajectories(
         observations=rows.observations[:num_kept],

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 RENDERING = {"render_mode", "width", "height", "camera_id", "camera_name", "default_camera_config", "max_geom"}
 # Gymnasium's wrappers whose arguments say all that they do. What others do depends on what they saw, or is a function.
 REBUILT = {
-    "ClipAction",
     "FilterObservation",
     "FlattenObservation",
     "RescaleAction",
@@ -25,7 +24,8 @@ REBUILT = {
     "TimeAwareObservation",
     "TimeLimit",
 }
-HARMLESS = {"OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo", "HumanRendering"}
+CLIPPING = "ClipAction"  # takes any action for the nearest one within the bounds: so do the data, without it
+HARMLESS = {CLIPPING, "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo", "HumanRendering"}
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,22 @@ class Record:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None
     wrappers: tuple[Mapping[str, Any], ...] = ()
+    clips_actions: bool = False  # before the environment took them
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "Record | None":
         """Return what a file's attributes record, None if that is nothing."""
         try:
             found = json.loads(str(attributes.get("env_spec") or "{}"))
-            wrappers = [
-                wrapper for wrapper in found.get("additional_wrappers") or () if wrapper["name"] not in HARMLESS
-            ]
+            recorded = found.get("additional_wrappers") or ()
+            wrappers = [wrapper for wrapper in recorded if wrapper["name"] not in HARMLESS]
+            clips = any(wrapper["name"] == CLIPPING for wrapper in recorded)
             kwargs = {key: value for key, value in (found.get("kwargs") or {}).items() if key not in RENDERING}
             name = found.get("id") or attributes.get("env_id")
             if not isinstance(name, str) or not name:
                 return None
             wrappers = [{"name": one["name"], "kwargs": one.get("kwargs")} for one in wrappers]
-            return cls(proper_id(name), kwargs, found.get("max_episode_steps"), tuple(wrappers))
+            return cls(proper_id(name), kwargs, found.get("max_episode_steps"), tuple(wrappers), clips)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
