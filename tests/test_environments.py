@@ -154,6 +154,57 @@ def test_observations_are_flat_and_dict_ones_in_one_order() -> None:
     assert environment.observation_space.shape == flat.shape == (12,)
 
 
+def test_dicts_of_dicts_are_flattened_in_the_same_order_in_the_environment_and_in_data(tmp_path: Path) -> None:
+    one = spaces.Box(-1.0, 1.0, (1,), np.float64)
+    goals = spaces.Dict({"kettle": spaces.Box(-1.0, 1.0, (2,), np.float64), "door": one})
+    task = task_with(observation=spaces.Dict({"desired_goal": goals, "observation": one, "achieved_goal": goals}))
+    keys = ("achieved_goal/door", "achieved_goal/kettle", "desired_goal/door", "desired_goal/kettle")
+    assert task.observation_keys == ("observation", *keys)
+    environment = make(task)
+    observation, _ = environment.reset(seed=0)
+    raw = environment.unwrapped.observation_space
+    raw.seed(0)
+    drawn = raw.sample()
+    expected = [drawn["observation"], *(drawn[key.split("/")[0]][key.split("/")[1]] for key in keys)]
+    np.testing.assert_array_equal(observation, np.concatenate(expected))
+    with h5py.File(tmp_path / "a.hdf5", "w") as root:
+        for name, column in columns().items():
+            if name != "observations":
+                root[name] = column
+        for number, key in enumerate(task.observation_keys):
+            width = 2 if "kettle" in key else 1
+            root[f"observations/{key}"] = np.full((2 * LIMIT, width), number, np.float32)
+    found = read_trajectories(tmp_path / "a.hdf5", environment=EnvironmentRequest("Mine-v0"))
+    assert found.observations[3].tolist() == [0, 1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "num_actions"),
+    [("FetchReach-v4", 16, 4), ("FrankaKitchen-v1", 93, 9), ("AdroitHandPen-v1", 45, 24)],
+)
+def test_robots_of_gymnasium_robotics_are_made(name: str, width: int, num_actions: int) -> None:
+    pytest.importorskip("gymnasium_robotics", reason="Gymnasium-Robotics is not installed")
+    task = describe(name, {})
+    assert (task.observation_dim, task.action_dim) == (width, num_actions)
+    environment = make(task)
+    environment.reset(seed=0)
+    assert environment.step(np.zeros(num_actions))[0].shape == (width,)
+    environment.close()
+
+
+def test_an_environment_of_mujoco_py_names_its_newest_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium.register("Mine-v1", lambda **kwargs: Mine(**kwargs), max_episode_steps=LIMIT)
+
+    def fail(**_: Any) -> None:
+        raise gymnasium.error.DependencyNotInstalled("No module named 'mujoco_py'.")
+
+    monkeypatch.setattr(gymnasium.registry["Mine-v0"], "entry_point", fail)
+    with pytest.raises(UsageError, match="Mine-v0 needs mujoco_py") as raised:
+        describe("Mine-v0", {})
+    assert "Mine-v1" in raised.value.hint
+    del gymnasium.registry["Mine-v1"]
+
+
 def test_actions_are_scaled_for_each_dimension() -> None:
     task = settle(EnvironmentRequest("Mine-v0"))
     assert task.scale(np.float32([[-1, -1], [0, 0], [1, 1]])).tolist() == [[-1, 0], [0, 5], [1, 10]]

@@ -13,6 +13,9 @@ from gq.data import hdf5, tables
 from gq.data.hdf5 import ForeignError
 from gq.data.reading import read_trajectories
 from gq.data.trajectories import Trajectories
+from gq.datasets.loading import download
+from gq.datasets.names import resolve
+from gq.envs.specs import Record
 from gq.errors import DataError, GqError
 from gq.files import sha256
 from gq.repair.repair import repair
@@ -276,3 +279,29 @@ def test_minari_episodes_without_a_last_observation_are_used_whole(tmp_path: Pat
         root["episode_3/rewards"] = np.zeros(2)
     with pytest.raises(DataError, match="episode_3: the arrays differ in length"):
         read_trajectories(path, task="Hopper-v5")
+
+
+def test_a_set_of_robotics_keeps_its_record_and_the_order_of_its_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"id": "PointMaze_UMaze-v3", "max_episode_steps": 1_000_000, "kwargs": {"maze_map": [[1, 1], [1, 0]]}}
+    folder = tmp_path / "minari" / "D4RL" / "pointmaze" / "umaze-v2" / "data"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps({"env_spec": json.dumps(spec), "dataset_id": "D4RL/pointmaze"}))
+    with h5py.File(folder / "main_data.hdf5", "w") as root:
+        for number, episode in enumerate(made()):
+            group = root.create_group(f"episode_{number}")
+            position, goal, rest = np.split(np.concatenate([episode["observations"], np.ones((1, 11))]), [2, 4], axis=1)
+            group["observations/achieved_goal"], group["observations/desired_goal"] = position, goal
+            group["observations/observation"] = rest
+            group["actions"], group["rewards"] = episode["actions"], episode["rewards"]
+            group["terminations"] = episode["terminals"]
+            group["truncations"] = np.logical_not(episode["terminals"])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    entry = resolve("pointmaze-umaze")
+    download(entry.id)
+    found = read_trajectories(entry.path)
+    assert found.task == "PointMaze_UMaze-v3"
+    assert Record.of(found.attributes) == Record("PointMaze_UMaze-v3", spec["kwargs"], 1_000_000)
+    np.testing.assert_array_equal(found.observations[:, :7], joined("observations")[:, 4:])
+    np.testing.assert_array_equal(found.observations[:, 7:9], joined("observations")[:, :2])

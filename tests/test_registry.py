@@ -139,7 +139,7 @@ def test_the_catalog_holds_what_its_types_say() -> None:
     TypeAdapter(list[DatasetEntry]).validate_json(document, strict=True)
     assert [entry.id for entry in ENTRIES.values() if entry.kind == "builtin"] == NAMES
     for entry in ENTRIES.values():
-        assert entry.size_bytes > 0
+        assert entry.size_bytes > 0 or entry.id.startswith("D4RL/")  # of which nobody says the sizes
         assert entry.return_std is None or entry.return_mean is not None
         assert (entry.return_mean is None) == (entry.returns_source == "")
         assert len(entry.remote_paths) == {"builtin": 0, "minari": 2, "d4rl": 1, "tdmpc2": 1}[entry.kind]
@@ -147,17 +147,17 @@ def test_the_catalog_holds_what_its_types_say() -> None:
 
 def test_the_registry_is_complete() -> None:
     kinds = [entry.kind for entry in ENTRIES.values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"builtin": 15, "minari": 33, "d4rl": 69, "tdmpc2": 327}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"builtin": 15, "minari": 33 + 29, "d4rl": 69, "tdmpc2": 327}
     assert {domain: len(tasks) for domain, tasks in TDMPC2["domains"].items()} == {
         "dmcontrol": 39,
         "metaworld": 50,
         "maniskill2": 5,
         "myosuite": 10,
     }
-    assert len(known_ids()) == 15 + 33 + 69  # checkpoints are no datasets
+    assert len(known_ids()) == 15 + 33 + 29 + 69  # checkpoints are no datasets
     assert known_ids()[0].startswith("builtin/")
     assert len({entry.path for entry in ENTRIES.values()}) == len(ENTRIES)
-    assert all(entry.task in TASKS for entry in ENTRIES.values() if entry.kind != "tdmpc2")
+    assert all(entry.task in TASKS for entry in ENTRIES.values() if entry.task and entry.kind != "tdmpc2")
     assert sum(len(levels) for levels in GROUPS.values()) == len(ENTRIES)
 
 
@@ -241,3 +241,29 @@ def test_the_registry_loads_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("D4RL/antmaze/umaze-v1", "D4RL/antmaze/umaze-v1"),
+        ("d4rl/antmaze/large-diverse-v1", "D4RL/antmaze/large-diverse-v1"),
+        ("antmaze-medium-play", "D4RL/antmaze/medium-play-v1"),
+        ("minari/pointmaze/umaze-dense-v2", "D4RL/pointmaze/umaze-dense-v2"),
+        ("pen/human", "D4RL/pen/human-v2"),
+        ("kitchen_complete-v2", "D4RL/kitchen/complete-v2"),
+    ],
+)
+def test_sets_of_robotics_are_found_under_all_spellings(name: str, expected: str) -> None:
+    entry = resolve(name)
+    assert entry.id == expected
+    assert (
+        entry.remote_paths[-1]
+        == f"datasets/farama-minari/{expected.replace('D4RL', 'D4RL/resolve/main')}/data/main_data.hdf5"
+    )
+
+
+@pytest.mark.parametrize("name", ["antmaze-umaze-v2", "antmaze-expert", "builtin/pen/human"])
+def test_what_minari_has_not_of_robotics_is_unknown(name: str) -> None:
+    with pytest.raises(UsageError):
+        resolve(name)

@@ -128,10 +128,20 @@ def pick_column(where: str, container: Any, name: str, needed: Sequence[str]) ->
         found = ", ".join(str(key) for key in list(container)[:6]) or "nothing"
         raise DataError(f"{where} has no {name}, but {found}", hint="gq needs " + ", ".join(needed))
     if name == "observations" and isinstance(column, Mapping) and len(column):
-        return Joined({key: pick_column(f"{where}: {name}", column, key, (key,)) for key in ordered_keys(column)})
+        return _join(f"{where}: {name}", column)
     if not hasattr(column, "dtype") or not hasattr(column, "shape"):
         raise DataError(f"{where}: {name} is a {type(column).__name__.lower()}, not one array")
     return column
+
+
+def _join(where: str, group: Mapping[str, Any]) -> "Joined":
+    """Return the columns of a Dict, of Dicts perhaps, side by side in the order in which environments flatten them."""
+    parts = {}
+    for key in ordered_keys(group):
+        part = own_item(where, group, key)
+        is_group = isinstance(part, Mapping) and len(part)
+        parts[key] = _join(f"{where}/{key}", part) if is_group else pick_column(where, group, key, (key,))
+    return Joined(parts)
 
 
 class Joined:

@@ -98,7 +98,7 @@ def trajectories_of(file: Path, rows: Rows, source: str, task: Task | None) -> T
         offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
     num_kept = int(offsets[-1])
     if record and record.clips_actions and task:
-        rows.actions = rows.actions.clip(np.float32(task.action_low), np.float32(task.action_high))
+        rows.actions = rows.actions.clip(np.array(task.action_low, np.float32), np.array(task.action_high, np.float32))
     _check_episodes(file, offsets, rows.terminals[:num_kept], task)
     return Trajectories(
         observations=rows.observations[:num_kept],

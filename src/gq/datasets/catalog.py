@@ -64,6 +64,25 @@ class DatasetEntry:
         return self.num_transitions * (4 * task.observation_dim + 4 * task.action_dim + 6)
 
 
+def _robotics_entries(table: dict[str, Any]) -> Iterator[DatasetEntry]:
+    """Yield Minari's sets of Gymnasium-Robotics, which it calls D4RL's; the files say which environment they are of."""
+    for robot, sets in table["robotics"].items():
+        for level in sets["levels"]:
+            folder = f"{robot}/{level}-{sets['version']}"
+            place = f"datasets/farama-minari/D4RL/resolve/main/{folder}/data"
+            yield DatasetEntry(
+                id=f"D4RL/{folder}",
+                kind="minari",
+                task="",
+                group=f"D4RL/{robot}",
+                level=level,
+                file=f"minari/D4RL/{robot}/{level}.hdf5",
+                size_bytes=0,
+                licence=table["licence"],
+                remote_paths=(f"{place}/metadata.json", f"{place}/main_data.hdf5"),
+            )
+
+
 def _checkpoint_entries(table: dict[str, Any]) -> Iterator[DatasetEntry]:
     """Yield the official TD-MPC2 checkpoints: each task with three seeds, and the multi-task models by size."""
     domains = {task: (domain, table["seeds"]) for domain, tasks in table["domains"].items() for task in tasks}
@@ -96,6 +115,7 @@ def _read_catalog() -> tuple[dict[str, DatasetEntry], dict[str, Any]]:
         for row in table[kind]["sets"]:
             row["remote_paths"] = tuple(row.get("remote_paths", ()))
             entries.append(DatasetEntry(kind=kind, licence=table[kind]["licence"], **row))
+    entries += _robotics_entries(table["minari"])
     entries += _checkpoint_entries(table["tdmpc2"])
     return {entry.id: entry for entry in entries}, table["tdmpc2"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gq.datasets.catalog import ENTRIES, GROUPS, DatasetEntry
 from gq.errors import UsageError, suggest
 
+# Minari's sets of Gymnasium-Robotics are in a namespace D4RL, whose own files of these robots are others.
 SOURCES = ("builtin", "minari", "mujoco", "d4rl", "tdmpc2")
 ALIASES = {"walker": "walker2d", "cheetah": "halfcheetah"}
 ENVIRONMENTS = [group.removeprefix("mujoco/") for group in GROUPS if group.startswith("mujoco/")]
@@ -88,6 +89,8 @@ def locate(name: str) -> tuple[str, str]:
     version = words.pop() if words and re.fullmatch(r"v\d+", words[-1]) else ""
     environment = ALIASES.get(words[0], words[0]) if words else ""
     level = "-".join(words[1:])
+    if (robot := f"D4RL/{environment}") in GROUPS and source != "builtin":
+        return (robot if f"{robot}/{level}-{version or _version_of(robot)}" in ENTRIES or not level else ""), level
     if source == "builtin":
         return ("" if version else f"builtin/{environment}"), level
     has_d4rl = f"d4rl/{environment}-v2" in GROUPS and level in D4RL_LEVELS
@@ -131,6 +134,10 @@ def resolve(name: str, *, level: str | None = None) -> DatasetEntry:
     if level is not None and levels:
         raise UsageError(f"{group} has no level {level}", hint=_other_levels(group, wanted))
     raise _unknown(name)
+
+
+def _version_of(robot: str) -> str:
+    return next(iter(GROUPS[robot].values())).id.rpartition("-")[2]
 
 
 def all_levels(name: str) -> list[DatasetEntry]:

@@ -8,11 +8,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, ordered_keys, reason_for_missing
+from gq.envs.tasks import CONTROL_TASKS, TASKS, Task, leaves, reason_for_missing
 from gq.errors import GqError, UsageError, suggest
 
 try:
@@ -70,10 +71,22 @@ def _register_more() -> None:
     """Let packages that are installed register their environments."""
     if find_spec(ROBOTICS):
         import_module(ROBOTICS)
+        _compare_joints_as_numbers()
     for plugin in entry_points(group=PLUGINS):
         register = plugin.load()
         if callable(register):
             register()
+
+
+def _compare_joints_as_numbers() -> None:
+    """Let Fetch, the hands and the kitchen find their joints' kinds.
+
+    Gymnasium-Robotics looks for a NumPy number in a tuple of MuJoCo's enumeration, whose members are equal to Python's
+    numbers only, from MuJoCo 3.11 on or earlier. It gets a copy of the module's names with plain numbers.
+    """
+    utilities: Any = import_module(f"{ROBOTICS}.utils.mujoco_utils")
+    kinds = SimpleNamespace(**{name: int(kind) for name, kind in mujoco.mjtJoint.__members__.items()})
+    utilities.mujoco = SimpleNamespace(**{**vars(mujoco), "mjtJoint": kinds})
 
 
 def _unknown(name: str, error: Exception) -> UsageError:
@@ -87,6 +100,10 @@ def _unknown(name: str, error: Exception) -> UsageError:
         reason = reason_for_missing(name)
         hint = suggest(name, [*TASKS, *CONTROL_TASKS, *own], otherwise=otherwise)
         return UsageError(f"there is no task {name}{reason}", hint=hint)
+    if "mujoco_py" in str(error):
+        family, versions = name.rpartition("-v")[0], gymnasium.registry.keys()
+        newest = max((key for key in versions if key.rpartition("-v")[0] == family), key=lambda key: (len(key), key))
+        return UsageError(f"{name} needs mujoco_py, which nobody maintains", hint=f"its newest version is {newest}")
     hint = "install the package that registers it, or check the name"
     return UsageError(f"there is no task {name}: {str(error).splitlines()[0]}", hint=hint)
 
@@ -106,9 +123,7 @@ def observed(space: Any, name: str) -> tuple[tuple[str, ...], int]:
     Raises:
         UsageError: they are pictures, or not numbers.
     """
-    parts = {"": space}
-    if isinstance(space, gymnasium.spaces.Dict):
-        parts = {key: space[key] for key in ordered_keys(space.spaces)}
+    parts = leaves(space) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
     width = 0
     for key, part in parts.items():
         what = f"{name} shows {key or 'observations'}"
@@ -193,7 +208,8 @@ class Checked(gymnasium.Wrapper):
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as a vector [S], float64."""
         keys = self.task.observation_keys
-        parts = [np.asarray(observation[key], np.float64).ravel() for key in keys] if keys else [observation]
+        values = leaves(observation) if keys else {}
+        parts = [np.asarray(values[key], np.float64).ravel() for key in keys]
         vector = np.concatenate(parts) if keys else np.asarray(observation, np.float64).ravel()
         if vector.shape != (self.task.observation_dim,):
             raise self.problem(f"{vector.size} observed numbers, not the {self.task.observation_dim} of its space")

@@ -126,6 +126,15 @@ def ordered_keys(parts: Iterable[str]) -> list[str]:
     return [*(key for key in GOAL_KEYS if key in names), *(key for key in names if key not in GOAL_KEYS)]
 
 
+def leaves(parts: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return what a Dict, of Dicts perhaps, holds, in the order of flattening, by names such as `goal/kettle`."""
+    found: dict[str, Any] = {}
+    for key in ordered_keys(parts):
+        part = parts[key]
+        found |= leaves(part, f"{above}{key}/") if isinstance(part, Mapping) else {f"{above}{key}": part}
+    return found
+
+
 def proper_id(name: str) -> str:
     """Return the id of one of gq's own tasks, or the name as it is: Gymnasium may know it."""
     try:
