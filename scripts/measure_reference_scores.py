@@ -27,7 +27,7 @@ from gq.envs.make import make
 from gq.envs.tasks import TASKS, resolve_task
 from gq.files import write_json
 from gq.policies.packaged import NAMES, Slots, load_policy
-from gq.rollouts.statistics import mean_interval
+from gq.rollouts.intervals import mean_interval, spread
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
 TABLE = SOURCE / "envs" / "reference_scores.json"
@@ -93,7 +93,7 @@ def measure(task: str, kind: str, pool: Any) -> dict[str, Any]:
     return {
         "mean": round(float(returns.mean()), 2),
         "ci95": [round(bound, 2) for bound in mean_interval(returns)],
-        "std": round(float(returns.std()), 2),
+        "std": round(spread(returns), 2),
         "num_episodes": num_episodes,
         "length_mean": round(float(lengths.mean()), 1),
         "seed": SEED,

@@ -476,7 +476,7 @@ def test_a_run_that_never_improved_ends_where_it_began(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_evaluations(monkeypatch, [5.0, 4.0, 5.0, 3.0, 2.0])
-    result = finetuned(parent, tmp_path / "run", **{"eval.every": 1, "online.final_episodes": 2})
+    result = finetuned(parent, tmp_path / "run", **{"eval.every": 1, "online.final_episodes": 5})
     (compared,) = result.comparison
     assert result.best_step == 0
     assert (compared.difference_mean, compared.difference_ci95) == (0.0, (0.0, 0.0))
@@ -507,13 +507,13 @@ def test_the_comparison_is_on_seeds_that_selected_nothing(
 
 @pytest.mark.usefixtures("recording")
 def test_episodes_are_compared_in_pairs(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    returns = iter([[[0.0, 100.0, 50.0]], [[11.0, 109.0, 60.0]]])
+    returns = iter([[[0.0, 100.0, 50.0, 0.0, 100.0]], [[11.0, 109.0, 60.0, 9.0, 111.0]]])
     monkeypatch.setattr(Evaluations, "fresh_returns", lambda self: next(returns))
-    given = {"online.iterations": 1, "online.final_episodes": 3}
+    given = {"online.iterations": 1, "online.final_episodes": 5}
     (compared,) = finetuned(parent, tmp_path / "run", **given).comparison
-    assert (compared.start_mean, compared.end_mean, compared.num_episodes) == (50.0, 60.0, 3)
+    assert (compared.start_mean, compared.end_mean, compared.num_episodes) == (50.0, 60.0, 5)
     assert compared.difference_mean == pytest.approx(10.0)
-    assert compared.difference_ci95 == pytest.approx((10 - 2.484, 10 + 2.484), abs=1e-3), "Student's t of three"
+    assert compared.difference_ci95 == pytest.approx((10 - 1.2417, 10 + 1.2417), abs=1e-3), "Student's t of five"
     assert compared.start_ci95[1] - compared.start_ci95[0] > 50, "far wider than that of the pairs"
 
 

@@ -15,7 +15,8 @@ from gq.envs.scores import D4RL, GQ_V5, Reference, reference_for
 from gq.envs.tasks import TASKS, Task
 from gq.rollouts import episodes as rollout
 from gq.rollouts.episodes import Start, Step, roll_out
-from gq.rollouts.statistics import Episode, interquartile_mean, mean_interval, summarise
+from gq.rollouts.intervals import interquartile_mean, mean_interval
+from gq.rollouts.statistics import Episode, summarise
 
 # --- statistics -------------------------------------------------------------------------------------------------------
 
@@ -65,8 +66,9 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     assert 0.88 <= np.mean([low <= 3 <= high for low, high in intervals]) <= 0.99
 
 
-def test_the_interval_of_one_episode_or_of_equal_ones_has_no_width() -> None:
-    assert mean_interval(np.array([7.0])) == (7.0, 7.0)
+def test_equal_episodes_have_no_width_and_few_no_interval() -> None:
+    assert mean_interval(np.array([7.0])) is None
+    assert mean_interval(np.full(4, 7.0)) is None
     assert mean_interval(np.full(20, 7.0)) == (7.0, 7.0)
 
 
@@ -78,10 +80,12 @@ def test_a_summary_per_target_in_the_order_of_appearance() -> None:
     assert [summary.num_episodes for summary in summaries] == [3, 2, 1]
     first = summaries[0]
     assert first.return_mean == pytest.approx(2100)
-    assert first.return_std == pytest.approx(np.std([3000, 1000, 2300]))
+    assert first.return_std == pytest.approx(np.std([3000, 1000, 2300], ddof=1))
     assert (first.return_min, first.return_max) == (1000, 3000)
     assert first.return_iqm == pytest.approx((3000 + 4 * 2300 + 1000) / 6)
-    assert first.return_ci95 == mean_interval(np.array([3000.0, 1000.0, 2300.0]))
+    assert first.return_ci95 is None  # of three
+    six = [Episode(seed, 1.0, float(seed), 1, True) for seed in range(6)]
+    assert summarise(six, None)[0].return_ci95 == mean_interval(np.arange(6.0))
     assert first.length_mean == pytest.approx((0 + 20 + 50) / 3)
     assert first.normalized_mean == pytest.approx(100 * (2100 + 20.272305) / (3234.3 + 20.272305))
     assert first.reference == "d4rl"

@@ -116,7 +116,8 @@ def test_there_is_no_share_of_nothing() -> None:
     assert retention(np.array([1.0, 2.0]), np.array([0.0, 0.0])) is None
     assert retention(np.array([1.0, 2.0]), np.array([-5.0, -6.0])) is None
     assert retention(np.array([1.0, 2.0]), np.array([-5.0, 6.0])) is None, "the mean may be below 0"
-    assert retention(np.zeros(2), np.array([5.0, 6.0])) == (0.0, (0.0, 0.0))
+    assert retention(np.zeros(2), np.array([5.0, 6.0])) == (0.0, None)
+    assert retention(np.zeros(6), np.arange(5.0, 11.0)) == (0.0, (0.0, 0.0))
 
 
 # --- behaviour --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gq.cli.output import Output
 if TYPE_CHECKING:
     from gq.results.behaviour import Frontier, Mismatch, ModeSummary
     from gq.results.evaluate import Evaluation
+    from gq.rollouts.statistics import Summary
 
 MAX_AGES = 6  # of plans, in the table of executions
 EXAMPLES = """\b
@@ -116,13 +117,12 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
         return Group(caption(evaluation), *tables, basis(evaluation))
     rows, reaches = [], any(s.success_rate is not None for s in evaluation.results)
     for s in evaluation.results:
-        low, high = s.return_ci95
         score = "-" if s.normalized_mean is None else f"{s.normalized_mean:.1f}"
         rows.append(
             (
                 f"{s.target_return:g}",
                 f"{s.return_mean:.0f} ± {s.return_std:.0f}",
-                f"{low:.0f} … {high:.0f}",
+                ends(s.return_ci95),
                 f"{s.return_iqm:.0f}",
                 *([f"{s.success_rate:.0%}"] if s.success_rate is not None else ["-"] * reaches),
                 score,
@@ -133,8 +133,19 @@ def table(output: Output, evaluation: "Evaluation") -> Any:
     reference = evaluation.reference
     score = f"score ({reference.name})" if reference else "score"
     length = "length" if evaluation.action_repeat == 1 else "decisions"
-    headings = ["target", "return", "95 % interval", "IQM", *["success"] * reaches, score, length, "episodes"]
-    return Group(caption(evaluation), output.table(headings, rows), basis(evaluation))
+    headings = ["target", "return ± sd", "95 % interval", "IQM", *["success"] * reaches, score, length, "episodes"]
+    return Group(caption(evaluation), output.table(headings, rows), *unseen(evaluation.results), basis(evaluation))
+
+
+def unseen(results: Sequence["Summary"]) -> list[str]:
+    """Return a line about falls that may have gone unseen, where there were none."""
+    from gq.rollouts.intervals import unseen_share
+
+    without = [one.num_episodes for one in results if one.return_min > one.return_mean / 2]
+    if not without:
+        return []
+    num = min(without)
+    return [f"With {num} episodes, falls in up to {unseen_share(num):.0%} of them could have gone unseen."]
 
 
 def caption(evaluation: "Evaluation") -> str:
@@ -182,17 +193,21 @@ def return_table(output: Output, results: Sequence["ModeSummary"], frontiers: Se
     has_scores = any(result.normalized_mean is not None for result in results)
     has_retention = any(result.retention is not None for result in results)
     has_lengths = len({result.length_mean for result in results}) > 1
-    headings = ["mode", "return", "95 % interval", "IQM", *(["score"] if has_scores else [])]
+    headings = ["mode", "return ± sd", "95 % interval", "IQM", *(["score"] if has_scores else [])]
     headings += [*(["kept", "95 % interval"] if has_retention else []), *(["decisions"] if has_lengths else [])]
     rows = []
     for result in results:
-        low, high = result.return_ci95
         row = [f"{result.label} *" if result.mode in best else result.label]
-        row += [f"{result.return_mean:.0f} ± {result.return_std:.0f}", f"{low:.0f} … {high:.0f}"]
+        row += [f"{result.return_mean:.0f} ± {result.return_std:.0f}", ends(result.return_ci95)]
         row += [f"{result.return_iqm:.0f}", *([number(result.normalized_mean, ".1f")] if has_scores else [])]
         row += retained(result) if has_retention else []
         rows.append([*row, *([f"{result.length_mean:.0f}"] if has_lengths else [])])
     return output.table(headings, rows)
+
+
+def ends(interval: tuple[float, float] | None) -> str:
+    """Return an interval in a cell."""
+    return f"{interval[0]:.0f} … {interval[1]:.0f}" if interval else "-"
 
 
 def retained(result: "ModeSummary") -> list[str]:

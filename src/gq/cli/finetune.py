@@ -116,10 +116,12 @@ def table(output: Output, result: "FinetuneResult") -> Any:
         )
     headings = ["target", "offline", "online", "difference", "score", "episodes"]
     return Group(
-        output.table(headings, rows), "Means with 95 % intervals, best checkpoint, same seeds.", str(result.run)
+        output.table(headings, rows),
+        "Means with 95 % intervals of five episodes or more, best checkpoint, same seeds.",
+        str(result.run),
     )
 
 
-def interval(mean: float, ci95: tuple[float, float]) -> str:
+def interval(mean: float, ci95: tuple[float, float] | None) -> str:
     """Return a mean with its interval."""
-    return f"{mean:.0f} ({ci95[0]:.0f} … {ci95[1]:.0f})"
+    return f"{mean:.0f} ({ci95[0]:.0f} … {ci95[1]:.0f})" if ci95 else f"{mean:.0f}"

@@ -12,7 +12,8 @@ from gq.envs.scores import Reference
 from gq.errors import UsageError
 from gq.policies.loading import Acting, checkpoint_of
 from gq.rollouts.episodes import EpisodeRequest, Step
-from gq.rollouts.statistics import MIN_EPISODES, Episode, PairedComparison, compare_paired
+from gq.rollouts.intervals import MIN_EPISODES
+from gq.rollouts.statistics import Episode, PairedComparison, compare_paired
 from gq.runs.evaluations import Evaluations, engines_in, read_evaluations, read_rows
 
 NUM_EPISODES = 20
@@ -193,10 +194,16 @@ def sentence(result: PairedComparison, superior: str = "is better") -> str:
     if result.verdict == "equal":
         return f"A and B are equal episode by episode ({num})"
     if result.verdict in ("a", "b"):
-        return f"{result.verdict.upper()} {superior} by {amount}; certain at the 95 % level"
+        unseen = f"falls in more than {result.unseen_share:.0%} of the episodes would have been seen"
+        return f"{result.verdict.upper()} {superior} by {amount}; certain at the 95 % level, where {unseen}"
     if num < MIN_EPISODES:
         return f"cannot tell: {num} episodes do not say how much they scatter"
     lead = "B" if result.difference_mean > 0 else "A"
+    if result.difference_ci95 and not result.difference_ci95[0] <= 0 <= result.difference_ci95[1]:
+        unseen = f"falls in up to {result.unseen_share:.0%} of its {num} episodes could have gone unseen"
+        return (
+            f"cannot tell: {lead} is ahead by {amount}, but {unseen}, at a cost of up to {rounded(result.unseen_cost)}"
+        )
     return f"cannot tell: {lead} is ahead by {amount}"
 
 

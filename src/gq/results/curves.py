@@ -12,7 +12,7 @@ import numpy as np
 from gq.envs.tasks import CONTROL_TASKS
 from gq.errors import UsageError
 from gq.results.history import MAIN, RETURN, X_NAMES, History, Series, groups_by_task, read_history
-from gq.rollouts.statistics import bootstrap, interquartile_weights
+from gq.rollouts.intervals import bootstrap, interquartile_weights
 
 Aggregate = Literal["mean", "iqm"]
 Band = Literal["auto", "bootstrap", "min-max", "none"]
@@ -311,7 +311,7 @@ def kind_of_band(num_runs: int, wanted: Band) -> str:
 def band_of(values: np.ndarray, how: Aggregate, kind: str) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Return the lower and the upper end of a kind of band, each [points], of values [R, points]; None for none.
 
-    The bootstrap draws runs with replacement, the same ones for all points; see `gq.rollouts.statistics.bootstrap`.
+    The bootstrap draws runs with replacement, the same ones for all points; see `gq.rollouts.intervals.bootstrap`.
     """
     if not kind:
         return None, None

@@ -10,7 +10,8 @@ import numpy as np
 from gq.envs.scores import Reference
 from gq.results.curves import Learning
 from gq.results.history import History, groups_by_task, repeated_seeds
-from gq.rollouts.statistics import Episode, Summary, interquartile_mean, mean_interval
+from gq.rollouts.intervals import interquartile_mean, mean_interval
+from gq.rollouts.statistics import Episode, Summary
 
 MODES = {"plan": "planning", "baseline": "planning", "policy": "policy alone", "-": "all episodes"}
 
@@ -276,7 +277,7 @@ def _one_row(label: str, best: Sequence[Measure], last: Sequence[Measure], group
         target=best[0].target,
         means=means.tolist(),
         mean=float(means.mean()),
-        ci95=mean_interval(means) if len(means) > 1 else best[0].summary.return_ci95,
+        ci95=mean_interval(means, fewest=2) if len(means) > 1 else best[0].summary.return_ci95,
         iqm=interquartile_mean(episodes),
         score=reference.score(float(means.mean())) if reference else None,
         last_mean=float(np.mean([one.summary.return_mean for one in last])) if len(last) == len(best) else None,

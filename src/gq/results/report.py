@@ -255,7 +255,8 @@ def _targets_figure(run: RunFacts, name: str) -> PageFigure:
     for which, checkpoint in (("best checkpoint", run.best), ("last checkpoint", run.last)):
         measures = [measure for measure in (checkpoint.measures if checkpoint else []) if measure.target is not None]
         if checkpoint and measures:
-            low, high = np.array([measure.summary.return_ci95 for measure in measures]).T
+            ends = [measure.summary.return_ci95 for measure in measures if measure.summary.return_ci95]
+            low, high = np.array(ends).T if len(ends) == len(measures) else (None, None)
             means = np.array([measure.summary.return_mean for measure in measures])
             targets = np.array([measure.target for measure in measures])
             line = Curve(
@@ -267,7 +268,7 @@ def _targets_figure(run: RunFacts, name: str) -> PageFigure:
                 mean=means,
                 low=low,
                 high=high,
-                band="episodes",
+                band="" if low is None else "episodes",
             )
             lines.append(line)
             said += [f"{which}, {measure.way}: {show(measure.summary.return_mean)}" for measure in measures]

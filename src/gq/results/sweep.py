@@ -122,7 +122,8 @@ def _draw_sweep(axes: "Axes", sweep: Sweep, cost: str, strategies: Sequence[str]
     ends = [*places, max([free, *positive])]
     heights = [point.value for point in frontier]
     axes.step(ends, [*heights, heights[-1]], where="post", color="#d0d0d0", linewidth=5, zorder=0.5, label="frontier")
-    intervals = {row["mode"]: row["return_ci95"] for row in sweep.results}
+    nothing = (math.nan, math.nan)
+    intervals = {row["mode"]: row["return_ci95"] or nothing for row in sweep.results}
     for strategy in dict.fromkeys(point.strategy for point in points):
         index = strategies.index(strategy)
         mine = sorted((p for p in points if p.strategy == strategy), key=lambda point: point.cost)

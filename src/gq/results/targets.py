@@ -29,7 +29,7 @@ from gq.results.style import (
 )
 from gq.results.terminal import GREY as DIM
 from gq.results.terminal import Line, draw_lines, numbered
-from gq.rollouts.statistics import mean_interval
+from gq.rollouts.intervals import mean_interval
 from gq.runs.evaluations import read_evaluations
 from gq.runs.metrics import keys_by_target
 
@@ -141,9 +141,10 @@ def _group_lines(name: str, group: Sequence[_Achieved], how: Aggregate, wanted: 
     band = kind_of_band(len(group), "none" if repeated_seeds([one.history for one in group]) else wanted)
     low, high = band_of(values, how, band)
     if len(group) == 1 and group[0].checkpoint and wanted != "none":
-        band = "episodes"
-        ends = np.array([mean_interval(group[0].returns[target]) for target in targets])
-        low, high = ends.T
+        ends = [mean_interval(group[0].returns[target]) for target in targets]
+        known = [interval for interval in ends if interval]
+        if len(known) == len(ends):
+            band, (low, high) = "episodes", np.array(known).T
     line = Curve(
         task=str(group[0].history.settings["task"]),
         algo=str(group[0].history.settings["algo"]),
