@@ -17,6 +17,7 @@ from commandline import gq
 from comparing import assert_equal
 from gq.algos.odt import EntropyConstraint, ODTLearner, ODTPolicy
 from gq.algos.supervised import SupervisedLearner
+from gq.algos.td3bc import TD3BCLearner
 from gq.algos.tdmpc2 import RunningScale, TDMPC2Learner
 from gq.data.replay import EpisodeLog, ReplayBuffer
 from gq.data.steps import StepLog, StepRing
@@ -94,6 +95,15 @@ KINDS = {
         ("train", "bc"),
         {key: value for key, value in SETTINGS.items() if not key.startswith("model")} | {"model.embed_dim": 8},
         SUPERVISED,
+    ),
+    "td3bc": Kind(
+        ("train", "td3bc"),
+        {key: value for key, value in SETTINGS.items() if not key.startswith("model")} | {"model.embed_dim": 8},
+        {
+            "update": Point(TD3BCLearner, "update"),
+            "half an update": Point(TD3BCLearner, "differentiate_policy"),
+            **KEEPING,
+        },
     ),
     "odt": Kind(
         ("train", "odt"),

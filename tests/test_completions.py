@@ -51,7 +51,7 @@ def complete(words: str) -> list[str]:
     ("words", "offered"),
     [
         ("gq tr", ["train"]),
-        ("gq train ", ["dt", "bc", "odt", "tdmpc2"]),
+        ("gq train ", ["dt", "bc", "odt", "td3bc", "tdmpc2"]),
         ("gq train odt --size t", ["tiny"]),
         ("gq train tdmpc2 --size ", ["1", "5", "19", "48", "317"]),
         ("gq train tdmpc2 --task dog-r", ["dog-run"]),

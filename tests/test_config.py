@@ -25,7 +25,11 @@ from gq.policies.algorithms import discount_of
 from gq.settings import flatten, parse_settings, read_config_file, toml_value
 
 SOURCE = Path(__file__).parents[1] / "src" / "gq"
-PRESETS: dict[str, RunConfig] = {**{size: presets.dt(size) for size in SIZES}, "bc": presets.bc()}
+PRESETS: dict[str, RunConfig] = {
+    **{size: presets.dt(size) for size in SIZES},
+    "bc": presets.bc(),
+    "td3bc": presets.td3bc("rebrac"),
+}
 
 
 # --- presets and precedence -------------------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def test_toml_literals_are_read_back(value: Any) -> None:
 # --- no setting without effect ----------------------------------------------------------------------------------------
 
 # What a section's values are called where they are read, besides `config.SECTION.KEY`.
-OTHER_NAMES = {name: {"config"} for name in ("model", "update", "planner", "log", "")}
+OTHER_NAMES = {name: {"config"} for name in ("model", "update", "planner", "critic", "log", "")}
 
 
 @cache

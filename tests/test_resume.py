@@ -25,6 +25,7 @@ Table = dict[str, list[tuple[str, float]]]
 STOPS: Table = {
     "dt": [("update", 0.0), ("update", 0.4), ("update", 0.6), ("update", 0.95)],
     "bc": [("update", 0.6)],
+    "td3bc": [("update", 0.4), ("half an update", 0.6)],
     "odt": [("update", 0.6)],
     "finetune": [
         ("rollout", 0.0),
@@ -47,6 +48,7 @@ STOPS: Table = {
 }
 BREAKS: Table = {
     "dt": [("metrics", 0.6), ("renaming", 0.8), ("last.json", 0.4), ("best.json", 0.0), ("best.json", 1.0)],
+    "td3bc": [("half an update", 0.65), ("last.json", 0.4)],
     "odt": [("half an update", 0.65), ("evaluation", 0.6), ("last.json", 0.4)],
     "finetune": [
         ("rollout", 0.9),
@@ -83,6 +85,7 @@ BREAKS: Table = {
     ],
 }
 KILLS: Table = {
+    "td3bc": [("half an update", 0.45)],
     "odt": [("half an update", 0.45), ("hashing", 0.4), ("evaluation", 0.8)],
     "finetune": [
         *[("rollout", share) for share in (0.0, 0.3, 0.6, 0.95)],
@@ -112,10 +115,16 @@ AGAIN = {
 }
 LOST = {
     "dt": ["rng/torch", "rng/sampler", "exp_avg"],
+    "td3bc": ["rng/sampler", "target/actor", "target/critic", "actor/exp_avg", "critic/exp_avg"],
     "finetune": ["rng/torch", "rng/sampler", "exp_avg", "temperature", "step_offset"],
     "tdmpc2": ["rng/torch", "exp_avg", "value_scale", "rank-0/rng/plans-1", "rank-0/rng/batches", "rank-0/warm_start"],
 }
-STOPPED_BEFORE_LOSS = {"dt": ("update", 0.6), "finetune": ("update", 0.6), "tdmpc2": ("half a tick", 0.75)}
+STOPPED_BEFORE_LOSS = {
+    "dt": ("update", 0.6),
+    "td3bc": ("update", 0.6),
+    "finetune": ("update", 0.6),
+    "tdmpc2": ("half a tick", 0.75),
+}
 
 
 def cases(table: Table) -> list[tuple[str, str, float]]:
@@ -144,7 +153,7 @@ def test_the_runs_that_others_are_compared_with_pass_each_point(references: Refe
     for name, kind in KINDS.items():
         num_passes = references(name).num_passes
         assert num_passes.keys() == kind.points.keys()
-        assert all(num_passes.values()) or name in ("dt", "bc", "odt"), (name, num_passes)
+        assert all(num_passes.values()) or name in ("dt", "bc", "odt", "td3bc"), (name, num_passes)
     assert all(number > 1 for number in references("finetune").num_passes.values())
 
 

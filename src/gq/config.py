@@ -14,6 +14,7 @@ from gq.envs.specs import EnvironmentRequest
 from gq.envs.tasks import Task, resolve_task
 from gq.errors import UsageError, suggest
 from gq.models.config import Context, Count, MLPConfig, ModelConfig, StochasticModelConfig
+from gq.models.critic_config import ActorCriticConfig, CriticConfig
 from gq.models.world_config import PlannerConfig, WorldModelConfig, WorldUpdateConfig
 from gq.settings import assign, check_key, flatten, is_flag_for_number, toml_value
 
@@ -211,6 +212,16 @@ class BCConfig(DataRunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TD3BCConfig(DataRunConfig):
+    """TD3+BC or ReBRAC: a critic, and a policy that stays near the data."""
+
+    algo: Literal["td3bc"] = "td3bc"
+    model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EntropyConfig:
     """The constraint that the policy's entropy, in the mean over steps, is at least a target; in nats."""
 
@@ -300,13 +311,14 @@ FOUND_OUT = set(Task.__dataclass_fields__) - set(
     EnvironmentRequest.__dataclass_fields__
 )  # in another run's config.toml
 AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")  # with defaults, of values and other such dataclasses
-OfflineConfig = DTConfig | BCConfig | ODTConfig
+OfflineConfig = DTConfig | BCConfig | ODTConfig | TD3BCConfig
 TransformerConfig = DTConfig | ODTConfig | FinetuneConfig
 TrainedConfig = OfflineConfig | FinetuneConfig | TDMPC2Config
 CONFIGS: dict[str, type[TrainedConfig]] = {
     "dt": DTConfig,
     "bc": BCConfig,
     "odt": ODTConfig,
+    "td3bc": TD3BCConfig,
     "finetune": FinetuneConfig,
     "tdmpc2": TDMPC2Config,
 }

@@ -131,7 +131,7 @@ def run_config(name: str) -> Any:
         hint = suggest(name, [*SIZES, WORLD]) or error.hint
         raise UsageError(f"{name} is neither a size ({', '.join(SIZES)}), {WORLD} nor a run", hint=hint) from None
     config = read_config(folder)
-    if config.algo == "bc":
+    if config.algo in ("bc", "td3bc"):
         raise UsageError(f"{folder.name} is a {config.algo} run", hint="gq params knows transformers and world models")
     return config
 

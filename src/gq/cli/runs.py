@@ -49,7 +49,7 @@ Examples:
   gq runs prune --checkpoints        keep the best and the last of each run
   gq runs prune --older-than 90
   gq runs prune --checkpoints --older-than 30 --yes"""
-ALGORITHMS = ["dt", "bc", "odt", "finetune", "tdmpc2"]
+ALGORITHMS = ["dt", "bc", "odt", "td3bc", "finetune", "tdmpc2"]
 STATES = ["running", "finished", "interrupted", "failed"]
 
 

@@ -1,4 +1,4 @@
-"""`gq train dt`, `bc`, `odt` and `tdmpc2`."""
+"""`gq train dt`, `bc`, `odt`, `td3bc` and `tdmpc2`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +33,12 @@ Examples:
   gq train odt --size 1m --device cuda
   gq train odt --size paper --dataset d4rl/hopper-medium-v2
   gq train odt --set model.positions=timestep --set optim.optimizer=adamw"""
+TD3BC_EXAMPLES = """\b
+Examples:
+  gq train td3bc                         TD3+BC on the last dataset
+  gq train td3bc --recipe rebrac --dataset d4rl/hopper-medium-v2
+  gq train td3bc --steps 1000000         as long as in the papers
+  gq train td3bc --recipe rebrac --set critic.bc_weight=0.01"""
 WORLD_EXAMPLES = """\b
 Examples:
   gq train tdmpc2 --task cartpole-swingup --size 1 --decisions 50000
@@ -59,6 +65,10 @@ OnlineSize = Annotated[
         lambda: ["tiny", "paper"],
         options.known_sizes,
     ),
+]
+Recipe = Annotated[
+    str | None,
+    options.completed("NAME", "td3bc (the default) or rebrac.", lambda: ["td3bc", "rebrac"]),
 ]
 Target = Annotated[str | None, options.targets("Target returns; default: from the dataset.")]
 WorldTask = Annotated[
@@ -165,6 +175,23 @@ def train_odt(
     It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
     """
     train_on_data(output, launch, "odt", size, learning.flags() | environment.flags() | with_targets(target))
+
+
+@train_app.command("td3bc", epilog=TD3BC_EXAMPLES, short_help="Learn values and a policy near the data.")
+@options.grouped
+def train_td3bc(
+    *,
+    learning: Learning,
+    environment: options.Environment,
+    recipe: Recipe = None,
+    launch: Launch,
+    output: Output,
+) -> None:
+    """Train TD3+BC or ReBRAC, the value-based baselines: a critic, and a policy that stays near the data.
+
+    Both take their papers' settings, ReBRAC its published weights for each D4RL dataset.
+    """
+    train_on_data(output, launch, "td3bc", recipe, learning.flags() | environment.flags())
 
 
 @train_app.command("tdmpc2", epilog=WORLD_EXAMPLES, short_help="Train a TD-MPC2 agent in its environment.")
@@ -284,6 +311,11 @@ def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
         from gq.paths import last_dataset
 
         return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
+    if algo == "td3bc":
+        from gq.datasets.loading import canonical_name
+        from gq.paths import last_dataset
+
+        return presets.td3bc(str(stated or "td3bc"), canonical_name(given.get("data.dataset") or last_dataset()))
     if algo == "tdmpc2":
         return presets.tdmpc2(str(stated or "5"), str(given.get("task") or given.get("environment.id") or ""))
     return presets.dt(str(stated or "1m"))

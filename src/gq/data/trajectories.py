@@ -48,7 +48,7 @@ class Trajectories:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the arrays that training reads."""
+        """Return the SHA-256 of the arrays that sequence models read."""
         digest = hashlib.sha256()
         for array in (self.observations, self.actions, self.rewards, self.offsets):
             digest.update(np.ascontiguousarray(array).data)
@@ -71,8 +71,12 @@ class Trajectories:
         remaining: np.ndarray = totals - (before - np.repeat(before[self.offsets[:-1]], self.lengths))
         return remaining.astype(np.float32)
 
-    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and std of the observations, float32 [S] each; a constant column gets std 1.
+    def terminals_sha256(self) -> str:
+        """Return the SHA-256 of the rows that end an episode by themselves, which only a critic reads."""
+        return hashlib.sha256(np.flatnonzero(self.terminals).astype(np.int64).data).hexdigest()
+
+    def observation_statistics(self, epsilon: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and std + epsilon of the observations, float32 [S] each; a constant column gets std 1.
 
         A constant column tells the model nothing, and dividing by its rounding noise would turn the first deviation
         at evaluation into a huge input.
@@ -83,7 +87,7 @@ class Trajectories:
             squares += ((block - mean) ** 2).sum(axis=0)
         std = np.sqrt(squares / self.num_transitions)
         constant = std < 1e-5 * np.maximum(1, np.abs(mean))
-        return mean.astype(np.float32), np.where(constant, 1, std + 1e-6).astype(np.float32)
+        return mean.astype(np.float32), np.where(constant, 1, std + epsilon).astype(np.float32)
 
     def best(self, fraction: float) -> "Trajectories":
         """Keep the episodes of highest return while their rows are at most `fraction` of all rows, at least one."""

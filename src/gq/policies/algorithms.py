@@ -15,10 +15,13 @@ from gq.algos.dt import DTPolicy
 from gq.algos.dt import action_loss as dt_loss
 from gq.algos.odt import ODTLearner, ODTPolicy
 from gq.algos.supervised import Execution, SupervisedLearner, num_valid_steps, num_windows
-from gq.config import BCConfig, DTConfig, FinetuneConfig, ODTConfig, TDMPC2Config, TrainedConfig
+from gq.algos.td3bc import TD3BCLearner, TD3BCPolicy
+from gq.config import BCConfig, DTConfig, FinetuneConfig, ODTConfig, TD3BCConfig, TDMPC2Config, TrainedConfig
+from gq.data.transitions import TransitionSampler
 from gq.data.windows import Sampler
 from gq.envs.tasks import Task
 from gq.errors import UsageError
+from gq.models.actor_critic import ActorCritic
 from gq.models.decision_transformer import DecisionTransformer
 from gq.models.mlp import ObservationMLP
 from gq.models.stochastic_transformer import StochasticTransformer
@@ -39,6 +42,8 @@ class Algorithm:
     build_policy: Callable[[Any, Any, Compute, bool], Policy]  # acts with a model; True: samples its actions
     # Of a model and the data; None: it does not learn from windows of a dataset.
     build_learner: Callable[[Any, Any, Sampler, Execution], SupervisedLearner] | None = None
+    # Of a model and single transitions; None: it has no critic.
+    build_value_learner: Callable[[Any, Any, TransitionSampler, Execution], TD3BCLearner] | None = None
     can_sample: bool = False  # its policy has a distribution
     has_context: bool = False  # it is a transformer
     takes_target: bool = True  # acting depends on a target return
@@ -132,6 +137,23 @@ def _odt_policy(
     return ODTPolicy(model, autocast=compute.autocast, delayed=delayed, context=context, stochastic=stochastic)
 
 
+# --- critics --------------------------------------------------------------------------------------------------------
+
+
+def _build_actor_critic(config: TD3BCConfig, task: Task) -> ActorCritic:
+    return ActorCritic(config.model, **_dims(task))
+
+
+def _td3bc_learner(
+    config: TD3BCConfig, model: ActorCritic, sampler: TransitionSampler, execution: Execution
+) -> TD3BCLearner:
+    return TD3BCLearner(model, sampler, config, execution)
+
+
+def _td3bc_policy(_config: TD3BCConfig, model: ActorCritic, compute: Compute, _: bool) -> TD3BCPolicy:
+    return TD3BCPolicy(model, autocast=compute.autocast)
+
+
 # --- world models ---------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +193,7 @@ ALGORITHMS = {
     "dt": Algorithm(_build_dt, _dt_policy, _dt_learner, has_context=True),
     "bc": Algorithm(_build_bc, _bc_policy, _bc_learner, takes_target=False, ends_windows=True),
     "odt": Algorithm(build_odt, _odt_policy, build_odt_learner, can_sample=True, has_context=True),
+    "td3bc": Algorithm(_build_actor_critic, _td3bc_policy, build_value_learner=_td3bc_learner, takes_target=False),
     "finetune": Algorithm(build_odt, _odt_policy, build_odt_learner, can_sample=True, has_context=True),
     "tdmpc2": Algorithm(build_world_model, _planning_policy, can_sample=True, takes_target=False, plans=True),
 }

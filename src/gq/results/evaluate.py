@@ -16,6 +16,7 @@ from gq.files import sha256, write_json
 from gq.paths import check_still_there
 from gq.planning.acting import PlanningPolicy
 from gq.planning.modes import Mode, label_of
+from gq.policies.algorithms import ALGORITHMS
 from gq.policies.correctors import fitting_corrector, known_correctors
 from gq.policies.loading import Acting, LoadedRun, act_in, checkpoint_of, choose_modes, choose_targets, load_run
 from gq.results.behaviour import SWEEP, DecisionLog, Frontier, ModeSummary, frontiers, plain, standard_modes
@@ -98,8 +99,8 @@ def evaluate(
     names = [name for mode in asked for name in (swept if mode == SWEEP else [mode])]
     chosen_modes = choose_modes(config, names, acting.mode_options)
     targets = choose_targets(config, episodes.targets)
-    if config.algo == "bc":
-        targets = targets[-1:]  # behaviour cloning has no target
+    if not ALGORITHMS[config.algo].takes_target:
+        targets = targets[-1:]  # it does the same whatever the target
     starts = episodes.starts(targets)
     loaded = load_run(run, replace(acting, mode=None, mode_options={}))
     if not loaded.planner:

@@ -128,7 +128,7 @@ def _return_series(run: Path, settings: dict[str, Any], records: Sequence[dict[s
                 points.setdefault(key, []).append(record)
     if not points:
         raise UsageError(f"{run} has no evaluation yet", hint=_when_to_come_back(run, settings))
-    asks = settings["algo"] != "bc"
+    asks = settings["algo"] not in ("bc", "td3bc")
     targets = {key: target for target, key in keys_by_target(points).items()}
     highest = max(targets.values(), default=0.0)
     if not asks:  # it does the same whatever the target

@@ -109,7 +109,7 @@ def read_targets(runs: Sequence[Path], *, aggregate: Aggregate = "mean", band: B
 
 def _read_achieved(run: Path) -> _Achieved:
     settings = read_settings(run)
-    if settings["algo"] in ("bc", "tdmpc2"):
+    if settings["algo"] in ("bc", "td3bc", "tdmpc2"):
         hint = f"its returns: gq plot {shlex.quote(str(run))}"
         raise UsageError(f"{run} is a {settings['algo']} run, which takes no target return", hint=hint)
     history = History(run, settings, [])

@@ -28,6 +28,7 @@ MARK = re.compile(r"\n<!-- written by gq, sha256 ([0-9a-f]{64}) -->\n?$")
 KINDS = {
     "dt": ("Decision Transformer", "decision-transformer"),
     "bc": ("behaviour cloning policy", "behaviour-cloning"),
+    "td3bc": ("policy with a critic (TD3+BC or ReBRAC)", "td3-bc"),
     "odt": ("Online Decision Transformer", "online-decision-transformer"),
     "finetune": ("Online Decision Transformer, finetuned on its own episodes,", "online-decision-transformer"),
     "tdmpc2": ("TD-MPC2 agent", "td-mpc2"),

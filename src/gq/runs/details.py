@@ -120,6 +120,7 @@ def named_preset(settings: Mapping[str, Any]) -> RunConfig | None:
     makers: dict[str, Callable[[], RunConfig]] = {
         "dt": lambda: presets.dt(size),
         "bc": presets.bc,
+        "td3bc": lambda: presets.td3bc(size, str(settings.get("data.dataset", ""))),
         "odt": lambda: presets.odt(size, str(settings.get("data.dataset", ""))),
         "tdmpc2": lambda: presets.tdmpc2(size, str(settings.get("task", ""))),
         "finetune": lambda: inherited_from(Path(str(settings.get("online.parent", "")))),
@@ -171,7 +172,9 @@ def explicit_options(settings: Mapping[str, Any], differing: Mapping[str, tuple[
     words = []
     if settings.get("algo") in ("dt", "odt", "tdmpc2") and named_preset(settings):
         words += ["--size", str(settings.get("size"))]
-    if settings.get("algo") in ("dt", "bc", "odt"):
+    if settings.get("algo") == "td3bc" and named_preset(settings):
+        words += ["--recipe", str(settings.get("size"))]
+    if settings.get("algo") in ("dt", "bc", "odt", "td3bc"):
         words += ["--dataset", str(settings.get("data.dataset", ""))]
     if settings.get("algo") != "finetune":
         words += ["--task", str(settings.get("task", "")), *_environment_options(settings)]

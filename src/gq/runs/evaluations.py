@@ -192,7 +192,7 @@ def chosen_rows(evaluations: Evaluations) -> list[EvaluationRow]:
 
 def takes_target(algo: str) -> bool:
     """Whether policies of an algorithm act for a target return."""
-    return algo not in ("bc", "tdmpc2")
+    return algo not in ("bc", "td3bc", "tdmpc2")
 
 
 def selection_text(run: Path, settings: Mapping[str, Any]) -> str:

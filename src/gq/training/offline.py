@@ -1,4 +1,4 @@
-"""Learning from a dataset (dt, bc, odt): bursts of updates, in one process or several that train one model."""
+"""Learning from a dataset (dt, bc, odt, td3bc): bursts of updates, in one process or several that train one model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gq.algos.supervised import SupervisedLearner
+from gq.algos.td3bc import TD3BCLearner
 from gq.config import DataRunConfig, OfflineConfig
 from gq.data.trajectories import Trajectories
 from gq.envs.engines import recorded_engines, versions
@@ -25,6 +26,7 @@ from gq.training import processes as distributed
 from gq.training.building import Placement, build_learner, choose_placement
 from gq.training.session import Progress, Session, at_highest_target, by_target, open_session
 
+DataLearner = SupervisedLearner | TD3BCLearner
 LARGE = 50_000_000  # parameters; the checkpoints of larger models are written while training continues
 
 
@@ -70,7 +72,7 @@ def train(
     placement = choose_placement(config, trajectories, compute, num_processes=distributed.size())
     with open_session(config, out, compute, listener, Progress) as run:
         digest = run.processes.from_first(trajectories.sha256() if run.is_first else "")
-        refuse_changed_data(run, digest, config.data.dataset)
+        refuse_changed_data(run, "dataset_sha256", digest, config.data.dataset)
         learner, parameters = build(run, config, trajectories, placement, digest)
         evaluate = build_evaluation(run, config, learner)
         run.restore(learner, in_background=parameters >= LARGE)
@@ -91,7 +93,7 @@ def train(
 
 def build(
     run: Session[Progress], config: OfflineConfig, trajectories: Trajectories, placement: Placement, digest: str
-) -> tuple[SupervisedLearner, int]:
+) -> tuple[DataLearner, int]:
     """Build the learner with fresh weights, and say what there is; return it with its number of parameters."""
     note, processes = run.listener.note, run.processes
     if trajectories.num_dropped_rows:
@@ -113,12 +115,15 @@ def build(
     if run.checkpoint:
         note(f"going on from step {run.progress.step}")
     facts = facts_of(config.data.dataset, trajectories, digest, parameters)
+    if isinstance(learner, TD3BCLearner):
+        facts["terminals_sha256"] = trajectories.terminals_sha256()
+        refuse_changed_data(run, "terminals_sha256", facts["terminals_sha256"], config.data.dataset)
     run.describe(facts, compute=where, program=str(placement.program))
     return learner, parameters
 
 
 def learn(
-    run: Session[Progress], config: OfflineConfig, learner: SupervisedLearner, evaluate: Callable[[], list[Summary]]
+    run: Session[Progress], config: OfflineConfig, learner: DataLearner, evaluate: Callable[[], list[Summary]]
 ) -> list[Summary]:
     """Take all updates that are left; return the last evaluation.
 
@@ -161,7 +166,7 @@ def facts_of(dataset: str, trajectories: Trajectories, dataset_sha256: str, para
 
 
 def build_evaluation(
-    run: Session[Progress], config: OfflineConfig, learner: SupervisedLearner
+    run: Session[Progress], config: OfflineConfig, learner: DataLearner
 ) -> Callable[[], list[Summary]]:
     """Return what evaluates the learner's model on the episodes that choose the best checkpoint.
 
@@ -185,8 +190,8 @@ def build_evaluation(
     return evaluate
 
 
-def refuse_changed_data(run: Session[Any], dataset_sha256: str, dataset: str) -> None:
-    """Raise GqError if a run that is resumed began with other data."""
-    if run.checkpoint and run.checkpoint.state["dataset_sha256"] != dataset_sha256:
+def refuse_changed_data(run: Session[Any], key: str, digest: str, dataset: str) -> None:
+    """Raise GqError if a run that is resumed began with other data, by one of the digests on record."""
+    if run.checkpoint and run.checkpoint.state[key] != digest:
         message = f"{dataset} is not the data that this run began with"
         raise GqError(message, hint="restore the file, or start a new run")

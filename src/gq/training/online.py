@@ -127,7 +127,7 @@ def finetune(
     origin = f", from {Path(config.online.parent).name} {config.online.checkpoint}"
     with open_session(config, out, compute, listener, OnlineProgress, origin=origin) as run:
         digest = trajectories.sha256()
-        refuse_changed_data(run, digest, config.data.dataset)
+        refuse_changed_data(run, "dataset_sha256", digest, config.data.dataset)
         learner, store = build(run, config, trajectories, digest)
         policy = ODTPolicy(learner.model, autocast=compute.autocast, delayed=config.data.mode == "delayed")
         evaluations = Evaluations(config, policy, own_reference(config, trajectories))
