@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,27 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
     known = [run.name for run in runs]
     otherwise = f"the newest run is {known[0]}" if known else "train one first: gq train dt"
     raise UsageError(f"there is no run {name}", hint=suggest(name, known, otherwise=otherwise))
+
+
+def find_runs(names: Iterable[str]) -> list[Path]:
+    """Return the runs that names, paths and patterns (`hopper-*`, `runs/*`) stand for, each once, in their order.
+
+    Raises:
+        UsageError: nothing, or for a name more than one run, fits.
+    """
+    found: list[Path] = []
+    for name in names:
+        if not any(mark in name for mark in "*?[") or existing(name):
+            found.append(find_run(name)[0].resolve())
+            continue
+        fitting = [run for run in reversed(all_runs()) if fnmatchcase(run.name, name)]
+        folder = Path(name).expanduser()
+        below = Path(folder.anchor) if folder.is_absolute() else Path()
+        fitting += sorted(path for path in below.glob(str(folder.relative_to(folder.anchor))) if is_run(path))
+        if not fitting:
+            raise UsageError(f"no run fits {name}", hint="see gq runs")
+        found += [run.resolve() for run in fitting]
+    return list(dict.fromkeys(found))
 
 
 def find_whole_run(name: str) -> Path:

@@ -19,6 +19,7 @@ from gq.cli import (
     render,
     repair,
     report,
+    table,
 )
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.output import prepare_streams
@@ -36,6 +37,7 @@ Examples:
   gq plot --latest                       how it learnt
   gq eval --latest                       its returns, with intervals
   gq report --latest                     all of it on one page
+  gq table 'hopper-*'                    all seeds, datasets, methods
   gq compare runs/a runs/b               which one is better, and how sure
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes
@@ -92,6 +94,7 @@ app.command(epilog=distill.EXAMPLES, short_help="Teach a network to correct plan
 app.command(epilog=plot.EXAMPLES, short_help="Draw learning curves.")(plot.plot)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=report.EXAMPLES, short_help="Write a report card of runs.")(report.report)
+app.command(epilog=table.EXAMPLES, short_help="Show results of many runs as a table.")(table.table)
 app.command(epilog=compare.EXAMPLES, short_help="Say which of two runs is better.")(compare.compare)
 app.command(epilog=render.EXAMPLES, short_help="Record a video of a run.")(render.render)
 app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)

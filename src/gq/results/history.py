@@ -243,6 +243,21 @@ def groups_by_task(histories: Sequence[History], *, final: bool = False) -> list
     return found
 
 
+def method_of(histories: Sequence[History]) -> list[str]:
+    """Return a name for the method of each run: its algorithm, and the settings that tell it from others of the kind.
+
+    Settings that differ only between datasets or tasks, such as targets, are not the method's.
+    """
+    settings = [json.loads(_experiment_of(history.settings, final=True)) for history in histories]
+    places = [(one["algo"], str(one.get("data.dataset") or one["task"])) for one in settings]
+    keys: dict[str, list[str]] = {}
+    for algo, _ in dict.fromkeys(places):
+        alike = [[one for one, place in zip(settings, places, strict=True) if place == p] for p in set(places)]
+        differing = {key for own in alike if own[0]["algo"] == algo for key in _differing(own)}
+        keys[algo] = sorted(differing)
+    return [", ".join(filter(None, [one["algo"], _name_by(one, keys[one["algo"]])])) for one in settings]
+
+
 def repeated_seeds(group: Sequence[History]) -> str:
     """Return a note about runs of a group that have the same seed, so that they are not independent; "" without any."""
     owners: dict[str, list[str]] = {}

@@ -24,8 +24,8 @@ from gq.runs.metrics import UNITS
 # How all of them are measured, told by cards and reports alike.
 PROTOCOL = (
     "Every episode that began counts; each has the seed given, whatever else ran beside it. Intervals are 95 %, "
-    "by bootstrap, of fewer than five values by Student's t; those of one run are over its episodes, so they say "
-    "nothing about other training seeds. A score of 0 is a random policy, 100 the named reference's good one."
+    "Student's t, wider on the side of a longer tail; those of one run are over its episodes, from five on, so they "
+    "say nothing about other training seeds. A score of 0 is a random policy, 100 the named reference's good one."
 )
 PLANNING = ("plan", "baseline")  # the modes that plan at every agent step, as the planner is set
 
