@@ -26,6 +26,8 @@ SHAPES = {
     "qwen3, no positions": replace(QWEN3, positions="none", rotary=False),
     "gpt2": replace(QWEN3, backbone="gpt2", num_kv_heads=4),
     "gpt2, window": replace(QWEN3, backbone="gpt2", num_kv_heads=4, positions="window"),
+    "qwen3, output": replace(QWEN3, conditioning="output"),
+    "gpt2, output": replace(QWEN3, backbone="gpt2", num_kv_heads=4, conditioning="output"),
     "gpt2, no positions": replace(QWEN3, backbone="gpt2", num_kv_heads=4, positions="none"),
 }
 TOLERANCE = 1e-5
@@ -54,7 +56,7 @@ class Checked:
             known = cache.num_tokens if cache else 0
             chosen = own(*context, cache=cache)
             self.lengths.append(context[0].shape[1])
-            self.num_computed.append(3 * context[0].shape[1] - 1 - known)
+            self.num_computed.append(policy.model.config.tokens_per_step * context[0].shape[1] - 1 - known)
             self.error = max(self.error, float((chosen - own(*context)).abs().max()))
             return chosen
 
@@ -83,7 +85,8 @@ def test_a_cached_context_gives_what_the_whole_one_gives(
     checked = Checked(DTPolicy(build(shape), autocast=nullcontext, context=context), monkeypatch)
     checked.walk(num_episodes)
     assert checked.error < TOLERANCE
-    assert checked.num_computed[:K] == [2] + [3] * (K - 1), "a context that grows is computed once"
+    num = SHAPES[shape].tokens_per_step
+    assert checked.num_computed[:K] == [num - 1] + [num] * (K - 1), "a context that grows is computed once"
 
 
 @pytest.mark.parametrize("shape", ["qwen3", "gpt2"])

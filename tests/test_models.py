@@ -29,6 +29,8 @@ SHAPES = {
     "qwen3-rotary-only": replace(TINY, positions="none", head_dim=6),
     "qwen3-window": replace(TINY, positions="window", rotary=False, head_dim=5),
     "gpt2": replace(TINY, backbone="gpt2", num_kv_heads=4, activation="relu"),
+    "qwen3-output": replace(TINY, conditioning="output"),
+    "gpt2-output": replace(TINY, backbone="gpt2", num_kv_heads=4, activation="relu", conditioning="output"),
 }
 both_backbones = pytest.mark.parametrize("backbone", ["qwen3", "gpt2"])
 TOKENS = ["returns_to_go", "observations", "actions"]
@@ -86,6 +88,10 @@ def assert_causal(model: DecisionTransformer, valid: Tensor | None = None) -> No
             change = (predict(model, perturb(batch, name, step), valid) - before).abs().amax(dim=(0, 2))  # [K]
             first_affected = step + (name == "actions")
             assert change[:first_affected].eq(0).all(), f"{name} of step {step} is seen by an earlier prediction"
+            if name == "returns_to_go" and model.config.conditioning == "output":
+                assert change[step] > 0
+                assert change[step + 1 :].eq(0).all(), "a return-to-go is seen by its own step alone"
+                continue
             assert change[first_affected:].gt(0).all(), f"{name} of step {step} is not seen by a later prediction"
 
 
@@ -193,6 +199,28 @@ def test_act_equals_the_last_prediction_of_forward(shape: str, num_steps: int) -
         torch.testing.assert_close(chosen, model.scaling.unscale_actions(predicted)[:, -1], rtol=0, atol=2e-6)
     assert chosen.shape == (4, ACTION_DIM)
     assert not_given.shape == (4, num_steps, ACTION_DIM)
+
+
+def test_at_first_the_output_does_not_depend_on_the_return() -> None:
+    config, batch = SHAPES["qwen3-output"], make_batch()
+    model = DecisionTransformer(config, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM)
+    assert torch.equal(predict(model, batch), predict(model, perturb(batch, "returns_to_go", 2)))
+
+
+def test_the_return_at_the_output_switches_between_two_behaviours() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, conditioning="output", positions="none", context_length=2)
+    model = DecisionTransformer(config, observation_dim=1, action_dim=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    returns = torch.tensor([[0.0], [1.0]]).repeat(8, 2)[..., None]  # [16, 2, 1]
+    actions, steps = returns - 0.5, torch.zeros(16, 2, dtype=torch.int64)
+    batch = Batch(torch.ones(16, 2, 1), actions, returns, steps, torch.ones(16, 2, dtype=torch.bool))
+    for _ in range(150):
+        optimizer.zero_grad()
+        dt.action_loss(model, batch).backward()
+        optimizer.step()
+    first = [torch.ones(2, 1, 1), torch.zeros(2, 0, 1), torch.tensor([[[0.0]], [[1.0]]]), steps[:2, :1]]
+    assert model.act(*first).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.1)
 
 
 @both_backbones
@@ -361,6 +389,7 @@ def test_every_parameter_of_behaviour_cloning_gets_a_gradient() -> None:
         ("qwen3", "activation", "gelu"),
         ("qwen3", "dropout", 0.2),
         ("qwen3", "context_length", 7),
+        ("qwen3", "conditioning", "output"),
         ("qwen3", "positions", "none"),
         ("qwen3", "positions", "window"),
         ("qwen3", "rotary", False),

@@ -43,6 +43,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(0, 5)),
         mlp_ratio=draw(st.floats(1, 6)),
         context_length=draw(st.integers(1, 5)),
+        conditioning=draw(st.sampled_from(["token", "output"])),
         positions=draw(st.sampled_from(["none", "timestep", "window"])),
         max_timestep=draw(st.integers(1, 50)),
     )

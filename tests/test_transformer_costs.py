@@ -29,6 +29,8 @@ SHAPES = [
     WIDE,
     replace(QWEN3, activation="relu", num_layers=1),
     ONLINE,
+    replace(QWEN3, conditioning="output"),
+    replace(GPT2, conditioning="output"),
     GPT2,
     replace(GPT2, activation="gelu", context_length=5, embed_dim=64),
 ]

@@ -192,7 +192,7 @@ def largest_part(model: nn.Module, device: torch.device) -> int:
     """Return how many windows to compute at a time at most, so that a CPU finds in its cache what it just computed."""
     if device.type != "cpu" or not isinstance(model, TrajectoryTransformer):
         return sys.maxsize
-    return max(1, PART_NUMBERS // (3 * model.config.context_length * model.config.embed_dim))
+    return max(1, PART_NUMBERS // (model.config.tokens_per_step * model.config.context_length * model.config.embed_dim))
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, *, captured: bool = False) -> torch.optim.Optimizer:

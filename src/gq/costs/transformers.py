@@ -75,7 +75,7 @@ def report_config(
     """Report on any shape, such as a run's; `size` is only its name. `batch_size` is windows computed at once."""
     dims = (observation_dim, action_dim)
     window: dict[str, int] = {"observation_dim": observation_dim, "action_dim": action_dim, "batch_size": 1}
-    num_tokens = costs.TOKENS_PER_STEP * config.context_length
+    num_tokens = config.tokens_per_step * config.context_length
     parameters = count_parameters(config, *dims)
     ratio = None if num_transitions is None else costs.TOKENS_PER_STEP * num_transitions / parameters
     return ParamsReport(
@@ -101,11 +101,12 @@ def published_formula(config: ModelConfig, observation_dim: int, action_dim: int
     """Return what the public Qwen3-style Decision Transformer of this shape counts, parts that never train included.
 
     H(T+S+A+5) + L(2H + 2HH(1+G/N) + 3HF) + H + (HS+S) + (HA+A) + (H+1). None for shapes that it cannot have: gpt2, a
-    head width of its own, no timestep table.
+    head width of its own, no timestep table, no return tokens.
     """
     width = config.embed_dim
     is_tied = config.num_heads * config.attention_head_dim == width
-    if config.backbone != "qwen3" or config.positions != "timestep" or not is_tied:
+    is_public = config.backbone == "qwen3" and config.positions == "timestep" and config.conditioning == "token"
+    if not is_public or not is_tied:
         return None
     kv_dim = config.num_kv_heads * config.attention_head_dim
     layer = 2 * width + 2 * width * (width + kv_dim) + 3 * width * config.mlp_dim

@@ -33,12 +33,20 @@ class ModelConfig:
     )
     activation: Literal["silu", "gelu", "relu"] = "silu"
     dropout: Rate = 0.0
-    context_length: Count = 20  # environment steps; each is three tokens
-    # A learned vector is added to the three tokens of a step: one per step of the episode, one per step of the window.
+    context_length: Count = 20  # environment steps
+    # Where the return-to-go enters: token: as a token of its own, three a step; output: by scaling and shifting the
+    # hidden state that an action is read from, two tokens a step.
+    conditioning: Literal["token", "output"] = "token"
+    # A learned vector is added to the tokens of a step: one per step of the episode, one per step of the window.
     positions: Literal["none", "timestep", "window"] = "timestep"
     max_timestep: Count = 1000  # rows of the table of timesteps; later steps share the last row
     rotary: bool = True  # qwen3: rotate queries and keys by the token's place in the window
     rope_theta: Annotated[float, Gt(1), Lt(math.inf)] = 10_000.0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an environment step."""
+        return 3 if self.conditioning == "token" else 2
 
     @property
     def num_positions(self) -> int:

@@ -1,7 +1,7 @@
 """What a Decision Transformer costs, in closed form: parameters, matrix products, memory, and data enough to feed it.
 
-H embed_dim, N query heads, G key/value heads, D head width, F mlp_dim, B windows of K steps, T = 3K tokens. The last
-block computes only the tokens that carry the loss, one of three.
+H embed_dim, N query heads, G key/value heads, D head width, F mlp_dim, B windows of K steps, T = 3K tokens, or 2K where
+the return conditions the output. The last block computes only the tokens that carry the loss, one a step.
 """
 
 from dataclasses import dataclass
@@ -38,11 +38,14 @@ def parameter_formula(config: ModelConfig, observation_dim: int, action_dim: int
     gpt2:  H(P+S+2A+6) + A + L(4H + 4HND + 3ND + H + 2HF + F + H) + 2H
 
     The first term is the embeddings of return, observation of S numbers, action of A (with biases) and of P positions,
-    the norm over them and the action head. A second head, for the log-std, adds HA + A.
+    the norm over them and the action head. A second head, for the log-std, adds HA + A;
+    what conditions the output on the return, 2HH + 2H.
     """
     width, mlp_dim, head_dim = config.embed_dim, config.mlp_dim, config.attention_head_dim
     query_dim = config.num_heads * head_dim
     outside = width * (config.num_positions + observation_dim + 2 * action_dim + 5) + action_dim
+    if config.conditioning == "output":
+        outside += 2 * width * (width + 1)
     if isinstance(config, StochasticModelConfig):
         outside += (width + 1) * action_dim
     if config.backbone == "gpt2":  # LayerNorm and linear layers have biases
@@ -92,7 +95,7 @@ class Product:
 def block_products(config: ModelConfig, batch_size: int, *, is_last: bool) -> list[Product]:
     """Matrix products of one block."""
     width, head_dim, num_heads = config.embed_dim, config.attention_head_dim, config.num_heads
-    num_tokens = TOKENS_PER_STEP * config.context_length
+    num_tokens = config.tokens_per_step * config.context_length
     num_queries = config.context_length if is_last else num_tokens
     rows, all_rows = batch_size * num_queries, batch_size * num_tokens
     num_up = 1 if config.backbone == "gpt2" else 2  # qwen3 has a gate
@@ -113,6 +116,8 @@ def model_products(config: ModelConfig, *, observation_dim: int, action_dim: int
     products = [Product(rows, inner, config.embed_dim, num_gradients=1) for inner in (1, observation_dim, action_dim)]
     for index in range(config.num_layers):
         products += block_products(config, batch_size, is_last=index == config.num_layers - 1)
+    if config.conditioning == "output":
+        products.append(Product(rows, config.embed_dim, 2 * config.embed_dim))
     return [*products, Product(rows, config.embed_dim, action_dim, count=num_heads)]
 
 
@@ -159,7 +164,7 @@ def heads_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: int) -
     """What making queries, keys and values of one window keeps besides what attention does."""
     if config.backbone == "gpt2":
         return 0
-    num_tokens = TOKENS_PER_STEP * config.context_length
+    num_tokens = config.tokens_per_step * config.context_length
     kv_size = config.num_kv_heads * config.attention_head_dim * num_tokens
     normed_size = config.num_heads * config.attention_head_dim * num_queries + kv_size
     projected = arithmetic.element_bytes * (normed_size + kv_size)
@@ -177,7 +182,7 @@ def attention_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: in
     The fused kernel keeps its inputs and output and a number per head and query. On a CPU it is used in float32 without
     dropout only; else all scores are kept after the softmax, in float32, and as they are multiplied with the values.
     """
-    element, num_tokens = arithmetic.element_bytes, TOKENS_PER_STEP * config.context_length
+    element, num_tokens = arithmetic.element_bytes, config.tokens_per_step * config.context_length
     query_size = config.num_heads * config.attention_head_dim * num_queries
     kv_size = config.num_kv_heads * config.attention_head_dim * num_tokens
     if not arithmetic.on_cpu or not (arithmetic.bfloat16 or config.dropout):
@@ -196,7 +201,7 @@ def attention_bytes(config: ModelConfig, arithmetic: Arithmetic, num_queries: in
 def block_bytes(config: ModelConfig, arithmetic: Arithmetic, *, is_last: bool) -> int:
     """What a block keeps of one window for the backward pass, its input included."""
     element, width, mlp_dim = arithmetic.element_bytes, config.embed_dim, config.mlp_dim
-    num_tokens = TOKENS_PER_STEP * config.context_length
+    num_tokens = config.tokens_per_step * config.context_length
     num_queries = config.context_length if is_last else num_tokens
     of_gpt2 = 1 if config.activation == "relu" else 2  # relu's output is its own record
     mlp = mlp_dim * (of_gpt2 if config.backbone == "gpt2" else 4)
@@ -221,7 +226,7 @@ def activation_bytes(
     one block at a time is computed again.
     """
     element, width, num_steps = arithmetic.element_bytes, config.embed_dim, config.context_length
-    num_tokens = TOKENS_PER_STEP * num_steps
+    num_tokens = config.tokens_per_step * num_steps
     norm = norm_bytes(config, arithmetic)
     inputs = num_steps * (element * (1 + observation_dim + action_dim) + INT64_BYTES * bool(config.num_positions))
     # The norm's float32 input; its output is the first block's input.
@@ -232,6 +237,8 @@ def activation_bytes(
     blocks = [
         block_bytes(config, arithmetic, is_last=index == config.num_layers - 1) for index in range(config.num_layers)
     ]
+    if config.conditioning == "output":  # hidden states, the embedding before and behind its SiLU, scale and shift
+        heads += num_steps * width * (FLOAT32_BYTES * 2 + element * 4)
     kept = sum(blocks)
     if checkpointing:
         block_input = FLOAT32_BYTES * width * num_tokens
@@ -258,4 +265,4 @@ def training_memory_bytes(config: ModelConfig, *, observation_dim: int, action_d
 def kv_cache_bytes(config: ModelConfig, number_bytes: int = BFLOAT16_BYTES) -> int:
     """Size of one episode's keys and values at full context, in bfloat16 unless said otherwise."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.attention_head_dim
-    return per_token * TOKENS_PER_STEP * config.context_length * number_bytes
+    return per_token * config.tokens_per_step * config.context_length * number_bytes

@@ -137,7 +137,7 @@ class Qwen3Backbone(nn.Module):
         self.head_dim, self.rope_theta = config.attention_head_dim, config.rope_theta
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.embed_dim, RMS_EPS)
-        cos, sin = rotary_table(3 * config.context_length, self.head_dim, self.rope_theta)
+        cos, sin = rotary_table(config.tokens_per_step * config.context_length, self.head_dim, self.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():

@@ -13,7 +13,7 @@ import torch
 
 from gq.config import RunConfig, TransformerConfig
 from gq.devices import device_here
-from gq.models.costs import TOKENS_PER_STEP, training_flops
+from gq.models.costs import training_flops
 from gq.policies.compute import Compute
 from gq.training import processes as distributed
 
@@ -104,7 +104,7 @@ class UpdateCosts:
         if compute.device.type == "cuda" and (known := device_here(torch.cuda.get_device_name(compute.device))):
             peak = known.flops(compute.bfloat16)
         return cls(
-            num_tokens=batch_size * TOKENS_PER_STEP * model.context_length,
+            num_tokens=batch_size * model.tokens_per_step * model.context_length,
             flops=training_flops(model, batch_size=batch_size, **dims),
             peak_flops=peak * distributed.size(),
         )
