@@ -236,8 +236,10 @@ def test_a_folder_that_is_not_empty_needs_resume(trained: Path) -> None:
 
 
 def test_resuming_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    result = gq("train", "dt", "--out", tmp_path / "nothing", "--resume")
-    assert_refused(result, USAGE, "there is no run in .*nothing to resume", "omit --resume")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    result = gq("train", "dt", "--out", tmp_path / "other", "--resume")
+    assert_refused(result, USAGE, "there is no run in .*other to resume", "choose an empty folder")
 
 
 def test_resuming_as_another_algorithm_is_refused(trained: Path) -> None:

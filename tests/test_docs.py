@@ -77,6 +77,8 @@ def problem(words: list[str]) -> str:
     command, names = typer.main.get_command(app), list(words)
     while names and names[0] in getattr(command, "commands", {}):
         command = command.commands[names.pop(0)]
+    if names and (default := getattr(command, "default", "")):  # gq sweep FILE
+        command = command.commands[default]
     if hasattr(command, "commands"):
         is_whole = command.invoke_without_command and all(word.startswith("-") for word in names)
         return "" if is_whole else "no such command"

@@ -26,7 +26,7 @@ FRONT = [
 ANNEXES = [
     {"costs", "video"},
     {"datasets", "learn", "collecting", "repair", "results", "speculation", "official", "hub", "doctor"},
-    {"rendering"},
+    {"rendering", "sweeps"},
 ]
 FLOORS = [*FRONT, *ANNEXES, {"cli", "__main__"}]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

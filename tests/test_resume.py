@@ -290,10 +290,10 @@ def test_a_run_killed_in_every_phase_in_turn_resumes_exactly(tmp_path: Path, ref
 def test_a_run_killed_before_it_wrote_anything_starts_again(tmp_path: Path, data: Path) -> None:
     run, flags = tmp_path / "run", as_flags({**SETTINGS, "train.steps": 2, "eval.every": 0})
     command = ("train", "dt", "-q", "--dataset", data, "--out", run, "--resume", *flags)
-    assert gq(*command).exit_code == 2, "there is nothing to resume"
     run.mkdir()
-    assert gq(*command).exit_code == 2, "an empty folder is nothing either"
-    (run / ".lock").touch()
+    (run / "thesis.txt").touch()
+    assert gq(*command).exit_code == 2, "what is there is no run"
+    (run / "thesis.txt").rename(run / ".lock")
     result = gq(*command)
     assert (result.exit_code, result.stdout.strip()) == (0, str(run))
 

@@ -107,8 +107,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Trackers, which get copies of metrics.jsonl; none can stop a run."""
+    """What a run is called, and trackers, which get copies of metrics.jsonl; none can stop a run."""
 
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    sweep: str = ""  # that it is a member of
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "gq"

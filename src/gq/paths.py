@@ -15,6 +15,7 @@ from gq.errors import GqError, UsageError, suggest
 from gq.files import parse_json, parse_toml
 
 HUB_FILE = "hub.json"  # in a run that was pulled: where it is from
+SWEEP_FILE = "sweep.json"  # in a sweep's folder: what its members are
 
 
 def home() -> Path:
@@ -30,6 +31,58 @@ def datasets_folder() -> Path:
 def runs_folder() -> Path:
     """Return GQ_RUNS_DIR, or `runs` in the home."""
     return Path(os.environ.get("GQ_RUNS_DIR") or home() / "runs").expanduser()
+
+
+def sweeps_folder() -> Path:
+    """Return `sweeps` in the home."""
+    return home() / "sweeps"
+
+
+def run_in_sweep(sweep: Path, member: str) -> Path:
+    """Return the folder of a member's run."""
+    return sweep / "runs" / member
+
+
+def find_sweep(name: str) -> Path:
+    """Return the folder of a sweep by its name, a unique prefix or its path.
+
+    Raises:
+        UsageError: no sweep or more than one fits.
+    """
+    if (path := existing(name)) and (path / SWEEP_FILE).is_file():
+        return path
+    folder = sweeps_folder()
+    known = sorted(path.parent.name for path in folder.glob(f"*/{SWEEP_FILE}"))
+    fitting = [one for one in known if one == name] or [one for one in known if name and one.startswith(name)]
+    if len(fitting) == 1:
+        return folder / fitting[0]
+    if fitting:
+        message = f"{name} fits {len(fitting)} sweeps"
+        raise UsageError(message, hint="type more of one: " + ", ".join(fitting[:3]))
+    otherwise = f"there are {', '.join(known[:3])}" if known else "start one: gq sweep FILE.toml"
+    raise UsageError(f"there is no sweep {name}", hint=suggest(name, known, otherwise=otherwise))
+
+
+def runs_of_sweep(sweep: Path) -> list[Path]:
+    """Return the folders of a sweep's members that are runs already, in the order of its axes."""
+    members = read_json(sweep / SWEEP_FILE).get("members")
+    names = [str(member["name"]) for member in members or [] if isinstance(member, dict) and "name" in member]
+    return [run for name in names if is_run(run := run_in_sweep(sweep, name))]
+
+
+def find_runs(name: str) -> list[Path]:
+    """Return the run of a name, or all runs of a sweep.
+
+    Raises:
+        UsageError: nothing or more than one fits, or the sweep has no run yet.
+    """
+    is_sweep = (sweeps_folder() / name / SWEEP_FILE).is_file() if name else False
+    if not is_sweep and not ((path := existing(name)) and (path / SWEEP_FILE).is_file()):
+        return [find_run(name)[0]]
+    sweep = find_sweep(name)
+    if not (runs := runs_of_sweep(sweep)):
+        raise UsageError(f"no member of the sweep {sweep.name} has begun", hint=f"see gq sweep status {sweep.name}")
+    return runs
 
 
 def new_run_folder(task: str, algo: str, size: str) -> Path:
@@ -119,6 +172,9 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
         raise UsageError(
             f"{path} is not a gq run or inside one", hint=f"runs are in {runs_folder()}; the newest is --latest"
         )
+    sweep, slash, member = name.partition("/")
+    if slash and is_run(run := run_in_sweep(sweeps_folder() / sweep, member)):
+        return run, None
     fitting = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(fitting) == 1:
         return fitting[0], None

@@ -24,6 +24,7 @@ from gq.cli import (
 from gq.cli.errors import EXIT_CODES, Group
 from gq.cli.output import prepare_streams
 from gq.cli.runs import runs_app
+from gq.cli.sweep import sweep_app
 from gq.cli.train import train_app
 
 EPILOG = f"""\b
@@ -32,6 +33,7 @@ Examples:
   gq repair hopper.hdf5                  what is wrong with a file
   gq train dt                            a policy
   gq train tdmpc2 --task walker-walk     another, that plans
+  gq sweep sizes.toml --jobs 2           many, from one file
   gq finetune --latest                   a better one (after train odt)
   gq distill --latest                    a network to correct plans with
   gq plot --latest                       how it learnt
@@ -88,6 +90,7 @@ def root(
 app.command(epilog=download.EXAMPLES, short_help="Get a dataset into the cache.")(download.download)
 app.command(epilog=repair.EXAMPLES, short_help="Find and repair what is wrong with a dataset.")(repair.repair)
 app.add_typer(train_app, name="train")
+app.add_typer(sweep_app, name="sweep", short_help="Run many trainings from one file.")
 app.add_typer(runs_app, name="runs", short_help="List, show and remove runs.")
 app.command(epilog=finetune.EXAMPLES, short_help="Finetune a policy on its own episodes.")(finetune.finetune)
 app.command(epilog=distill.EXAMPLES, short_help="Teach a network to correct plans.")(distill.distill)

@@ -258,3 +258,15 @@ def _import_file(output: Output, file: Path, task: str | None, **settings: Any) 
     document = {**asdict(found), "run": str(found.run), **asdict(found.provenance)}
     del document["provenance"]
     return document
+
+
+def simulate_missing(output: Output, name: str) -> None:
+    """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
+    from gq.datasets.cache import cached
+    from gq.datasets.catalog import ENTRIES
+    from gq.datasets.loading import canonical_name
+
+    entry = ENTRIES.get(canonical_name(name))
+    if entry and entry.kind == "builtin" and not cached(entry):
+        output.note(f"{entry.id} is not in the cache: simulating it first")
+        fetch_all(output, [entry], Fetching(), {})

@@ -69,12 +69,12 @@ def finetune(
     from gq.paths import find_run
 
     parent, checkpoint_folder = (
-        (None, None) if launch.resume else find_run(run, latest=latest, algos=("odt", "finetune"))
+        (None, None) if launch.continues else find_run(run, latest=latest, algos=("odt", "finetune"))
     )
     from gq.config import FinetuneConfig
     from gq.learn import complete, finetune, prepare_finetuning
 
-    out = launch.out
+    out = launch.folder
     if parent:
         resolved, trajectories = prepare_finetuning(parent, checkpoint_folder or checkpoint, given)
     else:
@@ -88,7 +88,7 @@ def finetune(
 
     threads.prepare()
     with TrainingView(output, resolved) as view:
-        result = finetune(resolved, out, resume=launch.resume, listener=view, trajectories=trajectories)
+        result = finetune(resolved, out, resume=not parent, listener=view, trajectories=trajectories)
     output.note(
         f"{result.environment_steps} environment steps in {result.iterations} iterations, {result.steps} updates, "
         f"{clock(result.seconds)}"

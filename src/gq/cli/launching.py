@@ -10,12 +10,19 @@ import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+from gq.errors import UsageError
 
 if TYPE_CHECKING:
     from gq.config import RunConfig, TrainedConfig
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; default: a new one in the cache.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out, or the newest unfinished one.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --out, or begin it there; alone: the newest unfinished one."),
+]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Its name among the runs, instead of a new one.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="WORD", help="A tag; may be repeated.")]
+Note = Annotated[str | None, typer.Option(metavar="TEXT", help="What the run is for.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML with the keys of config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; may be repeated.")
@@ -30,9 +37,34 @@ class Launch:
     device: options.Device = None
     out: Out = None
     resume: Resume = False
+    name: Name = None
+    tags: Tags = None
+    note: Note = None
     config: ConfigFile = None
     settings: Settings = None
     dry_run: DryRun = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder: --out, or --name in the runs folder. Raises UsageError."""
+        if self.name is None:
+            return self.out
+        from gq.paths import runs_folder
+
+        if self.out:
+            raise UsageError("--out and --name both say where the run goes", hint="give one of them")
+        if not self.name or self.name.startswith((".", "-")) or self.name != Path(self.name).name:
+            raise UsageError(f"{self.name!r} cannot be the name of a run", hint="for example --name hopper-best")
+        return runs_folder() / self.name
+
+    @property
+    def continues(self) -> bool:
+        """Whether a run is resumed; --resume with a folder that holds nothing yet begins a run there."""
+        if not self.resume:
+            return False
+        from gq.runs.folder import is_blank
+
+        return not (self.folder and is_blank(self.folder))
 
     def given(self, flags: dict[str, Any]) -> dict[str, Any]:
         """Return what was given, by dotted key: of --config, --set and flags, each before the one ahead of it.
@@ -44,7 +76,8 @@ class Launch:
 
         in_file = flatten(read_config_file(self.config)) if self.config else {}
         in_file.pop("algo", None)
-        flags = {**flags, "train.device": self.device}
+        about = {"log.tags": self.tags or None, "log.note": self.note}
+        flags = {**flags, "train.device": self.device, **about}
         stated = {key: value for key, value in flags.items() if value is not None}
         return in_file | parse_settings(self.settings or []) | stated
 
@@ -52,14 +85,11 @@ class Launch:
         self, output: Output, algo: str, size: str | None, given: dict[str, Any]
     ) -> "tuple[Path, RunConfig] | None":
         """Return the run to resume and its configuration; None for a new one."""
-        if not self.resume:
+        if not self.continues:
+            if self.resume:
+                output.note(f"{self.folder} has nothing saved yet: beginning a run there")
             return None
-        from gq.runs.folder import was_killed_at_birth
-
-        if self.out and was_killed_at_birth(self.out):
-            output.note(f"{self.out} has nothing saved yet: starting again")
-            return None
-        return resumed(algo, size, given, self.out)
+        return resumed(algo, size, given, self.folder)
 
 
 def resumed(algo: str, size: str | None, given: dict[str, Any], out: Path | None) -> "tuple[Path, TrainedConfig]":

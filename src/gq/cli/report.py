@@ -31,17 +31,21 @@ class Runs:
     runs: Annotated[
         list[str] | None,
         options.completed(
-            "RUN", "Ids of runs, unique prefixes of them, or paths.", options.known_runs, kind=typer.Argument
+            "RUN",
+            "Ids of runs, unique prefixes of them, paths, or names of sweeps.",
+            options.known_runs,
+            kind=typer.Argument,
         ),
     ] = None
     latest: options.Latest = False
 
     def folders(self) -> list[Path]:
         """Return their folders, each once. Raises UsageError."""
-        from gq.paths import find_run
+        from gq.paths import find_run, find_runs
 
-        names: list[str | None] = [*self.runs] if self.runs else [None]
-        return list(dict.fromkeys(find_run(name, latest=self.latest)[0].resolve() for name in names))
+        if not self.runs:
+            return [find_run(None, latest=self.latest)[0].resolve()]
+        return list(dict.fromkeys(run.resolve() for name in self.runs for run in find_runs(name)))
 
 
 @options.grouped

@@ -134,6 +134,16 @@ class WorldLearning:
         }
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """Several runs that differ in their seed alone."""
+
+    seeds: Annotated[
+        str | None, typer.Option(metavar="A-B", help="A sweep over seeds, such as 0-4 or 0,3,7; repeat to continue it.")
+    ] = None
+    jobs: Annotated[int, options.number("With --seeds: runs at a time.", min=1)] = 1
+
+
 @train_app.command("dt", epilog=EXAMPLES, short_help="Train a Decision Transformer.")
 @options.grouped
 def train_dt(
@@ -143,20 +153,27 @@ def train_dt(
     size: options.Size = None,
     target: Target = None,
     launch: Launch,
+    seeds: Seeds,
     output: Output,
 ) -> None:
     """Train a Decision Transformer on a dataset.
 
     The run keeps its configuration, metrics, the last and the best checkpoint. Ctrl-C saves; --resume goes on exactly.
     """
-    train_on_data(output, launch, "dt", size, learning.flags() | environment.flags() | with_targets(target))
+    flags = learning.flags() | environment.flags() | with_targets(target)
+    if not train_seeds(output, launch, seeds, "dt", size, flags):
+        train_on_data(output, launch, "dt", size, flags)
 
 
 @train_app.command("bc", epilog=BC_EXAMPLES, short_help="Clone the best trajectories, as a baseline.")
 @options.grouped
-def train_bc(*, learning: Learning, environment: options.Environment, launch: Launch, output: Output) -> None:
+def train_bc(
+    *, learning: Learning, environment: options.Environment, launch: Launch, seeds: Seeds, output: Output
+) -> None:
     """Clone the behaviour of the best trajectories: the baseline that a Decision Transformer should beat."""
-    train_on_data(output, launch, "bc", None, learning.flags() | environment.flags())
+    flags = learning.flags() | environment.flags()
+    if not train_seeds(output, launch, seeds, "bc", None, flags):
+        train_on_data(output, launch, "bc", None, flags)
 
 
 @train_app.command("odt", epilog=ODT_EXAMPLES, short_help="Pretrain an Online Decision Transformer.")
@@ -168,13 +185,16 @@ def train_odt(
     size: OnlineSize = None,
     target: Target = None,
     launch: Launch,
+    seeds: Seeds,
     output: Output,
 ) -> None:
     """Pretrain an Online Decision Transformer on a dataset; `gq finetune` then goes online with it.
 
     It learns a distribution over actions, whose entropy is kept above a target so that there is something to explore.
     """
-    train_on_data(output, launch, "odt", size, learning.flags() | environment.flags() | with_targets(target))
+    flags = learning.flags() | environment.flags() | with_targets(target)
+    if not train_seeds(output, launch, seeds, "odt", size, flags):
+        train_on_data(output, launch, "odt", size, flags)
 
 
 @train_app.command("td3bc", epilog=TD3BC_EXAMPLES, short_help="Learn values and a policy near the data.")
@@ -185,13 +205,16 @@ def train_td3bc(
     environment: options.Environment,
     recipe: Recipe = None,
     launch: Launch,
+    seeds: Seeds,
     output: Output,
 ) -> None:
     """Train TD3+BC or ReBRAC, the value-based baselines: a critic, and a policy that stays near the data.
 
     Both take their papers' settings, ReBRAC its published weights for each D4RL dataset.
     """
-    train_on_data(output, launch, "td3bc", recipe, learning.flags() | environment.flags())
+    flags = learning.flags() | environment.flags()
+    if not train_seeds(output, launch, seeds, "td3bc", recipe, flags):
+        train_on_data(output, launch, "td3bc", recipe, flags)
 
 
 @train_app.command("tdmpc2", epilog=WORLD_EXAMPLES, short_help="Train a TD-MPC2 agent in its environment.")
@@ -202,6 +225,7 @@ def train_tdmpc2(
     environment: options.Environment,
     size: WorldSize = None,
     launch: Launch,
+    seeds: Seeds,
     output: Output,
 ) -> None:
     """Train a TD-MPC2 agent: it learns a world model from what it does, and plans with it what to do.
@@ -209,13 +233,17 @@ def train_tdmpc2(
     A decision is one choice of an action; DeepMind Control tasks apply each for two frames. The run keeps all that it
     did, so Ctrl-C saves and --resume goes on exactly.
     """
-    given = launch.given(learning.flags() | environment.flags())
+    flags = learning.flags() | environment.flags()
+    if train_seeds(output, launch, seeds, "tdmpc2", size, flags):
+        return
+    given = launch.given(flags)
     stored = launch.stored(output, "tdmpc2", size, given)
     from gq import threads
     from gq.config import TDMPC2Config
+    from gq.datasets.recipes import by_name
     from gq.presets import with_task
 
-    out, resolved = stored or (launch.out, with_task(preset("tdmpc2", size, given).replace(given)))
+    out, resolved = stored or (launch.folder, with_task(by_name("tdmpc2", size, given).replace(given)))
     assert isinstance(resolved, TDMPC2Config)
     if launch.dry_run:
         show_plan(output, resolved, out, **world_model_facts(output, resolved))
@@ -230,6 +258,29 @@ def train_tdmpc2(
     show_result(output, result, human)
 
 
+def train_seeds(
+    output: Output, launch: Launch, seeds: Seeds, algo: str, size: str | None, flags: dict[str, Any]
+) -> bool:
+    """Run a sweep over --seeds; return False where there are none.
+
+    Raises:
+        UsageError: --seed is given too, or a configuration is wrong.
+    """
+    if seeds.seeds is None:
+        return False
+    if flags.pop("train.seed", None) is not None:
+        raise UsageError("--seed and --seeds are given", hint="give one of them")
+    from gq.cli.sweep import Machine, launch_plan
+    from gq.sweeps.plan import complete, parse_seeds, seeds_plan, sweep_name
+
+    numbers = parse_seeds(seeds.seeds)
+    given = complete(algo, launch.given(flags) | ({"size": size} if size else {}))
+    name = launch.name or (launch.out.name if launch.out else sweep_name(algo, given))
+    plan = seeds_plan(name, algo, given, numbers)
+    launch_plan(output, plan, launch.out, Machine(jobs=seeds.jobs), print_only=launch.dry_run)
+    return True
+
+
 def with_targets(target: str | None) -> dict[str, Any]:
     """Return --target by configuration key."""
     return {"eval.targets": options.parse_numbers(target, "--target") or None}
@@ -239,13 +290,16 @@ def train_on_data(output: Output, launch: Launch, algo: str, size: str | None, f
     """Resolve the configuration, train, print the result."""
     given = launch.given(flags)
     from gq.config import DataRunConfig
+    from gq.datasets.recipes import by_name
 
     stored = launch.stored(output, algo, size, given)
-    out, wanted = stored or (launch.out, preset(algo, size, given).replace(given))
+    out, wanted = stored or (launch.folder, by_name(algo, size, given).replace(given))
     assert isinstance(wanted, DataRunConfig)
     from gq.learn import prepare
 
     if wanted.data.dataset and not launch.dry_run:
+        from gq.cli.download import simulate_missing
+
         simulate_missing(output, wanted.data.dataset)
     config, trajectories = prepare(wanted)
     if "data.dataset" not in given and not stored:
@@ -270,19 +324,6 @@ def train_on_data(output: Output, launch: Launch, algo: str, size: str | None, f
     show_result(output, result, human, more="gq finetune" if algo == "odt" else "")
 
 
-def simulate_missing(output: Output, name: str) -> None:
-    """Make a built-in dataset that is not in the cache; what needs the network is left to `gq download`."""
-    from gq.cli.download import Fetching, fetch_all
-    from gq.datasets.cache import cached
-    from gq.datasets.catalog import ENTRIES
-    from gq.datasets.loading import canonical_name
-
-    entry = ENTRIES.get(canonical_name(name))
-    if entry and entry.kind == "builtin" and not cached(entry):
-        output.note(f"{entry.id} is not in the cache: simulating it first")
-        fetch_all(output, [entry], Fetching(), {})
-
-
 def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]:
     """Return what follows from a configuration without loading torch, and say so."""
     from gq.config import DTConfig, ODTConfig
@@ -297,28 +338,6 @@ def transformer_facts(output: Output, config: "DataRunConfig") -> dict[str, int]
     memory_bytes = training_memory_bytes(config.model, **dims, batch_size=num_windows)
     output.note(f"{parameters:,} parameters, about {memory_bytes / 2**30:.2f} GiB in training")
     return {"parameters": parameters, "training_memory_bytes": memory_bytes}
-
-
-def preset(algo: str, size: str | None, given: dict[str, Any]) -> Any:
-    """Return the preset of an algorithm; takes the size out of the given settings where it chooses the preset."""
-    from gq import presets
-
-    if algo == "bc":
-        return presets.bc()
-    in_file = given.pop("size", None)
-    stated = size or in_file
-    if algo == "odt":
-        from gq.paths import last_dataset
-
-        return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
-    if algo == "td3bc":
-        from gq.datasets.loading import canonical_name
-        from gq.paths import last_dataset
-
-        return presets.td3bc(str(stated or "td3bc"), canonical_name(given.get("data.dataset") or last_dataset()))
-    if algo == "tdmpc2":
-        return presets.tdmpc2(str(stated or "5"), str(given.get("task") or given.get("environment.id") or ""))
-    return presets.dt(str(stated or "1m"))
 
 
 def world_model_facts(output: Output, config: "TDMPC2Config") -> dict[str, int]:

@@ -76,7 +76,7 @@ def resume_config(algo: str, size: str | None, given: dict[str, Any], out: Path 
     """
     run = out or newest_unfinished(algo)
     if not is_run(run):
-        raise UsageError(f"there is no run in {run} to resume", hint="omit --resume to start one there")
+        raise UsageError(f"there is no run in {run} to resume", hint="choose an empty folder to begin one")
     stored = read_config(run)
     if stored.algo != algo:
         raise UsageError(f"{run} is a {stored.algo} run", hint=resume_command(stored.algo, run))
@@ -166,9 +166,9 @@ def repeat_command(settings: Mapping[str, Any], environment: Mapping[str, Any], 
     return shlex.join(["gq", *words, *options])
 
 
-def was_killed_at_birth(run: Path) -> bool:
-    """Tell whether a process made the run's folder and was killed before it had written the configuration."""
-    return (run / ".lock").exists() and not is_run(run)
+def is_blank(run: Path) -> bool:
+    """Whether a folder can become a run: it is not there, empty, or made by a process that was killed at once."""
+    return not run.exists() or (run.is_dir() and not is_run(run) and all(p.name.startswith(".") for p in run.iterdir()))
 
 
 def newest_unfinished(algo: str) -> Path:

@@ -76,6 +76,9 @@ class WandB:
             name=run.name,
             dir=run.folder,
             config=run.config,
+            group=log.sweep or None,
+            tags=list(log.tags) or None,
+            notes=log.note or None,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off", login_timeout=LOGIN_TIMEOUT_S),
         )
@@ -96,7 +99,12 @@ class Trackio:
         import trackio
 
         self.run = trackio.init(
-            project=log.trackio_project, name=run.name, config=run.config, resume="allow", embed=False
+            project=log.trackio_project,
+            name=run.name,
+            group=log.sweep or None,
+            config=run.config,
+            resume="allow",
+            embed=False,
         )
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
@@ -137,7 +145,7 @@ class Trackers:
         """Start the trackers at a step, and close them at the end; one that cannot start is left out with a note."""
         wanted = self.wanted()
         if wanted:
-            tracked = Tracked(self._run, *identity(self._run), step, self._config)
+            tracked = Tracked(self._run, *identity(self._run, self._log.sweep), step, self._config)
         for name, (start, extra) in wanted.items():
             try:
                 with redirect_stdout(io.StringIO()):  # stdout is for results
@@ -173,7 +181,7 @@ class Trackers:
                 self._note(f"{name} could not be closed: {first_line(error)}")
 
 
-def identity(run: Path) -> tuple[str, str]:
+def identity(run: Path, sweep: str = "") -> tuple[str, str]:
     """Return the id and the name that a run is tracked by, kept in its tracking.json.
 
     Raises:
@@ -186,7 +194,7 @@ def identity(run: Path) -> tuple[str, str]:
     except (GqError, KeyError, TypeError):  # a new run, or the file is damaged
         identifier = os.urandom(4).hex()
     # Folders that a user named may be called the same.
-    name = run.name if run.parent == runs_folder() else f"{run.name}-{identifier[:4]}"
+    name = run.name if run.parent == runs_folder() else f"{sweep or run.name}-{run.name if sweep else identifier[:4]}"
     write_json(path, {"id": identifier, "name": name})
     return identifier, name
 
