@@ -241,7 +241,7 @@ def test_a_sweep_whose_launcher_is_killed_continues_and_a_bad_member_is_left_to_
     assert begin(file).wait() == 1, "one of two has failed"
     states = {one.name: one.state for one in statuses(read_sweep("s"))}
     assert states == {"data": "finished", "bad": "failed"}
-    assert [run.name for run in find_runs("s")] == ["data"]
+    assert [run.name for run in find_runs(["s"])] == ["data"]
     assert find_run("s/data")[0] == folder / "runs" / "data"
     assert (folder / "report.html").is_file()
     num_started = len(read_starts(read_sweep("s")))

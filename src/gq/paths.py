@@ -70,16 +70,16 @@ def runs_of_sweep(sweep: Path) -> list[Path]:
     return [run for name in names if is_run(run := run_in_sweep(sweep, name))]
 
 
-def find_runs(name: str) -> list[Path]:
-    """Return the run of a name, or all runs of a sweep.
+def members_of(name: str) -> list[Path]:
+    """Return the runs of the sweep that a name is, whole, or a path to one; empty where it is none.
 
     Raises:
-        UsageError: nothing or more than one fits, or the sweep has no run yet.
+        UsageError: no member has begun.
     """
-    is_sweep = (sweeps_folder() / name / SWEEP_FILE).is_file() if name else False
-    if not is_sweep and not ((path := existing(name)) and (path / SWEEP_FILE).is_file()):
-        return [find_run(name)[0]]
-    sweep = find_sweep(name)
+    here = existing(name)
+    sweep = here if here and (here / SWEEP_FILE).is_file() else sweeps_folder() / name
+    if not name or not (sweep / SWEEP_FILE).is_file():
+        return []
     if not (runs := runs_of_sweep(sweep)):
         raise UsageError(f"no member of the sweep {sweep.name} has begun", hint=f"see gq sweep status {sweep.name}")
     return runs
@@ -190,13 +190,15 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
 def find_runs(names: Iterable[str]) -> list[Path]:
     """Return the runs that names, paths and patterns (`hopper-*`, `runs/*`) stand for, each once, in their order.
 
+    The name of a sweep stands for the runs of its members.
+
     Raises:
         UsageError: nothing, or for a name more than one run, fits.
     """
     found: list[Path] = []
     for name in names:
         if not any(mark in name for mark in "*?[") or existing(name):
-            found.append(find_run(name)[0].resolve())
+            found += [run.resolve() for run in members_of(name) or [find_run(name)[0]]]
             continue
         fitting = [run for run in reversed(all_runs()) if fnmatchcase(run.name, name)]
         folder = Path(name).expanduser()

@@ -45,7 +45,7 @@ class Runs:
 
         if not self.runs:
             return [find_run(None, latest=self.latest)[0].resolve()]
-        return list(dict.fromkeys(run.resolve() for name in self.runs for run in find_runs(name)))
+        return find_runs(self.runs)
 
 
 @options.grouped

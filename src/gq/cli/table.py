@@ -19,6 +19,7 @@ Examples:
   gq table 'hopper-*' 'walker-*' --last     patterns, of ids or paths
   gq table 'runs/*' --iqm --format latex -o results.tex
   gq table 'runs/*' --returns --json
+  gq table sizes                            all runs of a sweep
 Rows are datasets (or tasks), columns methods: an algorithm with
 what its settings tell it apart by. Runs that differ by their
 seeds are one cell: mean [95 % interval] (number of runs).
@@ -48,7 +49,9 @@ def table(
     *,
     runs: Annotated[
         list[str],
-        options.completed("RUN", "Ids, prefixes, paths or patterns of runs.", options.known_runs, kind=typer.Argument),
+        options.completed(
+            "RUN", "Ids, prefixes, paths or patterns of runs, or sweeps.", options.known_runs, kind=typer.Argument
+        ),
     ],
     form: Annotated[
         Format | None, typer.Option("--format", help="Write the table in this format; default: for people.")

@@ -3,7 +3,6 @@
 from typing import Any
 
 from gq import presets
-from gq.datasets.loading import canonical_name
 from gq.paths import last_dataset
 
 
@@ -23,6 +22,8 @@ def by_name(algo: str, size: str | None, given: dict[str, Any]) -> Any:
     if algo == "odt":
         return presets.odt(str(stated or "tiny"), given.get("data.dataset") or last_dataset())
     if algo == "td3bc":
+        from gq.datasets.loading import canonical_name
+
         return presets.td3bc(str(stated or "td3bc"), canonical_name(given.get("data.dataset") or last_dataset()))
     if algo == "tdmpc2":
         return presets.tdmpc2(str(stated or "5"), str(given.get("task") or given.get("environment.id") or ""))
