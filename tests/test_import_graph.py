@@ -27,6 +27,7 @@ ANNEXES = [
     {"costs", "video"},
     {"datasets", "learn", "collecting", "repair", "results", "speculation", "official", "hub", "doctor"},
     {"rendering", "sweeps"},
+    {"benchmark"},
 ]
 FLOORS = [*FRONT, *ANNEXES, {"cli", "__main__"}]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from gq.cli import (
+    benchmark,
     collect,
     compare,
     distill,
@@ -40,6 +41,7 @@ Examples:
   gq eval --latest                       its returns, with intervals
   gq report --latest                     all of it on one page
   gq table 'hopper-*'                    all seeds, datasets, methods
+  gq benchmark builtin --dry-run         algorithms, data, seeds
   gq compare runs/a runs/b               which one is better, and how sure
   gq render --latest                     a video
   gq collect --latest -o mine.hdf5       a dataset of its episodes
@@ -98,6 +100,7 @@ app.command(epilog=plot.EXAMPLES, short_help="Draw learning curves.")(plot.plot)
 app.command("eval", epilog=evaluate.EXAMPLES, short_help="Measure a run.")(evaluate.evaluate)
 app.command(epilog=report.EXAMPLES, short_help="Write a report card of runs.")(report.report)
 app.command(epilog=table.EXAMPLES, short_help="Show results of many runs as a table.")(table.table)
+app.command(epilog=benchmark.EXAMPLES, short_help="Compare algorithms on the same data and seeds.")(benchmark.benchmark)
 app.command(epilog=compare.EXAMPLES, short_help="Say which of two runs is better.")(compare.compare)
 app.command(epilog=render.EXAMPLES, short_help="Record a video of a run.")(render.render)
 app.command(epilog=collect.EXAMPLES, short_help="Roll a run into a dataset.")(collect.collect)
