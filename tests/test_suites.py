@@ -7,13 +7,13 @@ import pytest
 
 from commandline import document, gq
 from gq.benchmark import running
-from gq.benchmark.benchmark import Request, cost, settle
+from gq.benchmark.benchmark import Request, cost, held, settle
 from gq.benchmark.page import html
 from gq.benchmark.results import Measured, Results, gather, markdown, summarise
 from gq.benchmark.running import next_command, run_cells
 from gq.benchmark.suites import SUITES, Method, Suite, cells, choose, train_words
 from gq.datasets.names import resolve
-from gq.errors import Interrupted, UsageError
+from gq.errors import GqError, Interrupted, UsageError
 from tiny import write_hopper_file
 
 TINY = Suite(
@@ -153,6 +153,11 @@ def test_a_folder_holds_one_suite(tmp_path: Path) -> None:
         settle(replace(request, suite=longer), tmp_path)
     more = replace(TINY, methods=(replace(TINY.methods[0], name="dt", updates=9),))
     settle(replace(request, suite=more), tmp_path)  # other methods may join
+
+
+def test_one_process_at_a_time_runs_a_suite(tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(GqError, match="another process runs the suite"), held(tmp_path):
+        pass
 
 
 def test_the_command_says_what_is_left_and_what_it_costs(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """`gq.benchmark.benchmark.run`: a suite from its datasets to its page."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from gq.benchmark.page import write_page
 from gq.benchmark.results import Results, gather
@@ -10,7 +14,7 @@ from gq.benchmark.running import Say, run_cells, step_of
 from gq.benchmark.suites import Cell, Suite, cells
 from gq.datasets.cache import cached
 from gq.datasets.names import resolve
-from gq.errors import UsageError
+from gq.errors import GqError, UsageError
 from gq.files import write_json
 from gq.paths import read_json
 
@@ -102,6 +106,22 @@ def run(request: Request, folder: Path, *, command: str, say: Say) -> Results:
     """
     if lost := [name for name in missing(request.suite) if not name.startswith("builtin/")]:
         raise UsageError(f"{lost[0]} is not in the cache", hint=f"gq download {' '.join(lost)}")
+    with held(folder):
+        return _run(request, folder, command=command, say=say)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from running the folder's suite. Raises GqError if one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise GqError(f"another process runs the suite in {folder}", hint="wait for it, or stop it first") from None
+
+
+def _run(request: Request, folder: Path, *, command: str, say: Say) -> Results:
     settle(request, folder)
     failed: dict[str, str] = {}
     try:

@@ -109,7 +109,11 @@ def _begin(folder: Path, cell: Cell, suite: Suite, num_episodes: int, jobs: list
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gq", *words, "--no-progress"], stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            [sys.executable, "-m", "gq", *words, "--no-progress"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
         )
     jobs.append(Job(cell, process, log))
 

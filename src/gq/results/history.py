@@ -249,6 +249,9 @@ def method_of(histories: Sequence[History]) -> list[str]:
     Settings that differ only between datasets or tasks, such as targets, are not the method's.
     """
     settings = [json.loads(_experiment_of(history.settings, final=True)) for history in histories]
+    for one in settings:
+        if one["algo"] == "td3bc":  # whose recipes, td3bc and rebrac, differ by a dozen settings
+            one["algo"] = one["size"]
     places = [(one["algo"], str(one.get("data.dataset") or one["task"])) for one in settings]
     keys: dict[str, list[str]] = {}
     for algo, _ in dict.fromkeys(places):
