@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from commandline import document, gq
+from gq import presets
 from gq.benchmark import running
 from gq.benchmark.benchmark import Request, cost, held, settle
 from gq.benchmark.page import html
@@ -14,6 +15,8 @@ from gq.benchmark.running import next_command, run_cells
 from gq.benchmark.suites import SUITES, Method, Suite, cells, choose, train_words
 from gq.datasets.names import resolve
 from gq.errors import GqError, Interrupted, UsageError
+from gq.results.history import History, method_of, read_settings
+from measured import write_run
 from tiny import write_hopper_file
 
 TINY = Suite(
@@ -167,3 +170,12 @@ def test_the_command_says_what_is_left_and_what_it_costs(tmp_path: Path) -> None
     assert found["core_hours"] == pytest.approx((6 * 3000 * 0.003 + 6 * 3000 * 0.02) / 3600, abs=0.01)
     assert not (tmp_path / "none").exists()
     assert gq("benchmark", "builtin", "--seeds", "x").exit_code == 2
+
+
+def test_tables_call_recipes_by_their_names(tmp_path: Path) -> None:
+    settings = {"data.dataset": "d4rl/hopper-medium-v2", "task": "Hopper-v5"}
+    found = []
+    for recipe in ("td3bc", "rebrac"):
+        run = write_run(tmp_path / recipe, presets.td3bc(recipe, settings["data.dataset"]).replace(settings))
+        found.append(History(run, read_settings(run), []))
+    assert method_of(found) == ["td3bc", "rebrac"]
