@@ -31,6 +31,7 @@ from gq.envs.engines import versions
 from gq.errors import GqError
 from gq.files import sha256
 from gq.paths import all_runs, checkpoint_folders, datasets_folder, json_or_empty, read_settings, runs_folder
+from gq.runs.bound import check_run
 from gq.runs.checkpoint import pointed, verify_checkpoint
 from gq.runs.state import is_in_use
 from gq.threads import num_cores
@@ -365,6 +366,12 @@ def examine_run(run: Path, *, deep: bool) -> list[Finding]:
         except GqError as error:
             words = ["rm", "-r", str(folder)] if len(folders) > 1 else ["gq", "runs", "remove", run.name]
             found.append(Finding(subject, "problem", str(error), shlex.join(words)))
+            continue
+        try:
+            check_run(run, folder)
+        except GqError as error:
+            found.append(Finding(subject, "problem", str(error), f"put back {run / 'config.toml'}"))
+            break
     for which in ("last", "best"):
         pointer = run / "checkpoints" / f"{which}.json"
         try:

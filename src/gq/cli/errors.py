@@ -7,6 +7,7 @@ from typing import Any
 import typer
 import typer.core
 
+from gq.cli.output import visible
 from gq.errors import DataError, GqError, is_out_of_memory
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (with everything saved)."
@@ -56,7 +57,7 @@ def hint_of(error: GqError) -> str:
 
 def tidy(text: str) -> str:
     """Return a text from wherever as a line for a terminal: without control characters, and not longer than a page."""
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+    line = visible(" ".join(text.split()), kept="")
     return line if len(line) <= MAX_LETTERS else f"{line[: MAX_LETTERS - 4]} ..."
 
 

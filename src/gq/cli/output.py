@@ -28,6 +28,36 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with N
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 
 
+def visible(text: str, *, kept: str = "\n") -> str:
+    """Return a text from wherever that shows all that a terminal would obey: control and bidirectional characters.
+
+    Names of files, runs and datasets, and what these hold, may be anybody's.
+
+    Args:
+        kept: control characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in kept or letter == HARD_SPACE else ascii(letter)[1:-1]
+        for letter in text
+    )
+
+
+def _visible_parts(renderable: Any) -> Any:
+    """Return a Rich renderable whose texts show what a terminal would obey; a table does that itself."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if isinstance(renderable, str):
+        return visible(renderable)
+    if isinstance(renderable, Group):
+        return Group(*map(_visible_parts, renderable.renderables))
+    if isinstance(renderable, Text) and visible(renderable.plain) != renderable.plain:
+        return Text(visible(renderable.plain), no_wrap=renderable.no_wrap, overflow=renderable.overflow)
+    return renderable
+
+
 class Output:
     """Three modes: tables for people, one JSON document, or only the path or id; its arguments are options."""
 
@@ -66,7 +96,7 @@ class Output:
     def note(self, text: str) -> None:
         """Say something that is not a result."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
         """Say something that only -v asks for."""
@@ -75,7 +105,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Say something that the user should act on, even with -q."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {visible(text)}", file=sys.stderr, flush=True)
 
     def result(self, document: Any, *, quiet: Any, human: Any) -> None:
         """Print the result: `document` with --json, `quiet` with -q, else `human`, text or a Rich renderable."""
@@ -84,11 +114,11 @@ class Output:
         if self.json_mode:
             print(json.dumps(document, indent=2, allow_nan=False), flush=True)
         elif self.quiet:
-            print(quiet, flush=True)
+            print(visible(str(quiet)) if sys.stdout.isatty() else quiet, flush=True)  # a script gets names as they are
         elif isinstance(human, str):
-            print(human, flush=True)
+            print(visible(human), flush=True)
         else:
-            self.console().print(human)
+            self.console().print(_visible_parts(human))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> Any:
         """Return a table for `result`; the first columns are aligned to the left, all others to the right."""
@@ -123,7 +153,8 @@ class Listing:
     """
 
     def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int, ruled: bool) -> None:
-        self.headings, self.rows, self.num_left, self.ruled = headings, rows, num_left, ruled
+        self.headings, self.num_left, self.ruled = headings, num_left, ruled
+        self.rows = [[visible(cell, kept="") for cell in row] for row in rows]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
         from rich import box

@@ -5,7 +5,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gq.cli.output import Output
+from gq.cli.output import Output, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -56,7 +56,7 @@ class TrainingView:
     def note(self, text: str) -> None:
         """Show a fact on a line of its own, above the bar."""
         if self._bars:
-            self._bars.console.print(text, soft_wrap=True)
+            self._bars.console.print(visible(text), soft_wrap=True)
         else:
             self.output.note(text)
 

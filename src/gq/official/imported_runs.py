@@ -14,6 +14,7 @@ from gq.official.names import task_in_file_name
 from gq.paths import is_run, read_json, runs_folder
 from gq.policies.algorithms import discount_of
 from gq.presets import tdmpc2
+from gq.runs.bound import settings_of
 from gq.runs.card import write_card
 from gq.runs.checkpoint import choose_checkpoint, save_checkpoint, verify_checkpoint
 from gq.runs.folder import lock_run
@@ -128,7 +129,8 @@ def _write_run(run: Path, task: Task, model: ImportedModel, provenance: Provenan
     parameters = sum(value.numel() for name, value in model.state.items() if not name.startswith("target_"))
     facts: dict[str, Any] = {"parameters": parameters, "imported": asdict(provenance)}
     with lock_run(run):
-        save_checkpoint(run, 0, model=model.state, optimizer={}, state=facts, is_best=True, keep=1)
+        state = {**facts, "config": settings_of(config)}
+        save_checkpoint(run, 0, model=model.state, optimizer={}, state=state, is_best=True, keep=1)
         discount = discount_of(config)
         write_json(
             run / "environment.json", {**facts, "size": config.size, "versions": versions(), "discount": discount}

@@ -18,6 +18,7 @@ from gq.policies.algorithms import ALGORITHMS, build_model, build_policy
 from gq.policies.compute import choose_compute
 from gq.policies.correctors import LoadedCorrector, find_corrector, load_corrector
 from gq.rollouts.episodes import Policy
+from gq.runs.bound import check_config
 from gq.runs.checkpoint import choose_checkpoint, fill, load_checkpoint
 from gq.runs.folder import read_config, refuse_module
 
@@ -111,6 +112,7 @@ def load_run(run: Path, acting: Acting | None = None) -> LoadedRun:
         GqError: the checkpoint or the corrector is damaged or does not fit.
     """
     acting, config = acting or Acting(), read_config(run)
+    began = config
     refuse_module(run, config, acting.allow_module)
     (mode,) = choose_modes(config, [acting.mode] if acting.mode is not None else [], acting.mode_options)
     if acting.context:
@@ -118,6 +120,7 @@ def load_run(run: Path, acting: Acting | None = None) -> LoadedRun:
     folder = checkpoint_of(run, acting)
     compute = choose_compute(acting.device, config.train.precision)
     loaded = load_checkpoint(folder)
+    check_config(run, began, loaded.state)
     try:
         model = fill(lambda: build_model(config), loaded.model)
         model.to(compute.device)

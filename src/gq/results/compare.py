@@ -14,6 +14,7 @@ from gq.policies.loading import Acting, checkpoint_of
 from gq.rollouts.episodes import EpisodeRequest, Step
 from gq.rollouts.intervals import MIN_EPISODES
 from gq.rollouts.statistics import Episode, PairedComparison, compare_paired
+from gq.runs.bound import check_run
 from gq.runs.evaluations import Evaluations, engines_in, read_evaluations, read_rows
 
 NUM_EPISODES = 20
@@ -56,7 +57,10 @@ def compare_runs(
     if request.seed < 0 or (request.number is not None and request.number < 1):
         raise UsageError("a comparison needs one episode at least, and a seed of 0 or more", hint="--episodes 20")
     notes: list[str] = []
-    one, other = (read_evaluations(run).of(folder or checkpoint_of(run, acting)) for run, folder in (a, b))
+    chosen = [(run, folder or checkpoint_of(run, acting)) for run, folder in (a, b)]
+    for run, folder in chosen:
+        check_run(run, folder)  # evaluations on record are of the checkpoint, not of what config.toml says by now
+    one, other = (read_evaluations(run).of(folder) for run, folder in chosen)
     notes += [*one.problems, *other.problems]
     if one.task != other.task:
         message = f"{one.run.name} is for {one.task} and {other.run.name} for {other.task}"

@@ -22,6 +22,7 @@ from gq.results.facts import Baseline, CheckpointFacts, DataFacts, Facts, Measur
 from gq.results.history import read_settings as read_flat_settings
 from gq.results.targets import thinned
 from gq.rollouts.episodes import EpisodeRequest, Step
+from gq.runs.bound import check_run
 from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.evaluations import (
     EvaluationRow,
@@ -104,6 +105,10 @@ def _gather_run(
         notes.append(f"the training is {state}: figures are of what there is so far")
     task, dataset = str(settings["task"]), str(settings.get("data.dataset", ""))
     made = environment_of(read_settings(run))
+    try:
+        check_run(run, choose_checkpoint(run, "best"))
+    except GqError as error:
+        notes.append(f"{error}: what follows is of the checkpoint")
     best, last = _gather_checkpoints(run, options, notes)
     data = None
     if dataset:

@@ -17,6 +17,7 @@ from gq.errors import GqError, UsageError
 from gq.results import aggregates
 from gq.results.history import History, method_of, read_settings, repeated_seeds
 from gq.rollouts.intervals import interquartile_mean, mean_interval
+from gq.runs.bound import check_run
 from gq.runs.checkpoint import choose_checkpoint
 from gq.runs.evaluations import EvaluationRow, read_evaluations
 
@@ -122,7 +123,9 @@ def result_table(
 def _measured(run: Path, which: str, notes: list[str]) -> tuple[EvaluationRow, Reference | None] | None:
     """Return the evaluation that counts and what scores refer to; None, with a note, without one."""
     try:
-        found = read_evaluations(run).of(choose_checkpoint(run, which))
+        folder = choose_checkpoint(run, which)
+        check_run(run, folder)
+        found = read_evaluations(run).of(folder)
     except (GqError, UsageError) as error:
         notes.append(f"{run.name} is left out: {error}")
         return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gq.errors import GqError, UsageError
 from gq.files import atomic_folder, remove_folder, sha256, write_error, write_json
 from gq.paths import algo_of, checkpoint_folders, read_json
+from gq.runs.bound import read_state
 from gq.runs.folder import resume_command
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint:
         path=folder,
         model=load_tensors(folder / "model.safetensors", device=device),
         optimizer=load_tensors(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {},  # shared runs have none
-        state=read_json(folder / "state.json"),
+        state=read_state(folder),
     )
 
 

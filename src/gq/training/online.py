@@ -19,6 +19,7 @@ from gq.files import write_json
 from gq.policies.algorithms import build_odt, build_odt_learner
 from gq.policies.compute import choose_compute
 from gq.rollouts.statistics import Change, Summary
+from gq.runs.bound import damage_told
 from gq.runs.card import COMPARISON_FILE, write_card
 from gq.runs.folder import refuse_filled
 from gq.runs.metrics import Listener
@@ -164,7 +165,8 @@ def build(
     program = choose_update_program(config, run.compute, 1)
     learner = build_odt_learner(config, model, store.buffer, Execution(run.compute.autocast, program=program))
     if run.checkpoint:
-        store.restore(run.checkpoint.state["buffer"], run.progress.num_episodes)
+        with damage_told(run.checkpoint.path):
+            store.restore(run.checkpoint.state["buffer"], run.progress.num_episodes)
         parent = run.checkpoint.state["parent"] | {"run": config.online.parent}  # it may have been renamed
     else:
         parent = begin_from_parent(config, learner, store, digest)

@@ -20,6 +20,7 @@ from gq.files import write_json, write_text
 from gq.paths import new_run_folder
 from gq.policies.compute import Compute
 from gq.rollouts.statistics import Summary
+from gq.runs.bound import check_config, damage_told, progress_in, settings_of
 from gq.runs.checkpoint import last_checkpoint, point, remove_old, save_checkpoint
 from gq.runs.folder import lock_run, resume_command, was_elsewhere
 from gq.runs.metrics import Listener, MetricsLog, NoLog, Silence
@@ -115,7 +116,10 @@ class Session(Generic[P]):
         self.compute, self.listener = compute, listener
         self.is_first = processes.rank == 0
         self.checkpoint = last_checkpoint(folder)  # None once training begins
-        self.progress = progress_type(**self.checkpoint.state["progress"]) if self.checkpoint else progress_type()
+        self.progress = progress_type()
+        if self.checkpoint:
+            check_config(folder, config, self.checkpoint.state)
+            self.progress = progress_in(self.checkpoint.path, self.checkpoint.state, progress_type)
         self.stop = StopRequest(listener.note)
         self.throughput = Throughput(config, compute)
         self.trackers = Trackers(config.log if self.is_first else LogConfig(), folder, config.to_dict(), listener.note)
@@ -147,16 +151,17 @@ class Session(Generic[P]):
             self.background = Background()
         device, sizes = learner.num_skipped.device, {"metrics": 0, "times": 0}
         if checkpoint := self.checkpoint:
-            weights = learner.model.state_dict()
-            learner.model.load_state_dict({k: laid_out(v, weights.get(k, v)) for k, v in checkpoint.model.items()})
-            learner.load_state_tensors(checkpoint.optimizer)
-            self.metrics = restored_metrics(checkpoint.optimizer, device)
+            with damage_told(checkpoint.path):
+                weights = learner.model.state_dict()
+                learner.model.load_state_dict({k: laid_out(v, weights.get(k, v)) for k, v in checkpoint.model.items()})
+                learner.load_state_tensors(checkpoint.optimizer)
+                self.metrics = restored_metrics(checkpoint.optimizer, device)
             self.saved_step = self.progress.step
             if self.is_first:  # a kill may have come before it was marked as the best, and before older ones went
                 if self.progress.best_step == self.progress.step:
                     point(self.folder, "best", checkpoint.path)
                 remove_old(self.folder, self.config.checkpoint.keep)
-            sizes = {name: checkpoint.state[f"{name}_bytes"] for name in sizes}
+            sizes = {name: checkpoint.state.get(f"{name}_bytes", 0) for name in sizes}
         if not self.is_first:
             self._separate(checkpoint.optimizer if checkpoint else {})
         # Times are apart, because the metrics repeat exactly.
@@ -319,7 +324,7 @@ class Session(Generic[P]):
         if not self.is_first:  # its shards went to the process that writes
             return
         sizes = {"metrics_bytes": self.log.size, "times_bytes": self.times.size}
-        state = {"progress": dict(vars(progress)), **sizes, **self.facts, **facts}
+        state = {"progress": dict(vars(progress)), "config": settings_of(self.config), **sizes, **self.facts, **facts}
         if self.background and self.compute.device.type == "cpu":  # where nothing was copied
             model, optimizer = ({name: tensor.clone() for name, tensor in d.items()} for d in (model, optimizer))
         step, keep = progress.step, self.config.checkpoint.keep

@@ -23,6 +23,7 @@ from gq.policies.algorithms import build_planner, build_world_model, discount_of
 from gq.policies.compute import choose_compute
 from gq.rollouts.episodes import EpisodeRequest, roll_out
 from gq.rollouts.statistics import Summary, summarise
+from gq.runs.bound import damage_told
 from gq.runs.card import write_card
 from gq.runs.folder import SELECTION_SEED, refuse_filled, refuse_imported
 from gq.runs.metrics import Listener
@@ -163,7 +164,8 @@ def restore(run: Session[WorldProgress], learner: TDMPC2Learner, actor: Interact
 
     run.restore(learner, others=kept)
     if run.checkpoint:
-        actor.open(run.checkpoint.state["processes"][run.processes.rank], run.checkpoint.optimizer)
+        with damage_told(run.checkpoint.path):
+            actor.open(run.checkpoint.state["processes"][run.processes.rank], run.checkpoint.optimizer)
         run.listener.note(f"going on from decision {run.progress.decisions}")
     else:
         actor.open()
