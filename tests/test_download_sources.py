@@ -1,9 +1,16 @@
 """What becomes of D4RL's files, of checkpoints and of an installed Minari; caches without a network or permission."""
 
+import http.server
 import os
 import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +29,9 @@ from downloading import (
 )
 from gq.data import old_columns
 from gq.datasets.cache import cached, read_record
+from gq.datasets.catalog import ENTRIES
+from gq.datasets.download import offline_hint
+from gq.datasets.fetch import RemoteFile, fetch
 from gq.datasets.loading import download, load_dataset
 from gq.datasets.names import resolve
 from gq.errors import DataError, GqError, UsageError
@@ -230,3 +240,49 @@ def test_load_dataset_takes_paths_and_names(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.hint == f"gq download {HOPPER}"
     with pytest.raises(UsageError, match="there is no dataset hoper"):
         load_dataset("hoper")
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("mujoco/humanoid/expert-v0", "builtin/humanoid/expert"),
+        ("mujoco/walker2d/simple-v0", "builtin/walker2d/medium"),
+        ("d4rl/hopper-full-replay-v2", "builtin/hopper/medium-replay"),
+        ("d4rl/ant-expert-v2", "builtin/ant/expert"),
+        ("mujoco/reacher/medium-v0", "builtin/hopper/medium"),
+    ],
+)
+def test_whoever_is_offline_is_offered_the_same_robot(name: str, offered: str) -> None:
+    assert offline_hint(ENTRIES[name]).endswith(f"gq download {offered}")
+
+
+def test_a_host_that_there_is_not_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_host(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_host)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(GqError, match=r"cannot find the host data\.invalid"):
+        fetch(RemoteFile(url="http://data.invalid/a.hdf5", magic=b"x", hint="try again"), tmp_path / "a")
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a", "FILE:///etc/passwd"])
+def test_what_is_not_on_the_web_is_not_read(target: str, tmp_path: Path) -> None:
+    with pytest.raises(GqError, match="is not a web address"):
+        fetch(RemoteFile(url=target, magic=b"x"), tmp_path / "a")
+
+    class Redirecting(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(GqError):
+            fetch(RemoteFile(url=f"http://127.0.0.1:{server.server_port}/a", magic=b"x"), tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()

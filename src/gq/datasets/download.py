@@ -4,6 +4,7 @@ Whoever calls these functions holds the dataset's lock (`gq.datasets.cache.holdi
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gq.data.old_columns import ATTRIBUTES, read_old_ant
 from gq.data.reading import data_file, read_trajectories, time_limits, write_canonical
 from gq.data.trajectories import Trajectories
 from gq.datasets.cache import Record, Source, now, read_record, record_path, write_record
-from gq.datasets.catalog import DatasetEntry
+from gq.datasets.catalog import ENTRIES, DatasetEntry
 from gq.datasets.fetch import Expected, Note, RemoteFile, Report, fetch, silent
 from gq.datasets.hub import dataset_files, endpoint, hub_token, refuse_offline, server
 from gq.datasets.names import PREFIX
@@ -22,9 +23,21 @@ from gq.files import sha256
 
 DEFAULT_D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 ZIP_MAGIC = b"PK\x03\x04"  # of PyTorch's files
-OFFLINE_HINT = "offline? this needs no network: gq download builtin/hopper/medium"
-RETRY_HINT = f"run it again to resume where it stopped; {OFFLINE_HINT}"
 LARGE_BYTES = 300_000_000  # converting more than that takes seconds
+
+
+def offline_hint(entry: DatasetEntry) -> str:
+    """Return what gives data of the same robot without the network, where there is any; else of another."""
+    robot = re.split("[-/]", entry.group)[1] if entry.kind in ("minari", "d4rl") else ""
+    levels = (entry.level, "medium-replay" if "replay" in entry.level else "medium", "medium")
+    names = [f"builtin/{robot}/{level}" for level in levels]
+    name = next((name for name in names if name in ENTRIES), "builtin/hopper/medium")
+    return f"offline? this needs no network: gq download {name}"
+
+
+def retry_hint(entry: DatasetEntry) -> str:
+    """Return what to do when a download broke off."""
+    return f"run it again to resume where it stopped; {offline_hint(entry)}"
 
 
 def fetch_dataset(
@@ -45,16 +58,16 @@ def fetch_dataset(
     installed = _installed_minari(entry)
     if installed:
         return _convert_installed(entry, installed, note)
-    refuse_offline(f"{entry.id} is not here", offline=offline, hint=OFFLINE_HINT)
+    refuse_offline(f"{entry.id} is not here", offline=offline, hint=offline_hint(entry))
     files = dataset_files(entry) if entry.kind == "hub" else [(url, "") for url in _remote_urls(entry)]
     (*urls, url), listed_sha256 = [url for url, _ in files], files[-1][1]
     raw, token = entry.raw_folder, "" if entry.kind == "d4rl" else hub_token()
     for first in urls:
-        fetch(RemoteFile(url=first, magic=b"{", hint=RETRY_HINT, token=token), raw / Path(first).name, note=note)
+        fetch(RemoteFile(url=first, magic=b"{", hint=retry_hint(entry), token=token), raw / Path(first).name, note=note)
     remote = RemoteFile(
         url=url,
         magic=ZIP_MAGIC if entry.kind == "tdmpc2" else HDF5_MAGIC,
-        hint=RETRY_HINT,
+        hint=retry_hint(entry),
         token=token,
         expected=_expected_content(entry, listed_sha256),
         spare_bytes=entry.canonical_bytes,
@@ -88,7 +101,7 @@ def _expected_content(entry: DatasetEntry, listed_sha256: str = "") -> Expected 
         return Expected(sha256=entry.sha256_start, says="the file that gq knows", hint=hint)
     source = read_record(entry).source
     if source is None:
-        return Expected(sha256=listed_sha256, says="the Hub", hint=RETRY_HINT) if listed_sha256 else None
+        return Expected(sha256=listed_sha256, says="the Hub", hint=retry_hint(entry)) if listed_sha256 else None
     hint = f"if you trust the new file, delete {record_path(entry)} and download it again"
     return Expected(sha256=source.sha256, says=f"the first download, of {source.time[:10]},", hint=hint)
 

@@ -7,6 +7,7 @@ same one after a kill, asks only for the rest (`Range`), and only of the same fi
 import http.client
 import re
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -294,12 +295,22 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         self.linked: dict[str, str] = {}
 
     def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Note X-Linked-Etag and X-Linked-Size, and do what urllib does."""
+        """Note X-Linked-Etag and X-Linked-Size, and do what urllib does. Raises GqError for what is not on the web."""
+        _check_scheme(newurl, f"{req.full_url} leads to it")
         self.linked |= {name: headers[name] for name in ("X-Linked-Etag", "X-Linked-Size") if headers[name]}
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and self.token and origin_of(newurl) == self.origin:
             _authorize(request, self.token)
         return request
+
+
+def _check_scheme(url: str, reason: str = "") -> None:
+    """Raise GqError for an address that is neither http nor https: urllib would read files and ftp."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        where = f": {reason}" if reason else ""
+        raise GqError(
+            f"{ascii(url)[1:-1][:200]} is not a web address{where}", hint="gq downloads by http and https only"
+        )
 
 
 def origin_of(url: str) -> tuple[str, str]:
@@ -317,6 +328,7 @@ def _open_url(
     url: str, headers: Mapping[str, str], *, token: str = "", hint: str = ""
 ) -> tuple[http.client.HTTPResponse, dict[str, str]]:
     """Return an open answer, and the X-Linked headers of redirects before it."""
+    _check_scheme(url)
     request = urllib.request.Request(url, headers={"User-Agent": f"gq/{__version__}", **headers})
     redirects = Redirects(origin_of(url), token)
     if token:
@@ -332,6 +344,8 @@ def _open_url(
             raise BrokenTransferError(f"the server answers {answer}", wait_s=_asked_wait_s(error.headers)) from error
         raise GqError(f"cannot download {url}: {answer}", hint=HINTS.get(error.code, hint)) from error
     except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
+        if isinstance(getattr(error, "reason", None), socket.gaierror):  # waiting helps with a busy host, not with none
+            raise GqError(f"cannot find the host {urlsplit(url).hostname}, to download {url}", hint=hint) from error
         raise BrokenTransferError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     return response, redirects.linked
 
