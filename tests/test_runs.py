@@ -22,9 +22,10 @@ from gq.paths import all_runs, checkpoint_folders
 from gq.runs.card import is_own, write_card
 from gq.runs.changes import REMOVED, rename
 from gq.runs.details import describe
-from gq.runs.folder import lock_run, read_config
+from gq.runs.folder import lock_run, may_be_unfinished, read_config
 from gq.runs.records import children_of, list_runs, read_run, score_of
 from gq.runs.state import FAILURE_FILE, is_held, state_of
+from measured import dt_config, write_run
 
 HOLD = """
 import sys, time
@@ -446,3 +447,24 @@ def test_a_child_that_could_not_begin_any_more_is_named(run: Path) -> None:
     assert f"warning: {child} was to begin from it, and cannot then" in result.stderr
     shutil.copytree(run / "checkpoints", child / "checkpoints")
     assert "warning" not in gq("runs", "remove", run.name, "--dry-run").stderr
+
+
+def test_a_list_has_a_limit_and_says_what_is_left(own_home: Path) -> None:
+    for number in range(4):
+        write_run(own_home / "runs" / f"run-{number}", dt_config())
+    shown = gq("runs", "--limit", "3")
+    assert len(json.loads(gq("runs", "--limit", "3", "--json").stdout)["runs"]) == 3
+    assert "1 more with --limit 0" in shown.stderr
+    every = gq("runs", "--limit", "0", "--sort", "name", "-q")
+    assert every.stdout.split() == [f"run-{number}" for number in range(4)]
+
+
+def test_at_a_glance_no_run_is_taken_for_finished_that_is_not(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", dt_config(train__steps=200))
+    assert not may_be_unfinished(run, "dt")  # its last checkpoint is at 200
+    assert not may_be_unfinished(run, "bc")
+    longer = write_run(tmp_path / "longer", dt_config(train__steps=201))
+    assert may_be_unfinished(longer, "dt")
+    odd = longer / "config.toml"
+    odd.write_text(odd.read_text().replace("steps = 201", "steps=201"))  # written by hand: it is looked at closely
+    assert may_be_unfinished(longer, "dt")

@@ -121,6 +121,12 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def algo_of(run: Path) -> str:
     """Return the algorithm that a run's configuration names, or "" where it cannot be read."""
+    try:  # gq writes it first; parsing ten thousand configurations would take seconds
+        with (run / "config.toml").open(encoding="utf-8") as file:
+            if found := re.match(r'algo = "(\w+)"$', file.readline()):
+                return found[1]
+    except (OSError, ValueError):
+        return ""
     return str(read_settings(run).get("algo", ""))
 
 
@@ -154,10 +160,10 @@ def find_run(name: str | None, *, latest: bool = False, algos: tuple[str, ...] =
     """
     runs = all_runs()
     if name is None:
-        with_checkpoint = [run for run in runs if (run / "checkpoints" / "last.json").is_file()]
-        fitting = [run for run in with_checkpoint if not algos or algo_of(run) in algos]
-        if latest and fitting:
-            return fitting[0], None
+        with_checkpoint = (run for run in runs if (run / "checkpoints" / "last.json").is_file())
+        newest = next((run for run in with_checkpoint if not algos or algo_of(run) in algos), None) if latest else None
+        if newest:
+            return newest, None
         if latest:
             kind = f"{algos[0]} run" if algos else "run"
             hint = f"train one: gq train {algos[0] if algos else 'dt'}"

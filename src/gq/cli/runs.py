@@ -82,21 +82,24 @@ def list_runs(
     algo: Algo = "",
     state: StateName = "",
     sort: Order = "newest",
+    limit: Annotated[int, options.number("How many at most; 0: all.", min=0)] = 100,
     *,
     output: Output,
 ) -> None:
     """List the runs of the runs folder; with -q only their ids."""
-    from gq.paths import runs_folder
+    from gq.paths import all_runs, runs_folder
     from gq.runs import records
 
-    found = records.list_runs(task=task, algo=algo, state=state, order=sort)
+    found = records.list_runs(task=task, algo=algo, state=state, order=sort, limit=limit or None)
     document = {"folder": str(runs_folder()), "runs": [record.to_dict() for record in found]}
     nothing = f"no run in {runs_folder()}" + (" fits" if task or algo or state else "")
     human = list_table(output, found) if found else nothing
     output.result(document, quiet="\n".join(record.name for record in found), human=human)
     if found and not output.json_mode:
         total = sum(record.num_bytes for record in found)
-        output.note(f"{len(found)} runs, {megabytes(total)}, in {runs_folder()}")
+        left = len(all_runs()) - len(found) if len(found) == limit else 0
+        more = f", {left:,} more with --limit 0" if left > 0 else ""
+        output.note(f"{len(found)} runs, {megabytes(total)}, in {runs_folder()}{more}")
 
 
 def list_table(output: Output, records: "list[RunRecord]") -> Any:

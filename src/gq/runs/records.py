@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,25 +103,31 @@ def whole_number_in(document: dict[str, Any], key: str) -> int | None:
     return None if (value := number_in(document, key)) is None else int(value)
 
 
-def list_runs(*, task: str = "", algo: str = "", state: str = "", order: Order = "newest") -> list[RunRecord]:
+def list_runs(
+    *, task: str = "", algo: str = "", state: str = "", order: Order = "newest", limit: int | None = None
+) -> list[RunRecord]:
     """Return the runs of the runs folder.
 
     Args:
         task: part of a task's name, in any case.
         order: the newest, the largest, the best one first, or by name.
+        limit: how many; where the newest come first, others are not read.
     """
-    records = [read_run(run) for run in all_runs()]
-    fitting = [
+    runs = all_runs()
+    if order == "name":
+        runs = sorted(runs, key=lambda run: run.name)
+    fits = (
         record
-        for record in records
+        for record in map(read_run, runs)
         if task.lower() in record.task.lower() and algo in ("", record.algo) and state in ("", record.state)
-    ]
+    )
+    if order in ("newest", "name"):
+        return list(islice(fits, limit))
     keys: dict[str, Callable[[RunRecord], tuple[Any, ...]]] = {
-        "name": lambda record: (record.name,),
         "size": lambda record: (-record.num_bytes, record.name),
         "score": lambda record: (record.best_return is None, -(record.best_return or 0.0), record.name),  # None last
     }
-    return fitting if order == "newest" else sorted(fitting, key=keys[order])
+    return sorted(fits, key=keys[order])[:limit]
 
 
 def score_of(record: dict[str, Any]) -> float | None:
@@ -161,6 +168,11 @@ def iso_time(seconds: float) -> str:
 
 def parent_of(run: Path) -> Parent | None:
     """Return the run that a run was finetuned from, None for others."""
+    try:
+        if b"[online]" not in (run / "config.toml").read_bytes():
+            return None
+    except OSError:
+        return None
     online = section(read_settings(run), "online")
     if not online.get("parent"):
         return None
