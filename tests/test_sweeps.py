@@ -18,6 +18,7 @@ from commandline import child_environment, gq, gq_child, gq_command
 from gq.errors import UsageError
 from gq.paths import find_run, find_runs
 from gq.settings import toml_value
+from gq.sweeps.compare import compared
 from gq.sweeps.folder import (
     Sweep,
     claim,
@@ -30,6 +31,7 @@ from gq.sweeps.folder import (
 )
 from gq.sweeps.local import holders
 from gq.sweeps.plan import Plan, parse_seeds, read_plan, seeds_plan
+from gq.sweeps.slurm import SlurmOptions, batch_script
 from tiny import SETTINGS, as_flags, write_hopper_file
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
@@ -163,6 +165,51 @@ def test_print_shows_every_command_and_starts_nothing(tmp_path: Path, data: Path
     assert not (own_home / "sweeps").exists()
 
 
+def test_values_are_compared_in_pairs_that_agree_in_all_else() -> None:
+    a = {"0": ("a0", 10.0), "1": ("a1", 20.0), "2": ("a2", 90.0)}
+    b = {"1": ("b1", 26.0), "0": ("b0", 14.0), "3": ("b3", -50.0)}
+    found = compared(1e-3, 1e-2, a, b)
+    assert (found.num_pairs, found.baseline_mean, found.mean, found.difference) == (2, 15.0, 20.0, 5.0)
+    assert found.pairs == [("a0", "b0", 4.0), ("a1", "b1", 6.0)]
+    assert found.interval is not None
+    assert found.interval[0] < 4 < 6 < found.interval[1], "two pairs say little"
+    assert compared(1, 2, a, {}).num_pairs == 0
+
+
+def test_the_batch_file_has_the_members_that_are_left_by_their_place(tmp_path: Path, data: Path) -> None:
+    plan = seeds_plan("s", "bc", {"data.dataset": str(data)}, [0, 1, 2])
+    sweep = Sweep(tmp_path, "s", 3, plan.members)
+    text = batch_script(sweep, [plan.members[0], plan.members[2]], SlurmOptions(jobs=2, time="1:00:00", more=("-p x",)))
+    lines = text.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    wanted = ["--array=0,2%2", "--cpus-per-task=3", "--requeue", "--signal=B:USR1@60", "--time=1:00:00", "-p x"]
+    assert set(wanted) <= {line.removeprefix("#SBATCH ") for line in lines}
+    assert lines[-1].endswith(f' sweep member {tmp_path} "$SLURM_ARRAY_TASK_ID"')
+
+
+def test_without_slurm_the_command_says_so(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, own_home: Path
+) -> None:
+    file = write_file(tmp_path / "s.toml", "algo = 'bc'\nseeds = '0-1'", {"data.dataset": str(data)})
+    assert "#SBATCH --array=0,1" in gq("sweep", file, "--slurm", "--print").stdout
+    assert not (own_home / "sweeps").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = gq("sweep", file, "--slurm")
+    assert result.exit_code == 1
+    assert "there is no sbatch here" in result.stderr
+
+
+def test_a_member_that_another_process_has_is_left_to_it(data: Path, own_home: Path) -> None:
+    plan = seeds_plan("s", "bc", {"data.dataset": str(data)}, [0])
+    sweep = create_or_continue(own_home / "sweeps" / "s", plan, threads=1)
+    descriptor = claim(sweep.claim_file("seed0"))
+    assert descriptor is not None
+    assert gq("sweep", "member", "s", "0").exit_code == 0
+    os.close(descriptor)
+    assert read_starts(sweep) == []
+    assert gq("sweep", "member", "s", "1").exit_code == 2
+
+
 def test_a_run_is_begun_by_resume_and_continued_by_the_same_command(tmp_path: Path, data: Path) -> None:
     command = ("train", "bc", "--dataset", data, "--out", tmp_path / "run", "--resume", "--tag", "a", "--note", "why")
     assert gq(*command, *as_flags({**REST, "train.steps": 4})).exit_code == 0
@@ -271,6 +318,21 @@ def test_stop_lets_members_save_and_the_next_launch_continues(tmp_path: Path, da
     (one,) = statuses(read_sweep("s"))
     assert one.state == "interrupted"
     assert 0 < one.step < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm: scripts/local_slurm.sh start FOLDER")
+def test_slurm_queues_members_whose_time_is_up_until_they_have_the_same_bits(tmp_path: Path, data: Path) -> None:
+    rest = {**REST, "data.dataset": str(data), "train.steps": 15_000, "eval.every": 0, "checkpoint.every": 0}
+    file = write_file(tmp_path / "s.toml", "algo = 'bc'\nseeds = '0-1'", {**rest, "train.log_every": 500})
+    result = gq("sweep", file, "--slurm", "--time", "2", "--sbatch=--signal=B:USR1@30")
+    assert result.exit_code == 0, result.stderr
+    while {one.state for one in statuses(read_sweep("s"))} != {"finished"}:
+        assert not any(one.failure for one in statuses(read_sweep("s")))
+        time.sleep(5)
+    sweep = read_sweep("s")
+    assert all(one.starts > 1 for one in statuses(sweep)), "two minutes were to be too short"
+    assert_like_undisturbed(sweep, tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+from gq.errors import UsageError
 
 if TYPE_CHECKING:
     from gq.results.compare import RunComparison
@@ -17,6 +18,7 @@ EXAMPLES = """\b
 Examples:
   gq compare runs/a runs/b               on the same episode seeds
   gq compare hopper-v5-dt hopper-v5-bc --target 3000 --episodes 50
+  gq compare sizes --by optim.learning_rate   pairs of a sweep's runs
   gq compare runs/a/checkpoints/step-000001000 runs/a --checkpoint last
 A and B are ids of runs, unique prefixes of them, or paths to runs or to
 checkpoints in them. Evaluations on record are used where seeds pair up."""
@@ -30,10 +32,13 @@ class Episodes(options.Episodes):
     episodes: Annotated[int | None, options.number("Episodes per target; default: all on record, at least 20.")] = None
 
 
-@options.grouped_as("a b target episodes checkpoint seed device output")
+@options.grouped_as("a b by target episodes checkpoint seed device output")
 def compare(
-    a: Annotated[str, options.completed("A", "A run.", options.known_runs, kind=typer.Argument)],
-    b: Annotated[str, options.completed("B", "A run.", options.known_runs, kind=typer.Argument)],
+    a: Annotated[str, options.completed("A", "A run, or a sweep with --by.", options.known_runs, kind=typer.Argument)],
+    b: Annotated[str | None, options.completed("B", "A run.", options.known_runs, kind=typer.Argument)] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A is a sweep: compare the values of this setting.")
+    ] = None,
     checkpoint: options.CheckpointName = "best",
     device: options.Device = "auto",
     *,
@@ -41,8 +46,14 @@ def compare(
     output: Output,
 ) -> None:
     """Say which of two runs is better, and how sure that is: paired by episode seed, with an interval."""
+    if (by is None) == (b is None):
+        raise UsageError("two runs are compared, or a sweep --by a setting", hint="gq compare A B")
+    if by is not None:
+        compare_sweep(output, a, by)
+        return
     from gq.paths import find_run
 
+    assert b is not None
     first, second = find_run(a), find_run(b)
     from gq import threads
 
@@ -64,6 +75,31 @@ def compare(
         output.note(f"note: {note}")
     words = " ".join(result.verdict for result in comparison.results)
     output.result(document(comparison), quiet=words, human=table(output, comparison))
+
+
+def compare_sweep(output: Output, name: str, key: str) -> None:
+    """Print what a setting does over a sweep."""
+    from gq.sweeps.compare import compare_by
+    from gq.sweeps.folder import read_sweep
+
+    found = compare_by(read_sweep(name), key)
+    for note in found.notes:
+        output.note(f"note: {note}")
+    rows = [
+        (
+            f"{one.value}",
+            f"{one.mean:.1f}",
+            f"{one.baseline_mean:.1f}",
+            f"{one.difference:+.1f}",
+            "-" if one.interval is None else f"{one.interval[0]:+.1f} … {one.interval[1]:+.1f}",
+            str(one.num_pairs),
+        )
+        for one in found.comparisons
+    ]
+    first = f"{key} = {found.comparisons[0].baseline}"
+    headings = [key, "return", f"with {first}", "difference", "95 % interval", "pairs"]
+    quiet = "\n".join(f"{row[0]} {row[3]}" for row in rows)
+    output.result(dataclasses.asdict(found), quiet=quiet, human=output.table(headings, rows))
 
 
 def document(comparison: "RunComparison") -> dict[str, Any]:

@@ -28,6 +28,7 @@ Examples:
   gq runs list
   gq runs list --task hopper --algo dt --sort score
   gq runs list --state interrupted -q
+  gq runs --sweep sizes
 Scores are mean returns of evaluations while training, at the highest target:
 the last one and the best one."""
 SHOW_EXAMPLES = """\b
@@ -83,23 +84,27 @@ def list_runs(
     state: StateName = "",
     sort: Order = "newest",
     limit: Annotated[int, options.number("How many at most; 0: all.", min=0)] = 100,
+    sweep: Annotated[str | None, typer.Option(metavar="SWEEP", help="The runs of a sweep instead.")] = None,
     *,
     output: Output,
 ) -> None:
-    """List the runs of the runs folder; with -q only their ids."""
-    from gq.paths import all_runs, runs_folder
+    """List the runs of the runs folder, or of a sweep; with -q only their ids."""
+    from gq.paths import all_runs, find_sweep, runs_folder, runs_of_sweep
     from gq.runs import records
 
-    found = records.list_runs(task=task, algo=algo, state=state, order=sort, limit=limit or None)
-    document = {"folder": str(runs_folder()), "runs": [record.to_dict() for record in found]}
-    nothing = f"no run in {runs_folder()}" + (" fits" if task or algo or state else "")
+    place = find_sweep(sweep) if sweep is not None else None
+    runs = runs_of_sweep(place) if place else all_runs()
+    found = records.list_runs(runs, task=task, algo=algo, state=state, order=sort, limit=limit or None)
+    folder = place / "runs" if place else runs_folder()
+    document = {"folder": str(folder), "runs": [record.to_dict() for record in found]}
+    nothing = f"no run in {folder}" + (" fits" if task or algo or state else "")
     human = list_table(output, found) if found else nothing
     output.result(document, quiet="\n".join(record.name for record in found), human=human)
     if found and not output.json_mode:
         total = sum(record.num_bytes for record in found)
-        left = len(all_runs()) - len(found) if len(found) == limit else 0
+        left = len(runs) - len(found) if len(found) == limit else 0
         more = f", {left:,} more with --limit 0" if left > 0 else ""
-        output.note(f"{len(found)} runs, {megabytes(total)}, in {runs_folder()}{more}")
+        output.note(f"{len(found)} runs, {megabytes(total)}, in {folder}{more}")
 
 
 def list_table(output: Output, records: "list[RunRecord]") -> Any:

@@ -33,6 +33,7 @@ Examples:
   gq sweep sizes.toml --jobs 2
   gq sweep sizes.toml --jobs 4 --gpus 0,1
   gq sweep sizes.toml --print            the commands; nothing is started
+  gq sweep sizes.toml --slurm --time 4:00:00 --sbatch=--gres=gpu:1
 The file:
   algo = "dt"
   seeds = "0-4"
@@ -92,6 +93,17 @@ class Machine:
         str | None, typer.Option(metavar="A,B", help="GPUs by number; jobs take them in turn, several may share one.")
     ] = None
 
+    threads: Annotated[
+        int | None, options.number("Of each member of a new sweep; default: its share of the cores.", min=1)
+    ] = None
+
+    @property
+    def threads_each(self) -> int:
+        """Threads of each member."""
+        from gq.sweeps.local import default_threads
+
+        return self.threads or default_threads(self.jobs)
+
     def gpu_names(self) -> tuple[str, ...]:
         """Return the GPUs. Raises UsageError."""
         names = tuple(part.strip() for part in (self.gpus or "").split(",")) if self.gpus is not None else ()
@@ -100,12 +112,26 @@ class Machine:
         return names
 
 
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """How members are queued in Slurm."""
+
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the members to Slurm as a job array.")] = False
+    time: Annotated[str, typer.Option(metavar="TIME", help="With --slurm: limit of a job, after which it resumes.")] = (
+        ""
+    )
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION", help="With --slurm: an option of sbatch; may be repeated.")
+    ] = None
+
+
 @sweep_app.command("run", epilog=RUN_EXAMPLES, short_help="Run or continue the sweep of a file.")
 @options.grouped
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep, in TOML.")],
     *,
     machine: Machine,
+    cluster: Cluster,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The sweep's name; default: the file's.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default: one in the cache.")] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the commands, and start nothing.")] = False,
@@ -119,7 +145,10 @@ def run(
     from gq.sweeps.plan import read_plan
 
     plan = read_plan(file, name)
-    launch_plan(output, plan, out, machine, print_only=print_only)
+    if cluster.slurm:
+        queue_plan(output, plan, out, machine, cluster, print_only=print_only)
+    else:
+        launch_plan(output, plan, out, machine, print_only=print_only)
 
 
 def launch_plan(output: Output, plan: "Plan", out: Path | None, machine: Machine, *, print_only: bool = False) -> None:
@@ -131,12 +160,42 @@ def launch_plan(output: Output, plan: "Plan", out: Path | None, machine: Machine
         print_commands(output, plan, out, machine)
         return
     fetch_missing(output, plan.members)
-    sweep, members = open_sweep(plan, out, machine.jobs)
+    sweep, members = open_sweep(plan, out, machine.threads_each)
     output.note(f"sweep: {sweep.folder}, {len(members)} members, {sweep.threads} threads each")
     with watching(output, len(members)) as local:
         choice = dataclasses.replace(local, jobs=machine.jobs, gpus=gpus)
         result = run_sweep(sweep, members, choice)
     show(output, sweep, result)
+
+
+def queue_plan(
+    output: Output, plan: "Plan", out: Path | None, machine: Machine, cluster: Cluster, *, print_only: bool
+) -> None:
+    """Submit a plan's members to Slurm, or print the batch file."""
+    from gq.sweeps.launch import open_sweep
+    from gq.sweeps.slurm import SlurmOptions, batch_script, submit
+
+    machine = dataclasses.replace(machine, threads=machine.threads or 1)  # this machine's cores say nothing of theirs
+    wanted = SlurmOptions(machine.jobs if machine.jobs > 1 else 0, cluster.time, tuple(cluster.sbatch or ()))
+    if print_only:
+        text = batch_script(planned(plan, out, machine), plan.members, wanted).rstrip()
+        output.result({"sbatch": text}, quiet=text, human=text)
+        return
+    fetch_missing(output, plan.members)  # here, on the login node: compute nodes may have no network
+    sweep, members = open_sweep(plan, out, machine.threads_each)
+    job = submit(sweep, members, wanted)
+    human = f"job {job}: {sweep.folder}" if job else f"nothing is left to run: {sweep.folder}"
+    output.result({"sweep": str(sweep.folder), "job": job}, quiet=job or "", human=human)
+    output.note(f"next: gq sweep status {shlex.quote(sweep.name)}")
+
+
+def planned(plan: "Plan", out: Path | None, machine: Machine) -> "Sweep":
+    """Return the sweep that a plan would become; nothing is written."""
+    from gq.paths import sweeps_folder
+    from gq.sweeps.folder import Sweep
+
+    folder = (out or sweeps_folder() / plan.name).resolve()
+    return Sweep(folder, plan.name, machine.threads_each, plan.members)
 
 
 def fetch_missing(output: Output, members: "Sequence[Member]") -> None:
@@ -150,13 +209,7 @@ def fetch_missing(output: Output, members: "Sequence[Member]") -> None:
 
 def print_commands(output: Output, plan: "Plan", out: Path | None, machine: Machine) -> None:
     """Print what would be run; with --json, the members and their settings too. Nothing is written."""
-    from gq.paths import sweeps_folder
-    from gq.sweeps.folder import Sweep
-    from gq.sweeps.local import default_threads
-
-    sweep = Sweep(
-        (out or sweeps_folder() / plan.name).resolve(), plan.name, default_threads(machine.jobs), plan.members
-    )
+    sweep = planned(plan, out, machine)
     lines = [shlex.join(["gq", *sweep.arguments(member)]) for member in plan.members]
     members = [dataclasses.asdict(member) | {"command": line} for member, line in zip(plan.members, lines, strict=True)]
     output.result({"sweep": str(sweep.folder), "members": members}, quiet="\n".join(lines), human="\n".join(lines))
@@ -239,8 +292,11 @@ def stop(sweep: SweepName, *, output: Output) -> None:
     """Stop a sweep that another process runs; its members save everything. Repeat its command to continue."""
     from gq.sweeps.folder import read_sweep, statuses
     from gq.sweeps.local import stop_sweep
+    from gq.sweeps.slurm import cancel
 
     known = read_sweep(sweep)
+    for job in cancel(known):
+        output.note(f"job {job} is cancelled")
     if still := stop_sweep(known):
         hint = "they may be on another machine, or in a long evaluation: try again"
         raise GqError(f"{len(still)} members still run: {', '.join(still[:3])}", hint=hint)
@@ -271,3 +327,21 @@ def retry(
         choice = dataclasses.replace(local, jobs=machine.jobs, gpus=machine.gpu_names())
         result = run_sweep(known, known.members, choice)
     show(output, known, result)
+
+
+@sweep_app.command("member", hidden=True, short_help="Run one member here, as a cluster does.")
+@options.grouped
+def member(
+    sweep: SweepName,
+    name: Annotated[str, typer.Argument(metavar="MEMBER", help="Its name, or its place in sweep.json.")],
+    *,
+    output: Output,
+) -> None:
+    """Run one member of a sweep in this job, unless it has finished or another process has it."""
+    from gq.sweeps.folder import read_sweep
+    from gq.sweeps.member import run_member
+
+    known = read_sweep(sweep)
+    code = run_member(known, name)
+    output.note(f"{name}: exit code {code}")
+    raise typer.Exit(code if code >= 0 else 128 - code)

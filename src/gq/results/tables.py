@@ -102,7 +102,7 @@ def result_table(
         GqError: a run's configuration cannot be read.
     """
     notes: list[str] = []
-    measured = {run: found for run in runs if (found := _measured(run, which, notes))}
+    measured = {run: found for run in runs if (found := measured(run, which, notes))}
     if not measured:
         hint = f"evaluate them: gq eval {runs[0].name}" if runs else "name runs, or a pattern such as 'hopper-*'"
         raise UsageError("no run has an evaluation on record", hint=hint)
@@ -120,7 +120,7 @@ def result_table(
     return table
 
 
-def _measured(run: Path, which: str, notes: list[str]) -> tuple[EvaluationRow, Reference | None] | None:
+def measured(run: Path, which: str, notes: list[str]) -> tuple[EvaluationRow, Reference | None] | None:
     """Return the evaluation that counts and what scores refer to; None, with a note, without one."""
     try:
         folder = choose_checkpoint(run, which)

@@ -104,16 +104,23 @@ def whole_number_in(document: dict[str, Any], key: str) -> int | None:
 
 
 def list_runs(
-    *, task: str = "", algo: str = "", state: str = "", order: Order = "newest", limit: int | None = None
+    runs: Iterable[Path] | None = None,
+    *,
+    task: str = "",
+    algo: str = "",
+    state: str = "",
+    order: Order = "newest",
+    limit: int | None = None,
 ) -> list[RunRecord]:
-    """Return the runs of the runs folder.
+    """Return what is known of runs.
 
     Args:
+        runs: in the order in which they are returned as the newest first; None: those of the runs folder.
         task: part of a task's name, in any case.
         order: the newest, the largest, the best one first, or by name.
         limit: how many; where the newest come first, others are not read.
     """
-    runs = all_runs()
+    runs = all_runs() if runs is None else runs
     if order == "name":
         runs = sorted(runs, key=lambda run: run.name)
     fits = (

@@ -27,7 +27,7 @@ try:
 except ImportError:  # Windows: there only the run's own lock keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
-MemberState = Literal["waiting", "running", "finished", "interrupted", "failed", "pruned"]
+MemberState = Literal["waiting", "running", "finished", "interrupted", "failed"]
 TAIL_BYTES = 65_536  # of metrics.jsonl, in which the last evaluation is looked for
 
 
@@ -53,7 +53,7 @@ class Sweep:
         return self.folder / "settings" / f"{member}.toml"
 
     def failure(self, member: str) -> Path:
-        """Return the note that a failed or pruned member has."""
+        """Return the note that a failed member has."""
         return self.folder / "failures" / f"{member}.json"
 
     def claim_file(self, member: str) -> Path:
@@ -165,8 +165,6 @@ def status_of(sweep: Sweep, member: Member, starts: dict[str, int]) -> MemberSta
     state: MemberState = "waiting"
     if is_claimed(sweep.claim_file(member.name)) or is_held(run / ".lock"):
         state = "running"
-    elif failure.get("pruned"):
-        state = "pruned"
     elif is_finished(run):
         state = "finished"
     elif failure:

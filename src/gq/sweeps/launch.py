@@ -8,7 +8,7 @@ from gq.errors import GqError
 from gq.paths import sweeps_folder
 from gq.sweeps import folder as on_disk
 from gq.sweeps.folder import MemberStatus, Sweep, create_or_continue, is_finished
-from gq.sweeps.local import LocalOptions, default_threads, run_members
+from gq.sweeps.local import LocalOptions, run_members
 from gq.sweeps.plan import Member, Plan
 
 PAGE = "report.html"
@@ -27,13 +27,13 @@ class SweepResult:
         return [member.name for member in self.members if member.state == state]
 
 
-def open_sweep(plan: Plan, out: Path | None, jobs: int) -> tuple[Sweep, list[Member]]:
+def open_sweep(plan: Plan, out: Path | None, threads: int) -> tuple[Sweep, list[Member]]:
     """Create or continue a plan's sweep; return it with the members of the plan, which may be fewer than on record.
 
     Raises:
         UsageError: a member on record has other settings.
     """
-    sweep = create_or_continue((out or sweeps_folder() / plan.name).resolve(), plan, default_threads(jobs))
+    sweep = create_or_continue((out or sweeps_folder() / plan.name).resolve(), plan, threads)
     wanted = {member.name for member in plan.members}
     return sweep, [member for member in sweep.members if member.name in wanted]
 

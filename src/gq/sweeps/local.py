@@ -35,7 +35,6 @@ class LocalOptions:
     gpus: tuple[str, ...] = ()  # jobs take them in turn, so that two jobs on one GPU have half of it each
     watch: Callable[[list[MemberStatus]], None] = lambda statuses: None
     say: Callable[[str], None] = lambda text: None
-    peek: Callable[[Member], str] = lambda member: ""  # why a running member shall be pruned, from what it logged
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Child:
     process: "subprocess.Popen[bytes]"
     slot: int
     first_step: int
-    pruned: str = ""
 
 
 @dataclass
@@ -137,13 +135,10 @@ class Launcher:
         return [on_disk.status_of(self.sweep, member, starts) for member in self.members]
 
     def look(self) -> None:
-        """Show where members are, measure their memory, and end those that a search gives up."""
+        """Show where members are, and measure their memory."""
         self.options.watch(self.statuses())
         for child in self.children:
             self.largest = max(self.largest, peak_bytes(child.process.pid))
-            if not child.pruned and (why := self.options.peek(child.member)):
-                child.pruned = why
-                child.process.terminate()
 
     def start_some(self, waiting: list[Member]) -> None:
         """Start what there is room for; members that another process runs, left by a killed launcher, count too."""
@@ -194,10 +189,7 @@ class Launcher:
             self.children.remove(child)
             name, code = child.member.name, child.process.returncode
             on_disk.record_event(self.sweep, name, "end", code=code)
-            if child.pruned and code:
-                write_json(self.sweep.failure(name), {"pruned": True, "message": child.pruned})
-                self.options.say(f"{name}: pruned, {child.pruned}")
-            elif code == 0:
+            if code == 0:
                 self.options.say(f"{name}: finished")
             elif code == INTERRUPTED or self.stop.reason:
                 self.options.say(f"{name}: interrupted")

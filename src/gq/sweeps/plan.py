@@ -16,7 +16,7 @@ from gq.paths import last_dataset
 from gq.settings import flatten, read_config_file
 
 ALGORITHMS = ("dt", "bc", "odt", "td3bc", "tdmpc2")  # finetuning needs a parent each
-KEYS = ("name", "note", "tags", "algo", "seeds", "base", "axes", "zip", "search", *ALGORITHMS)
+KEYS = ("name", "note", "tags", "algo", "seeds", "base", "axes", "zip", *ALGORITHMS)
 RANGE_KEYS = {"low", "high", "num", "log"}
 SEED = "train.seed"
 UNLABELLED = ("algo", "size", "task", "data.dataset")  # values that say by themselves what they are
@@ -54,8 +54,6 @@ class Plan:
 
     name: str
     members: tuple[Member, ...]
-    search: dict[str, Any] | None = None  # [search] of the file
-    base: "Base | None" = None  # what a search makes members from
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,8 @@ def read_plan(file: Path, name: str | None = None) -> Plan:
     axes += [zipped(group) for group in (groups if isinstance(groups, list) else [groups])]
     if "seeds" in tree:
         axes.append([{SEED: seed} for seed in parse_seeds(tree["seeds"])])
-    search = table_of(tree, "search") if "search" in tree else None
-    if not axes and search is None:
+    if not axes:
         raise UsageError(f"{file} varies nothing", hint='add seeds = "0-4", or lists under [axes]')
-    if search is not None:
-        return Plan(name, (), search, base)
     return Plan(name, tuple(members_of(base, Axes(axes).points())))
 
 
