@@ -77,7 +77,8 @@ def problem(words: list[str]) -> str:
     command, names = typer.main.get_command(app), list(words)
     while names and names[0] in getattr(command, "commands", {}):
         command = command.commands[names.pop(0)]
-    if names and (default := getattr(command, "default", "")):  # gq sweep FILE
+    is_left_out = bool(names) and (names[0].startswith("-") or "." in names[0])  # gq runs --sweep X, gq sweep FILE.toml
+    if is_left_out and (default := getattr(command, "default", "")):
         command = command.commands[default]
     if hasattr(command, "commands"):
         is_whole = command.invoke_without_command and all(word.startswith("-") for word in names)

@@ -57,6 +57,8 @@ STATES = ["running", "finished", "interrupted", "failed"]
 class RunsGroup(typer.core.TyperGroup):
     """The group; alone, or with options only, it lists."""
 
+    default = "list"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `list` where no subcommand is; completion shows the subcommands."""
         is_list = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
