@@ -321,6 +321,7 @@ def test_stop_lets_members_save_and_the_next_launch_continues(tmp_path: Path, da
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm: scripts/local_slurm.sh start FOLDER")
 def test_slurm_queues_members_whose_time_is_up_until_they_have_the_same_bits(tmp_path: Path, data: Path) -> None:
     rest = {**REST, "data.dataset": str(data), "train.steps": 15_000, "eval.every": 0, "checkpoint.every": 0}
@@ -336,6 +337,7 @@ def test_slurm_queues_members_whose_time_is_up_until_they_have_the_same_bits(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twelve_members_killed_at_twenty_random_moments_end_with_the_same_bits(tmp_path: Path, own_home: Path) -> None:
     files = [write_hopper_file(tmp_path / f"{name}.hdf5", seed=seed) for seed, name in enumerate(("one", "two"))]
     base = {**REST, "train.steps": 300, "checkpoint.every": 10, "eval.every": 100}
