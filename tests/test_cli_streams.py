@@ -1,18 +1,25 @@
 """Nothing is lost where nobody reads what a command says: a broken or closed stderr ends no training."""
 
+import errno
 import os
 import shlex
 import signal
 import subprocess
 from pathlib import Path
 
+import filelock
 import pytest
 
-from commandline import PATIENCE_S, TINY, child_environment, gq_command
+from commandline import PATIENCE_S, TINY, child_environment, gq, gq_command
 from gq.cli.output import ForgivingStream
+from gq.errors import GqError
+from gq.paths import checkpoint_folders
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
+from gq.runs.state import hold_run
+from gq.training import session
 from gq.training.lifecycle import StopRequest
 from test_cli_interrupt import wait_for_training
+from tiny import write_hopper_file
 
 QUICK = ("--set", "train.log_every=1", "--set", "eval.every=0", "--set", "checkpoint.every=0")
 
@@ -80,3 +87,57 @@ def test_a_request_to_stop_counts_although_it_cannot_be_confirmed() -> None:
     with StopRequest(note) as request:
         signal.raise_signal(signal.SIGTERM)
         assert request.requested == "SIGTERM"
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"])
+def test_signals_of_terminals_and_clusters_ask_for_an_end(name: str) -> None:
+    before = signal.getsignal(getattr(signal, name))
+    with StopRequest() as request:
+        signal.raise_signal(getattr(signal, name))
+        assert request.requested == name
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_a_cluster_that_sends_several_signals_does_not_cut_the_saving_short() -> None:
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        assert request.requested == "SIGUSR1"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.requested == ""
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_file_system_without_locks_gets_its_own_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_: filelock.FileLock) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with pytest.raises(GqError, match="has no locks") as raised, hold_run(tmp_path / "run"):
+        pass
+    assert "local disk" in raised.value.hint
+
+
+def test_the_first_checkpoint_comes_in_time_whatever_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "FIRST_SAVE_S", 0.0)
+    data = write_hopper_file(tmp_path / "data.hdf5")
+    keep = ("--set", "checkpoint.keep=9", "--steps", "4", "--out", tmp_path / "run")
+    result = gq("train", "dt", "--dataset", data, *TINY, *QUICK, *keep)
+    assert result.exit_code == 0, result.stderr
+    assert [folder.name for folder in checkpoint_folders(tmp_path / "run")] == ["step-000000001", "step-000000004"]

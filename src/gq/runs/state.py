@@ -1,5 +1,6 @@
 """What a run is doing: running, finished, failed or broken off; the lock and the note that tell. Loads no engine."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,9 @@ def hold_run(run: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise GqError(f"another process is training {run}", hint="wait for it, or choose another --out") from None
     except OSError as error:
+        if error.errno == errno.ENOLCK:
+            message = f"cannot lock {run}: its file system has no locks at present"
+            raise GqError(message, hint="choose another --out or GQ_HOME, on a local disk; or start lockd") from error
         raise write_error(run, error) from error
     try:
         yield

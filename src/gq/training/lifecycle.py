@@ -19,7 +19,11 @@ from gq.training import processes as distributed
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM set `requested` instead of interrupting; a second one ends at once.
+    """A context in which a signal sets `requested` instead of ending the process; a second Ctrl-C ends it at once.
+
+    These are SIGINT and SIGTERM; SIGUSR1 and SIGUSR2, which clusters send before a time limit; SIGHUP, of a terminal
+    that is closed, unless it is ignored as under nohup. A cluster may send several: of others than Ctrl-C only a second
+    SIGTERM after a first one ends at once.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -31,7 +35,11 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+        numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_IGN and number != signal.SIGINT:
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:
@@ -45,9 +53,12 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+            if name == "SIGINT" or name == self.requested == "SIGTERM":
+                raise KeyboardInterrupt
+            return
+        self.requested = name
         # RuntimeError: it came in the middle of other output, which cannot be entered twice; else: nobody listens.
         with suppress(RuntimeError, OSError, ValueError):
             self._note(f"{self.requested}: saving at the end of this step; once more ends at once")

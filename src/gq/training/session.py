@@ -30,6 +30,7 @@ from gq.training.processes import RANK_STRIDE, Processes, together
 from gq.training.trackers import Trackers
 
 LOOK_EVERY_S = 1.0  # for a stop request that came to another process
+FIRST_SAVE_S = 300.0  # after which there is a checkpoint, whatever the interval
 Kept = tuple[dict[str, Any], dict[str, Tensor]]  # plain values and tensors that a checkpoint holds
 
 
@@ -127,7 +128,7 @@ class Session(Generic[P]):
         self.metrics: dict[str, list[Tensor]] = {}  # of the updates since the last report, scalars and vectors
         self.saved_step: int | None = None
         self.background: Background | None = None
-        self._began = monotonic()
+        self._began = self._opened = monotonic()
         # Calls of `stop_reason`: so far, when to ask next, and when the last time was; and what was found.
         self._num_looks, self._next_look, self._last_look, self._stopping = 0, 0, (0, monotonic()), ""
 
@@ -274,7 +275,9 @@ class Session(Generic[P]):
         if self.background:
             self.background.check()
         reason = self.stop_reason()
-        if self.due(self.config.checkpoint.every) or is_last or is_best or reason:
+        # Each process would ask a clock of its own, and to save takes all of them.
+        is_late = self.processes.size == 1 and self.saved_step is None and monotonic() - self._opened > FIRST_SAVE_S
+        if self.due(self.config.checkpoint.every) or is_last or is_best or reason or is_late:
             with self.throughput.apart():
                 self.save(is_best=is_best)
             reason = reason or self.stop_reason()

@@ -107,6 +107,9 @@ def train_world_model(
     make(config.environment).close()
     with open_session(config, out, compute, listener, WorldProgress) as run:
         refuse_other_number(run)
+        if (num_uniform := num_seed_decisions(config)) >= config.train.decisions:
+            budget = f"{config.train.decisions:,} decisions"
+            run.listener.note(f"{budget} are not more than the {num_uniform:,} uniform ones: nothing will be learnt")
         learner, planner, parameters = build(run, config)
         actor = Interaction(config, planner, run.folder, compute.device, run.processes.rank)
         try:
