@@ -8,6 +8,7 @@ import pytest
 
 from commandline import TINY, gq, train_tiny
 from gq.runs.card import CARD, CARD_BESIDE, card_text, is_own, refresh_card, write_card
+from gq.runs.folder import download_command
 from tiny import write_hopper_file
 
 pytestmark = pytest.mark.computes
@@ -132,3 +133,18 @@ def test_cards_of_the_other_kinds_of_runs(tmp_path: Path) -> None:
     assert f"| {stored[0]['start_mean']:.0f} | {stored[0]['end_mean']:.0f} |" in card
     for name in ("bc", "odt", "online"):
         assert is_own((tmp_path / name / CARD).read_text())
+
+
+def test_what_makes_a_run_again_names_as_many_transitions_as_it_had(own_home: Path) -> None:
+    assert gq("download", "builtin/hopper/medium", "--transitions", "2000", "-q").exit_code == 0
+    small = ["--steps", "1", "--set", "eval.every=0", "--set", "eval.num_episodes=1", *TINY]
+    run = own_home / "runs" / "small"
+    trained = gq("train", "dt", "--dataset", "builtin/hopper/medium", "--out", run, *small)
+    assert trained.exit_code == 0, trained.stderr
+    command = "gq download builtin/hopper/medium --transitions 2000"
+    assert command in (run / "README.md").read_text()
+    assert f"again: {command} && gq train dt" in gq("runs", "show", run).stdout
+    assert json.loads(gq("runs", "show", run, "--json").stdout)["data_command"] == command
+    environment = {"dataset": {"transitions": 100_000}}
+    assert download_command("builtin/hopper/medium", environment).endswith("--transitions 100000")
+    assert download_command("/data/a.hdf5", environment) == ""

@@ -178,7 +178,8 @@ def details_text(output: Output, details: "RunDetails") -> Any:
     parts += [f"video {path}" for path in details.videos]
     if details.versions:
         parts.append("made with " + ", ".join(f"{name} {version}" for name, version in details.versions.items()))
-    return Group(*parts, *([f"again: {details.command}"] if details.command else []))
+    commands = [command for command in (details.data_command, details.command) if command]
+    return Group(*parts, *([f"again: {' && '.join(commands)}"] if details.command else []))
 
 
 def text(value: Any) -> str:

@@ -32,7 +32,7 @@ from gq.runs.evaluations import (
     recorded_origin,
     selection_text,
 )
-from gq.runs.folder import repeat_command
+from gq.runs.folder import download_command, repeat_command
 from gq.runs.state import state_of
 
 NUM_EPISODES = 20
@@ -289,5 +289,7 @@ def _commands_of(
     name = shlex.quote(str(run))
     train = repeat_command(settings, environment, ["--config", str(run / "config.toml"), "--out", "NEW"])
     num = max((len(measure.episodes) for measure in best.measures if measure.is_own), default=0) if best else 0
-    found = [("Train it again", train), ("Evaluate it", f"gq eval {name} --episodes {num or NUM_EPISODES}")]
+    data = download_command(str(settings.get("data.dataset", "")), environment)
+    found = [("Get its data", data)] if data else []
+    found += [("Train it again", train), ("Evaluate it", f"gq eval {name} --episodes {num or NUM_EPISODES}")]
     return [*found, ("Record a video", f"gq render {name}"), ("This report", f"gq report {name}")]

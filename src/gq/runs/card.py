@@ -16,7 +16,7 @@ from gq.paths import checkpoint_folders, json_or_empty, section
 from gq.rollouts.statistics import Summary
 from gq.runs.checkpoint import pointed
 from gq.runs.evaluations import PROTOCOL, EvaluationRow, chosen_rows, read_evaluations, selection_text
-from gq.runs.folder import read_config, repeat_command
+from gq.runs.folder import download_command, read_config, repeat_command
 from gq.runs.metrics import last_evaluation
 from gq.settings import flatten
 
@@ -222,7 +222,7 @@ def front_matter(document: Mapping[str, Any]) -> list[str]:
 def _commands(config: RunConfig, name: str, environment: Mapping[str, Any]) -> list[str]:
     """The commands that make such a run, with `config.toml`, and that use this one."""
     is_file = Path(config.dataset).is_absolute()
-    commands = [f"gq download {config.dataset}"] if config.dataset and not is_file else []
+    commands = [command] if (command := download_command(config.dataset, environment)) else []
     if not environment.get("imported"):
         settings = flatten(config.to_dict())
         options = ["--config", "config.toml"]

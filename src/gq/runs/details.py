@@ -13,7 +13,7 @@ from gq.errors import GqError
 from gq.paths import checkpoint_folders, json_or_empty, read_settings
 from gq.runs.checkpoint import pointed
 from gq.runs.evaluations import read_evaluations
-from gq.runs.folder import read_config, repeat_command
+from gq.runs.folder import download_command, read_config, repeat_command
 from gq.runs.records import (
     CorrectorRecord,
     Parent,
@@ -70,6 +70,7 @@ class RunDetails:
     children: list[Path]
     correctors: list[CorrectorRecord]
     versions: dict[str, str]
+    data_command: str  # that gets its data, empty for files
     command: str  # that trains such a run again, empty if it is not known
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class RunDetails:
             "children": [str(path) for path in self.children],
             "correctors": [asdict(corrector) for corrector in self.correctors],
             "versions": self.versions,
+            "data_command": self.data_command,
             "command": self.command,
         }
 
@@ -107,6 +109,7 @@ def describe(run: Path) -> RunDetails:
         children=children_of(run),
         correctors=correctors_of(run),
         versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
+        data_command=download_command(str(settings.get("data.dataset", "")), environment),
         command=repeat_command(settings, environment, explicit_options(settings, differing)),
     )
 

@@ -148,6 +148,19 @@ def resume_command(algo: str, run: Path) -> str:
     return f"gq {'finetune' if algo == 'finetune' else f'train {algo}'} --out {shlex.quote(str(run))} --resume"
 
 
+def download_command(dataset: str, environment: Mapping[str, Any]) -> str:
+    """Return what to type to get a run's data, as many as it had; empty for a file.
+
+    Args:
+        environment: environment.json.
+    """
+    if not dataset or Path(dataset).is_absolute():
+        return ""
+    number = section(environment, "dataset").get("transitions")
+    options = ["--transitions", str(number)] if isinstance(number, int) else []
+    return shlex.join(["gq", "download", dataset, *options])
+
+
 def repeat_command(settings: Mapping[str, Any], environment: Mapping[str, Any], options: Sequence[str]) -> str:
     """Return what to type to train such a run again, or to import it; empty where that is not known.
 

@@ -157,11 +157,13 @@ def num_undisturbed(step: int, config: OfflineConfig) -> int:
 def facts_of(dataset: str, trajectories: Trajectories, dataset_sha256: str, parameters: int) -> dict[str, Any]:
     """Return what environment.json and checkpoints say of a run, for what evaluates it later."""
     origin = origin_of(dataset, trajectories.attributes)
+    simulated = trajectories.attributes.get("num_requested_transitions")
+    number = {"transitions": int(simulated)} if simulated is not None and origin.startswith("builtin/") else {}
     return {
         "dataset_sha256": dataset_sha256,
         "parameters": parameters,
         "versions": versions(),
-        "dataset": {"origin": origin, **recorded_engines(trajectories.attributes)},
+        "dataset": {"origin": origin, **number, **recorded_engines(trajectories.attributes)},
     }
 
 
