@@ -25,7 +25,7 @@ def write_run(folder: Path, config: RunConfig, *, sha256: str = "d" * 64) -> Pat
         checkpoint = folder / "checkpoints" / name
         checkpoint.mkdir(parents=True)
         (checkpoint / "MANIFEST.json").write_text('{"files": {"model.safetensors": {"sha256": "abc"}}}')
-        (checkpoint / "state.json").write_text('{"progress": {}}')
+        (checkpoint / "state.json").write_text(json.dumps({"step": int(name[5:]), "progress": {}}))
     for which, name in (("best", BEST), ("last", LAST)):
         (folder / "checkpoints" / f"{which}.json").write_text(json.dumps({"checkpoint": name}))
     (folder / "config.toml").write_text(to_toml(config))
