@@ -91,11 +91,15 @@ def test_a_request_to_stop_counts_although_it_cannot_be_confirmed() -> None:
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"])
 def test_signals_of_terminals_and_clusters_ask_for_an_end(name: str) -> None:
-    before = signal.getsignal(getattr(signal, name))
-    with StopRequest() as request:
-        signal.raise_signal(getattr(signal, name))
-        assert request.requested == name
-    assert signal.getsignal(getattr(signal, name)) is before
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.default_int_handler)  # under nohup SIGHUP would be ignored
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(number)
+            assert request.requested == name
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_cluster_that_sends_several_signals_does_not_cut_the_saving_short() -> None:

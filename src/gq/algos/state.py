@@ -41,13 +41,15 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def load_moments(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `moments` returned."""
+    """Restore what `moments` returned. Raises KeyError if a part of a parameter's is missing."""
     for name, parameter in model.named_parameters():
         state = {
             key: laid_out(tensors[f"{key}/{name}"], parameter)
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"{key}/{name}" in tensors
         }
+        if state and not {"exp_avg", "exp_avg_sq"} <= state.keys():
+            raise KeyError(next(key for key in ("exp_avg", "exp_avg_sq") if key not in state))
         if state:
             optimizer.state[parameter] = state
 
