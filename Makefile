@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## built-in data, a trained Decision Transformer, its return
 	$(BIN)/gq download builtin/hopper/medium
 	$(BIN)/gq train dt --dataset builtin/hopper/medium --steps 600 --set optim.warmup_steps=60 --set eval.num_episodes=4
 	$(BIN)/gq eval --latest --episodes 10
-	$(BIN)/gq render --latest --episodes 2
+	$(BIN)/gq render --latest --episodes 1 --fps 30 --size 320x320
 
 test: $(INSTALLED) lint types  ## everything that must hold before a change goes in
 	$(PYTEST) -m "not slow"
