@@ -102,16 +102,16 @@ def result_table(
         GqError: a run's configuration cannot be read.
     """
     notes: list[str] = []
-    measured = {run: found for run in runs if (found := measured(run, which, notes))}
-    if not measured:
+    on_record = {run: found for run in runs if (found := measured(run, which, notes))}
+    if not on_record:
         hint = f"evaluate them: gq eval {runs[0].name}" if runs else "name runs, or a pattern such as 'hopper-*'"
         raise UsageError("no run has an evaluation on record", hint=hint)
-    histories = [History(run, read_settings(run), []) for run in measured]
+    histories = [History(run, read_settings(run), []) for run in on_record]
     if unit is None:
-        unit = "score" if all(reference for _, reference in measured.values()) else "return"
+        unit = "score" if all(reference for _, reference in on_record.values()) else "return"
     results: dict[tuple[str, str], list[tuple[History, RunResult]]] = {}
     for history, column in zip(histories, method_of(histories), strict=True):
-        result = _result(history, *measured[history.run], unit)
+        result = _result(history, *on_record[history.run], unit)
         results.setdefault((result.row, column), []).append((history, result))
     cells = {place: _cell(found, statistic, notes) for place, found in results.items()}
     columns = list(dict.fromkeys(column for _, column in cells))
