@@ -16,8 +16,8 @@ from gq.errors import GqError
 from gq.paths import checkpoint_folders
 from gq.runs.checkpoint import choose_checkpoint, load_checkpoint
 from gq.runs.state import hold_run
+from gq.signals import StopRequest
 from gq.training import session
-from gq.training.lifecycle import StopRequest
 from test_cli_interrupt import wait_for_training
 from tiny import write_hopper_file
 

@@ -1,5 +1,6 @@
 """Suites: which runs there are, what each needs next, what their table says, and that a folder holds one suite."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,48 +8,45 @@ import pytest
 
 from commandline import document, gq
 from gq import presets
-from gq.benchmark import running
-from gq.benchmark.benchmark import Request, cost, held, settle
-from gq.benchmark.page import html
-from gq.benchmark.results import Measured, Results, gather, markdown, summarise
-from gq.benchmark.running import next_command, run_cells
-from gq.benchmark.suites import SUITES, Method, Suite, cells, choose, train_words
+from gq.benchmark.benchmark import Request, cost, page
+from gq.benchmark.suites import SUITES, Method, Suite, choose, plan
 from gq.datasets.names import resolve
-from gq.errors import GqError, Interrupted, UsageError
+from gq.errors import UsageError
+from gq.paths import read_json
 from gq.results.history import History, method_of, read_settings
+from gq.results.tables import text_of
+from gq.runs.checkpoint import choose_checkpoint
+from gq.runs.evaluations import read_evaluations
+from gq.sweeps.folder import Sweep, create_or_continue, read_sweep, statuses
+from gq.sweeps.local import LocalOptions, run_members
+from gq.sweeps.plan import configuration
 from measured import write_run
 from tiny import write_hopper_file
 
 TINY = Suite(
     "tiny",
-    ("data",),
-    (Method("bc-10", ("bc", "--set", "model.embed_dim=8", "--set", "eval.num_episodes=1"), 4, 0.1),),
+    ("builtin/hopper/medium",),
+    (Method("bc-10", "bc", {"model.embed_dim": 8, "eval.num_episodes": 1}, 4, 0.1),),
     evaluations=2,
 )
 
 
-def measured(
-    seed: int, last: float, best: float, maximum: float, *, method: str = "dt", dataset: str = "d"
-) -> Measured:
-    returns = {"last": last, "best": best, "maximum": maximum}
-    scores = {way: value / 10 for way, value in returns.items()}
-    return Measured(f"runs/{dataset}/{method}/seed-{seed}", dataset, method, seed, returns, scores, 10.0, 100, "ab")
-
-
 def test_a_suite_is_every_method_on_every_dataset_one_seed_after_the_other() -> None:
-    found = cells(SUITES["builtin"], (0, 1))
+    found = plan(SUITES["builtin"], (0, 1), 20).members
     assert len(found) == 2 * 9 * 7
-    assert [cell.seed for cell in found] == [0] * 63 + [1] * 63
-    assert found[0].place == "runs/builtin-hopper-medium-replay/bc-10/seed-0"
-    assert len({cell.place for cell in found}) == len(found)
+    assert [member.settings["train.seed"] for member in found] == [0] * 63 + [1] * 63
+    assert found[0].name == "hopper-medium-replay-bc-10-seed0"
+    assert len({member.name for member in found}) == len(found)
 
 
 def test_all_suites_name_datasets_and_settings_that_exist() -> None:
     for suite in SUITES.values():
         assert [resolve(name).id for name in suite.datasets] == list(suite.datasets)
-    for method in SUITES["builtin"].methods:
-        result = gq("train", *method.command, "--task", "Hopper-v5", "--dataset", "nothing.hdf5", "--dry-run")
-        assert "there is no dataset file nothing.hdf5" in result.stderr, result.stderr
+        for member in plan(suite, (0,), 20).members:
+            config = configuration(member.algo, member.settings)
+            assert (config.algo, config.train.steps) == (member.algo, member.settings["train.steps"])
+    sizes = {member.values["method"]: member.settings.get("size") for member in plan(suite, (0,), 20).members}
+    assert (sizes["td3bc"], sizes["rebrac"]) == (None, "rebrac")
 
 
 def test_parts_of_a_suite_are_chosen_by_name() -> None:
@@ -64,103 +62,74 @@ def test_parts_of_a_suite_are_chosen_by_name() -> None:
             choose(**arguments)  # type: ignore[arg-type]
 
 
-def test_what_a_run_is_trained_with_is_in_its_command() -> None:
-    (cell,) = cells(TINY, (3,))
-    assert train_words(cell, TINY)[:2] == ["train", "bc"]
-    assert train_words(cell, TINY)[-10:] == [
-        *("--dataset", "data", "--seed", "3", "--steps", "4"),
-        *("--set", "eval.every=2", "--set", "checkpoint.every=2"),
-    ]
+def test_what_a_run_is_trained_with_is_in_its_settings() -> None:
+    (member,) = plan(TINY, (3,), 5).members
+    assert (member.name, member.algo) == ("hopper-medium-bc-10-seed3", "bc")
+    expected = {"train.seed": 3, "train.steps": 4, "eval.every": 2, "checkpoint.every": 2, "log.sweep": "tiny"}
+    assert expected.items() <= member.settings.items()
 
 
 @pytest.mark.usefixtures("fast_disk")
-def test_a_run_is_trained_resumed_and_evaluated_until_nothing_is_left(tmp_path: Path) -> None:
+def test_runs_are_trained_and_evaluated_until_nothing_is_left_and_stand_side_by_side(tmp_path: Path) -> None:
     data = write_hopper_file(tmp_path / "data.hdf5")
     suite = replace(TINY, datasets=(str(data),))
-    (cell,) = cells(suite, (0,))
-    cell = replace(cell, dataset=str(data))
-    words = next_command(tmp_path, cell, suite, 2)
-    assert words
-    assert "--resume" not in words
-    words[words.index("--steps") + 1] = "2"  # not all of it
-    assert gq(*words).exit_code == 0
-    done = []
-    while (words := next_command(tmp_path, cell, suite, 2)) is not None:
-        done.append(words)
-        result = gq(*words)
-        assert result.exit_code == 0, result.stderr
-    assert "--resume" in done[0]
-    assert [words[3] for words in done[1:]] in (["last"], ["last", "best"])
-    assert next_command(tmp_path, cell, suite, 3), "more episodes are asked for"
-    results = gather(tmp_path, suite, [cell], command="gq", failed={})
-    (found,) = results.runs
-    assert found.returns["maximum"] >= 0
-    assert set(found.returns) == {"last", "best", "maximum"}
-    assert found.parameters > 0
-    assert len(found.dataset_sha256) == 64
-    assert cost(Request(replace(suite, datasets=("builtin/hopper/medium",)), (0,)), tmp_path).updates == 4
+    sweep = create_or_continue(tmp_path / "out", plan(suite, (0, 1), 2), threads=1)
+    longer = plan(replace(suite, methods=(replace(suite.methods[0], updates=9),)), (0,), 2)
+    with pytest.raises(UsageError, match=r"began with checkpoint.every = 2, not 4"):
+        create_or_continue(sweep.folder, longer, threads=1)
+    commands = Counter[str]()
+    for member in sweep.members:
+        while words := sweep.next_command(member):
+            commands[words[0]] += 1
+            result = gq(*words)
+            assert result.exit_code == 0, result.stderr
+    assert commands["train"] == 2
+    assert 2 <= commands["eval"] <= 4, "a best checkpoint that is the last one is evaluated once"
+    assert [one.state for one in statuses(sweep)] == ["finished", "finished"]
+    (again, _) = create_or_continue(sweep.folder, plan(suite, (0, 1), 3), threads=1).members
+    more = read_sweep(sweep.folder).next_command(again)
+    assert more[:1] + more[-2:] == ["eval", "--episodes", "3"], "more episodes are wanted"
+    request = Request(suite, (0, 1, 2), 2)
+    folder_cost = cost(replace(request, suite=replace(suite, datasets=("builtin/hopper/medium",))), sweep.folder)
+    assert (folder_cost.updates, folder_cost.finished) == (12, 0)
+
+    results = page(sweep, command="gq benchmark <tiny>")
+    (row,) = results.rows()
+    runs = [read_evaluations(sweep.run(member.name)) for member in sweep.members]
+    lasts = [found.of(choose_checkpoint(found.run, "last")).fullest for found in runs]
+    assert row.cells["last"].values == [float(last.returns.mean()) for last in lasts if last]
+    highest = [read_json(choose_checkpoint(found.run, "last") / "state.json")["progress"] for found in runs]
+    assert row.cells["maximum"].values == [one["best_return"] for one in highest]
+    assert row.selection == row.cells["maximum"].value - row.cells["last"].value
+    assert row.parameters > 0
+    assert len(results.runs[0].dataset_sha256) == 64
+    html = (sweep.folder / "index.html").read_text()
+    assert "<svg" in html
+    assert "gq benchmark &lt;tiny&gt;" in html
+    table = (sweep.folder / "table.md").read_text()
+    assert f"| {data} | bc-10 | {text_of(row.cells['last'])} |" in table
+    assert read_json(sweep.folder / "results.json")["rows"][0]["selection"] == row.selection
 
 
-def test_a_run_that_fails_is_named_and_a_signal_ends_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = cells(replace(TINY, datasets=("nothing.hdf5",)), (0,))
-    outcome = run_cells(tmp_path, found, TINY, num_jobs=2, num_episodes=1, say=lambda text: None)
-    ((place, reason),) = outcome.failed.items()
-    assert place == found[0].place
-    assert "there is no dataset file nothing.hdf5" in reason
-
-    class Patient:
-        returncode = None
-
-        def __init__(self, *_: object, **__: object) -> None:
-            running.signal.raise_signal(running.signal.SIGTERM)
-
-        def poll(self) -> int | None:
-            return self.returncode
-
-        def terminate(self) -> None:
-            self.returncode = 130
-
-        def wait(self) -> None:
-            assert self.returncode == 130
-
-    monkeypatch.setattr(running.subprocess, "Popen", Patient)
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        run_cells(tmp_path, found, TINY, num_jobs=1, num_episodes=1, say=lambda text: None)
+@pytest.mark.usefixtures("own_home")
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.hdf5"
+    bad.write_bytes(b"no data")
+    sweep = create_or_continue(tmp_path / "out", plan(replace(TINY, datasets=(str(bad),)), (0,), 2), threads=1)
+    (found,) = run_members(sweep, sweep.members, LocalOptions())
+    assert found.state == "failed"
+    results = page(sweep, command="gq")
+    assert "bad.hdf5" in results.failed[found.name]
+    assert (results.runs, results.returns, results.rows()) == ([], {}, [])
+    assert found.name in (sweep.folder / "index.html").read_text()
 
 
-def test_the_three_numbers_of_the_same_runs_stand_side_by_side() -> None:
-    runs = [measured(0, 100, 150, 300), measured(1, 200, 250, 400), measured(2, 300, 350, 500)]
-    row = summarise(runs)
-    assert row.returns == {"last": 200, "best": 250, "maximum": 400}
-    assert row.selection == 200
-    assert row.iqm["last"] == pytest.approx(200, abs=1)
-    ends = row.intervals["last"]
-    assert ends is not None
-    assert ends[0] == pytest.approx(200 - 4.3027 * 100 / 3**0.5, rel=1e-3)
-    results = Results("tiny", "gq benchmark tiny", runs, [row])
-    assert "| d | dt | 3 | 200 [" in markdown(results)
-    page = html(results)
-    assert "<svg" in page
-    assert "gq benchmark tiny" in page
-    assert html(Results("tiny", "<script>", [], [])).count("<script>") == 0
-
-
-def test_a_folder_holds_one_suite(tmp_path: Path) -> None:
-    request = Request(TINY, (0,), 5)
-    settle(request, tmp_path)
-    settle(replace(request, seeds=(0, 1)), tmp_path)
-    longer = replace(TINY, methods=(replace(TINY.methods[0], updates=9),))
-    with pytest.raises(UsageError, match="other methods or numbers of updates"):
-        settle(replace(request, suite=longer), tmp_path)
-    more = replace(TINY, methods=(replace(TINY.methods[0], name="dt", updates=9),))
-    settle(replace(request, suite=more), tmp_path)  # other methods may join
-
-
-def test_one_process_at_a_time_runs_a_suite(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(GqError, match="another process runs the suite"), held(tmp_path):
-        pass
+@pytest.mark.usefixtures("own_home")
+def test_a_command_that_leaves_its_member_as_it_was_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = create_or_continue(tmp_path / "out", plan(TINY, (0,), 2), threads=1)
+    monkeypatch.setattr(Sweep, "next_command", lambda sweep, member: ["train", "--help"])
+    (found,) = run_members(sweep, sweep.members, LocalOptions())
+    assert (found.state, found.starts) == ("failed", 1)
 
 
 def test_the_command_says_what_is_left_and_what_it_costs(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from gq.policies.packaged import load_policy
 from gq.rollouts.collect import BLOCK_SIZE, Plan, Recipe, run_plan
 from gq.rollouts.episodes import Policy
 from gq.rollouts.parts import Request, begin, fingerprint, is_begun_with, lock_parts, remove
-from gq.training.lifecycle import StopRequest
+from gq.signals import StopRequest
 
 DEFAULT_NUM_EPISODES = 100
 MAX_NUM_TARGETS = 1000  # an attribute of the file holds them

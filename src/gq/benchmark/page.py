@@ -4,8 +4,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gq.benchmark.results import HEADINGS, THRESHOLDS, WAYS, Results, markdown, overall_table, table
+from gq.benchmark.results import HEADINGS, Results, table
 from gq.files import write_json, write_text
+from gq.results.tables import THRESHOLDS, WHICH, Which, ends_text, lines_of, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 def write_page(folder: Path, results: Results) -> Path:
     """Write all three files and return the page."""
     write_json(folder / "results.json", results.document())
-    write_text(folder / "table.md", markdown(results))
+    parts = [markdown(HEADINGS, table(results), num_left=2)]
+    parts += [
+        f"Normalised scores, {which}:\n\n{markdown(*lines_of(results.scores[which]))}" for which in results.scores
+    ]
+    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
     page = folder / "index.html"
     write_text(page, html(results))
     return page
@@ -27,42 +32,48 @@ def html(results: Results) -> str:
 
     source = resources.files("gq.benchmark").joinpath("page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    figure = selection_figure(results) if results.rows else ""
+    last = results.scores.get("last")
     improvements = [
-        [one["of"], one["over"], f"{one['value']:.2f}", _ends(one["interval"])] for one in results.improvements
+        [one, other, f"{value:.2f}", ends_text(ends, 2)]
+        for one, other, value, ends in (last.improvements if last else [])
     ]
-    runs = [
-        [run.place, run.seed, *(f"{run.returns[way]:,.0f}" for way in WAYS), run.dataset_sha256[:12]]
-        for run in results.runs
-    ]
+    profiles = last.profiles.items() if last else ()
     return template.render(
         results=results,
         headings=HEADINGS,
         rows=table(results),
-        overall=overall_table(results),
-        overall_headings=["method", *(f"mean, {way}" for way in WAYS), "IQM of last"],
-        figure=Markup(figure),
+        scores={which: lines_of(results.scores[which]) for which in results.scores},
+        figure=Markup(selection_figure(results)) if results.returns else "",
         improvements=improvements,
         thresholds=[f"{value:g}" for value in THRESHOLDS],
-        profiles=[[name, *(f"{value:.2f}" for value in own)] for name, own in results.profiles.items()],
-        runs=runs,
+        profiles=[[name, *(f"{value:.2f}" for value in own)] for name, own in profiles],
+        runs=[
+            [run.name, run.seed, *(value_of(results, run.name, which) for which in WHICH), run.dataset_sha256[:12]]
+            for run in results.runs
+        ],
     )
 
 
-def _ends(interval: tuple[float, float] | None) -> str:
-    return f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+def value_of(results: Results, name: str, which: Which) -> str:
+    """Return a run's return in characters; "" where it has none."""
+    for cell in results.returns[which].cells.values() if which in results.returns else ():
+        if name in cell.runs:
+            return f"{cell.values[cell.runs.index(name)]:,.0f}"
+    return ""
 
 
 def selection_figure(results: Results) -> str:
     """Return an SVG of each method's mean, over datasets, of maximum less last return, in percent."""
     from gq.results.style import inline_svg
 
+    rows = [(row, row.cells["last"], row.selection) for row in results.rows()]
     highest: dict[str, float] = {}
-    for row in results.rows:
-        highest[row.dataset] = max(highest.get(row.dataset, 1e-9), row.returns["last"])
+    for row, last, _ in rows:
+        highest[row.dataset] = max(highest.get(row.dataset, 1e-9), last.value if last else 0.0)
     shares: dict[str, list[float]] = {}
-    for row in results.rows:
-        shares.setdefault(row.method, []).append(100 * row.selection / highest[row.dataset])
+    for row, _, selection in rows:
+        if selection is not None:
+            shares.setdefault(row.method, []).append(100 * selection / highest[row.dataset])
     values = {name: sum(found) / len(found) for name, found in shares.items()}
 
     def draw(figure: "Figure") -> None:

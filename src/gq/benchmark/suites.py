@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gq.errors import UsageError, suggest
+from gq.sweeps.plan import SEED, Member, Plan, check_name, complete, name_at
 
-Flags = tuple[str, ...]
+Settings = dict[str, Any]  # by dotted key
+METHOD = "method"  # among the values of a member
 
 
 @dataclass(frozen=True)
@@ -13,10 +16,10 @@ class Method:
     """An algorithm in one setting."""
 
     name: str
-    command: Flags  # behind `gq train`
+    algo: str
+    settings: Settings
     updates: int
     update_seconds: float  # of one core that has nothing else to do, measured on an x86 machine with AVX2
-    has_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,27 +32,15 @@ class Suite:
     evaluations: int  # in training, evenly spaced; the best checkpoint is chosen among them
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a suite."""
-
-    dataset: str
-    method: Method
-    seed: int
-
-    @property
-    def place(self) -> str:
-        """Its folder below the suite's."""
-        return f"runs/{self.dataset.replace('/', '-')}/{self.method.name}/seed-{self.seed}"
-
-
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
-GPT2: Flags = ("--set", "model.backbone=gpt2", "--set", "model.num_kv_heads=4", "--set", "model.mlp_ratio=4.0")
-OUTPUT: Flags = ("--set", "model.conditioning=output")
-NARROW: Flags = ("--set", "model.embed_dim=64", "--set", "model.context_length=5")
+GPT2: Settings = {"model.backbone": "gpt2", "model.num_kv_heads": 4, "model.mlp_ratio": 4.0}
+OUTPUT: Settings = {"model.conditioning": "output"}
+NARROW: Settings = {"model.embed_dim": 64, "model.context_length": 5}
 
 
-def methods(*, updates: int, shape: Flags, seconds: float, value_updates: int, small_batch: bool) -> tuple[Method, ...]:
+def methods(
+    *, updates: int, shape: Settings, seconds: float, value_updates: int, small_batch: bool
+) -> tuple[Method, ...]:
     """Return all algorithms, transformers of one shape.
 
     Values need many updates: they move back one step of an episode in about as many as the slow copies take to follow,
@@ -59,15 +50,15 @@ def methods(*, updates: int, shape: Flags, seconds: float, value_updates: int, s
         seconds: of an update of the transformer with return tokens.
         small_batch: ReBRAC on batches of 256 instead of 1024.
     """
-    rebrac: Flags = ("td3bc", "--recipe", "rebrac", *(("--batch-size", "256") if small_batch else ()))
+    rebrac: Settings = {"size": "rebrac"} | ({"train.batch_size": 256} if small_batch else {})
     return (
-        Method("bc-10", ("bc",), updates, 0.003),
-        Method("dt", ("dt", *shape), updates, seconds, has_target=True),
-        Method("dt-gpt2", ("dt", *shape, *GPT2), updates, seconds, has_target=True),
-        Method("dt-output", ("dt", *shape, *OUTPUT), updates, seconds / 1.6, has_target=True),
-        Method("odt", ("odt",), updates, 0.03, has_target=True),
-        Method("td3bc", ("td3bc",), value_updates, 0.007),
-        Method("rebrac", rebrac, value_updates, 0.015 if small_batch else 0.055),
+        Method("bc-10", "bc", {}, updates, 0.003),
+        Method("dt", "dt", shape, updates, seconds),
+        Method("dt-gpt2", "dt", shape | GPT2, updates, seconds),
+        Method("dt-output", "dt", shape | OUTPUT, updates, seconds / 1.6),
+        Method("odt", "odt", {}, updates, 0.03),
+        Method("td3bc", "td3bc", {}, value_updates, 0.007),
+        Method("rebrac", "td3bc", rebrac, value_updates, 0.015 if small_batch else 0.055),
     )
 
 
@@ -83,7 +74,7 @@ SUITES = {
         Suite(
             "minari-mujoco",
             tuple(f"mujoco/{robot}/{level}-v0" for level in ("simple", "medium", "expert") for robot in ROBOTS),
-            methods(updates=100_000, shape=(), seconds=0.1, value_updates=1_000_000, small_batch=False),
+            methods(updates=100_000, shape={}, seconds=0.1, value_updates=1_000_000, small_batch=False),
             evaluations=20,
         ),
         Suite(
@@ -91,7 +82,7 @@ SUITES = {
             tuple(
                 f"d4rl/{robot}-{level}-v2" for level in ("medium", "medium-replay", "medium-expert") for robot in ROBOTS
             ),
-            methods(updates=100_000, shape=(), seconds=0.1, value_updates=1_000_000, small_batch=False),
+            methods(updates=100_000, shape={}, seconds=0.1, value_updates=1_000_000, small_batch=False),
             evaluations=20,
         ),
     )
@@ -132,15 +123,26 @@ def choose(name: str, *, datasets: Sequence[str] = (), only: Sequence[str] = (),
     )
 
 
-def cells(suite: Suite, seeds: Sequence[int]) -> list[Cell]:
-    """Return all runs, a seed of everything before the next seed, so that tables fill evenly."""
-    return [Cell(dataset, method, seed) for seed in seeds for dataset in suite.datasets for method in suite.methods]
+def plan(suite: Suite, seeds: Sequence[int], num_episodes: int) -> Plan:
+    """Return all runs as a sweep, a seed of everything before the next seed, so that tables fill evenly.
 
-
-def train_words(cell: Cell, suite: Suite) -> list[str]:
-    """Return what trains a cell, behind `gq`, but for its folder."""
-    every = max(1, cell.method.updates // suite.evaluations)
-    return [
-        *("train", *cell.method.command, "--dataset", cell.dataset, "--seed", str(cell.seed)),
-        *("--steps", str(cell.method.updates), "--set", f"eval.every={every}", "--set", f"checkpoint.every={every}"),
+    Args:
+        num_episodes: fresh ones, of each last and best checkpoint.
+    """
+    members = [
+        member_of(suite, dataset, method, seed)
+        for seed in seeds
+        for dataset in suite.datasets
+        for method in suite.methods
     ]
+    return Plan(check_name(suite.name), tuple(members), num_episodes)
+
+
+def member_of(suite: Suite, dataset: str, method: Method, seed: int) -> Member:
+    """Return one run."""
+    every = max(1, method.updates // suite.evaluations)
+    place = {"data.dataset": dataset, SEED: seed, "log.sweep": suite.name}
+    length = {"train.steps": method.updates, "eval.every": every, "checkpoint.every": every}
+    name = f"{name_at({'data.dataset': dataset})}-{method.name}-seed{seed}"
+    values = {"data.dataset": dataset, METHOD: method.name, SEED: seed}
+    return Member(name, method.algo, complete(method.algo, method.settings | place | length), values)

@@ -41,6 +41,7 @@ The file:
   data.dataset = "builtin/hopper/medium"
   [axes]
   optim.learning_rate = [1e-4, 1e-3]
+With episodes = 20, last and best checkpoints are evaluated too.
 Repeat the command to continue: what is finished is not run again."""
 STATUS_EXAMPLES = """\b
 Examples:
@@ -195,7 +196,7 @@ def planned(plan: "Plan", out: Path | None, machine: Machine) -> "Sweep":
     from gq.sweeps.folder import Sweep
 
     folder = (out or sweeps_folder() / plan.name).resolve()
-    return Sweep(folder, plan.name, machine.threads_each, plan.members)
+    return Sweep(folder, plan.name, machine.threads_each, plan.members, plan.num_episodes)
 
 
 def fetch_missing(output: Output, members: "Sequence[Member]") -> None:
@@ -210,7 +211,7 @@ def fetch_missing(output: Output, members: "Sequence[Member]") -> None:
 def print_commands(output: Output, plan: "Plan", out: Path | None, machine: Machine) -> None:
     """Print what would be run; with --json, the members and their settings too. Nothing is written."""
     sweep = planned(plan, out, machine)
-    lines = [shlex.join(["gq", *sweep.arguments(member)]) for member in plan.members]
+    lines = [shlex.join(["gq", *sweep.training(member)]) for member in plan.members]
     members = [dataclasses.asdict(member) | {"command": line} for member, line in zip(plan.members, lines, strict=True)]
     output.result({"sweep": str(sweep.folder), "members": members}, quiet="\n".join(lines), human="\n".join(lines))
 
@@ -339,9 +340,7 @@ def member(
 ) -> None:
     """Run one member of a sweep in this job, unless it has finished or another process has it."""
     from gq.sweeps.folder import read_sweep
+    from gq.sweeps.local import LocalOptions
     from gq.sweeps.member import run_member
 
-    known = read_sweep(sweep)
-    code = run_member(known, name)
-    output.note(f"{name}: exit code {code}")
-    raise typer.Exit(code if code >= 0 else 128 - code)
+    run_member(read_sweep(sweep), name, LocalOptions(say=output.note))

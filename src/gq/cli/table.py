@@ -9,9 +9,10 @@ import typer
 
 from gq.cli import options
 from gq.cli.output import Output
+from gq.errors import UsageError
 
 if TYPE_CHECKING:
-    from gq.results.tables import ResultTable
+    from gq.results.tables import ResultTable, Which
 
 EXAMPLES = """\b
 Examples:
@@ -42,6 +43,17 @@ class What:
     returns: Annotated[bool, typer.Option("--returns", help="Returns, even where all runs have scores.")] = False
     iqm: Annotated[bool, typer.Option("--iqm", help="The interquartile mean over seeds instead of the mean.")] = False
     last: Annotated[bool, typer.Option("--last", help="Last checkpoints instead of best ones.")] = False
+    maximum: Annotated[
+        bool,
+        typer.Option("--maximum", help="The highest evaluation while training, as papers often report."),
+    ] = False
+
+    @property
+    def which(self) -> "Which":
+        """Which of a run's returns count. Raises UsageError."""
+        if self.last and self.maximum:
+            raise UsageError("--last and --maximum are two tables", hint="omit one of them")
+        return "last" if self.last else "maximum" if self.maximum else "best"
 
 
 @options.grouped
@@ -64,7 +76,6 @@ def table(
     output: Output,
 ) -> None:
     """Show what many runs came to: datasets x methods, seeds together, with intervals and aggregates."""
-    from gq.errors import UsageError
     from gq.paths import find_runs
 
     if file and form is None:
@@ -85,7 +96,7 @@ def table(
         folders,
         unit="return" if what.returns else None,
         statistic="iqm" if what.iqm else "mean",
-        which="last" if what.last else "best",
+        which=what.which,
     )
     for note in found.notes:
         output.note(note)
@@ -108,7 +119,8 @@ def _shown(output: Output, found: "ResultTable") -> Any:
     headings, rows = lines_of(found)
     unit = "normalised scores" if found.unit == "score" else "returns"
     statistic = "IQM" if found.statistic == "iqm" else "mean"
-    caption = f"{statistic} over runs of {unit}, {found.which} checkpoints [95 % interval] (runs)"
+    which = "highest evaluation while training" if found.which == "maximum" else f"{found.which} checkpoints"
+    caption = f"{statistic} over runs of {unit}, {which} [95 % interval] (runs)"
     better = [
         f"P({one} > {other}) = {value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
         for one, other, value, ends in found.improvements

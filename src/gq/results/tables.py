@@ -1,29 +1,47 @@
 """Results of many runs as a table: a row for each dataset or task, a column for each method, seeds in the cells.
 
-A method is an algorithm with its settings. Of each run one number counts: the mean return of its best (or last)
-checkpoint at the highest of its own targets, from evaluations on record, or its normalised score.
+A method is an algorithm with its settings. Of each run one number counts, a return at the highest of its own targets or
+its normalised score:
+
+- last: of its last checkpoint, from evaluations on record;
+- best: of the checkpoint that was best on the episodes that choose it, from evaluations on record, which are others;
+- maximum: the highest evaluation while training, on the episodes that choose. Papers often report it; it is no estimate
+  of what a policy returns.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from gq.envs.scores import Reference
 from gq.errors import GqError, UsageError
+from gq.paths import json_or_empty
 from gq.results import aggregates
 from gq.results.history import History, method_of, read_settings, repeated_seeds
 from gq.rollouts.intervals import interquartile_mean, mean_interval
 from gq.runs.bound import check_run
 from gq.runs.checkpoint import choose_checkpoint
-from gq.runs.evaluations import EvaluationRow, read_evaluations
+from gq.runs.evaluations import Evaluations, read_evaluations
+from gq.runs.records import number_in
 
 Unit = Literal["return", "score"]
 Statistic = Literal["mean", "iqm"]
+Which = Literal["last", "best", "maximum"]
+WHICH: tuple[Which, ...] = get_args(Which)
 THRESHOLDS = np.arange(0.0, 121.0, 10.0)  # of performance profiles, in scores
+
+
+@dataclass(frozen=True)
+class Returns:
+    """The returns of a run that count."""
+
+    target: float | None  # that they were acted for
+    values: np.ndarray  # float64 [episodes]; the maximum while training is one value, a mean itself
+    reference: Reference | None  # of scores
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class ResultTable:
 
     unit: Unit
     statistic: Statistic
-    which: str  # checkpoint
+    which: Which
     rows: list[str]
     columns: list[str]
     cells: dict[tuple[str, str], Cell]  # by row and column
@@ -88,14 +106,19 @@ class ResultTable:
 
 
 def result_table(
-    runs: Sequence[Path], *, unit: Unit | None = None, statistic: Statistic = "mean", which: str = "best"
+    runs: Sequence[Path],
+    *,
+    unit: Unit | None = None,
+    statistic: Statistic = "mean",
+    which: Which = "best",
+    methods: Mapping[Path, str] | None = None,
 ) -> ResultTable:
     """Return the table of some runs, with aggregates over rows where all methods have all of them.
 
     Args:
         unit: None takes scores where all runs have them.
         statistic: of the runs of a cell.
-        which: checkpoint, best or last.
+        methods: names of the runs' methods; None: by what their settings differ in.
 
     Raises:
         UsageError: no run has an evaluation that counts, or scores are asked for that not all have.
@@ -108,46 +131,58 @@ def result_table(
         raise UsageError("no run has an evaluation on record", hint=hint)
     histories = [History(run, read_settings(run), []) for run in on_record]
     if unit is None:
-        unit = "score" if all(reference for _, reference in on_record.values()) else "return"
+        unit = "score" if all(found.reference for found in on_record.values()) else "return"
+    columns = [methods[history.run] for history in histories] if methods else method_of(histories)
     results: dict[tuple[str, str], list[tuple[History, RunResult]]] = {}
-    for history, column in zip(histories, method_of(histories), strict=True):
-        result = _result(history, *on_record[history.run], unit)
+    for history, column in zip(histories, columns, strict=True):
+        result = _result(history, on_record[history.run], unit)
         results.setdefault((result.row, column), []).append((history, result))
     cells = {place: _cell(found, statistic, notes) for place, found in results.items()}
-    columns = list(dict.fromkeys(column for _, column in cells))
-    table = ResultTable(unit, statistic, which, sorted({row for row, _ in cells}), columns, cells, notes=notes)
+    rows = sorted({row for row, _ in cells})
+    table = ResultTable(unit, statistic, which, rows, list(dict.fromkeys(columns)), cells, notes=notes)
     _aggregate(table)
     return table
 
 
-def measured(run: Path, which: str, notes: list[str]) -> tuple[EvaluationRow, Reference | None] | None:
-    """Return the evaluation that counts and what scores refer to; None, with a note, without one."""
+def measured(run: Path, which: Which, notes: list[str]) -> Returns | None:
+    """Return the returns that count; None, with a note, without any."""
     try:
-        folder = choose_checkpoint(run, which)
+        folder = choose_checkpoint(run, "last" if which == "maximum" else which)
         check_run(run, folder)
         found = read_evaluations(run).of(folder)
     except (GqError, UsageError) as error:
         notes.append(f"{run.name} is left out: {error}")
         return None
     target = max(found.targets, default=None)
-    rows = [row for row in found.rows if row.way in found.ways(target)]
-    if not rows:
+    if which == "maximum":
+        return _maximum(folder, found, notes)
+    row = found.fullest
+    if row is None:
         wanted = f" at its highest target, {target:g}" if target is not None else ""
         notes.append(f"{run.name} is left out: its {which} checkpoint was not evaluated{wanted} (gq eval {run.name})")
         return None
-    return max(rows, key=lambda row: len(row.episodes)), found.reference
+    return Returns(target, row.returns, found.reference)
 
 
-def _result(history: History, row: EvaluationRow, reference: Reference | None, unit: Unit) -> RunResult:
-    if unit == "score" and reference is None:
+def _maximum(checkpoint: Path, found: Evaluations, notes: list[str]) -> Returns | None:
+    """Return the highest evaluation while training, which a checkpoint's state has."""
+    highest = number_in(json_or_empty(checkpoint / "state.json").get("progress", {}), "best_return")
+    if highest is None:
+        notes.append(f"{found.run.name} is left out: it did not evaluate while training (eval.every = 0)")
+        return None
+    return Returns(max(found.targets, default=None), np.array([highest]), found.reference)
+
+
+def _result(history: History, found: Returns, unit: Unit) -> RunResult:
+    if unit == "score" and found.reference is None:
         message = f"there is no reference for scores of {history.settings['task']}, which {history.run.name} is of"
         raise UsageError(message, hint="omit --scores")
     return RunResult(
         run=history.run,
         row=str(history.settings.get("data.dataset") or history.settings["task"]),
-        target=row.way.target,
-        returns=row.returns,
-        scale=reference.score if reference and unit == "score" else float,
+        target=found.target,
+        returns=found.values,
+        scale=found.reference.score if found.reference and unit == "score" else float,
     )
 
 
@@ -197,8 +232,13 @@ def text_of(cell: Cell | None) -> str:
     if cell is None:
         return ""
     digits = 1 if abs(cell.value) < 100 else 0
-    ends = f" [{cell.interval[0]:,.{digits}f}, {cell.interval[1]:,.{digits}f}]" if cell.interval else ""
-    return f"{cell.value:,.{digits}f}{ends}" + (f" ({len(cell.values)})" if len(cell.values) > 1 else "")
+    text = f"{cell.value:,.{digits}f} {ends_text(cell.interval, digits)}".strip()
+    return text + (f" ({len(cell.values)})" if len(cell.values) > 1 else "")
+
+
+def ends_text(interval: tuple[float, float] | None, digits: int) -> str:
+    """Return the ends of an interval in characters; "" without one."""
+    return f"[{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]" if interval else ""
 
 
 def lines_of(table: ResultTable) -> tuple[list[str], list[list[str]]]:
@@ -214,7 +254,7 @@ def _overall_text(one: tuple[float, tuple[float, float] | None] | None) -> str:
     if one is None:
         return ""
     value, ends = one
-    return f"{value:.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
+    return f"{value:.1f} {ends_text(ends, 1)}".strip()
 
 
 def formatted(table: ResultTable, form: str) -> str:
@@ -232,7 +272,12 @@ def formatted(table: ResultTable, form: str) -> str:
         columns = "l" + "r" * len(table.columns)
         parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
         return "\n".join([*parts, *inner, r"\bottomrule", r"\end{tabular}"])
-    rule = ["---", *["---:"] * len(table.columns)]
+    return markdown(headings, rows)
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
+    """Return a table as Markdown, the first columns aligned to the left."""
+    rule = ["---"] * num_left + ["---:"] * (len(headings) - num_left)
     return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in [headings, rule, *rows]
     )

@@ -104,6 +104,12 @@ class Evaluations:
             return [Way(mode=mode) for mode in PLANNING]
         return [Way(target if self.takes_target else None)]
 
+    @property
+    def fullest(self) -> EvaluationRow | None:
+        """The row that a table counts: at the run's highest target, that of the most episodes; None without one."""
+        ways = self.ways(max(self.targets, default=None))
+        return max((row for row in self.rows if row.way in ways), key=lambda row: len(row.episodes), default=None)
+
     def of(self, checkpoint: Path) -> "Evaluations":
         """The evaluations of a checkpoint that acted as the run does by default: deterministic, in its own context.
 

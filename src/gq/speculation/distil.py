@@ -19,10 +19,10 @@ from gq.paths import read_json
 from gq.policies.correctors import correctors_folder, save_corrector
 from gq.policies.loading import Acting
 from gq.runs.card import refresh_card
+from gq.signals import StopRequest
 from gq.speculation.rounds import Distillation, DistillSettings, Progress, collect, prepare, samples_of, train
 from gq.speculation.samples import PlanEpisode, Samples, read_plan_data
 from gq.speculation.training import Trained, measure
-from gq.training.lifecycle import StopRequest
 
 DATA_FILE = "decisions.hdf5"
 OF_THE_DATA = ("archs", "rounds", "num_episodes")  # settings that one corrector's training does not see

@@ -12,7 +12,7 @@ from gq.results.tables import measured
 from gq.rollouts.intervals import mean_interval
 from gq.runs.metrics import last_evaluation
 from gq.runs.records import score_of
-from gq.sweeps.folder import Sweep, is_finished
+from gq.sweeps.folder import Sweep, is_trained
 
 Basis = Literal["evaluations", "training"]
 
@@ -79,13 +79,13 @@ def compare_by(sweep: Sweep, key: str) -> SweepComparison:
 
 def scores_of(sweep: Sweep, notes: list[str]) -> tuple[dict[str, float], Basis]:
     """Return the return of each finished member, and where it is from."""
-    finished = [member.name for member in sweep.members if is_finished(sweep.run(member.name))]
+    finished = [member.name for member in sweep.members if is_trained(sweep.run(member.name))]
     if num_left := len(sweep.members) - len(finished):
         notes.append(f"{num_left} of {len(sweep.members)} members have not finished")
     problems: list[str] = []
-    rows = {name: found[0] for name in finished if (found := measured(sweep.run(name), "best", problems))}
+    rows = {name: found for name in finished if (found := measured(sweep.run(name), "best", problems))}
     if finished and len(rows) == len(finished):
-        return {name: float(np.mean(row.returns)) for name, row in rows.items()}, "evaluations"
+        return {name: float(np.mean(row.values)) for name, row in rows.items()}, "evaluations"
     hint = "returns are of the last evaluation while training"
     notes.append(f"{len(rows)} of {len(finished)} members were evaluated by gq eval: {hint}")
     logged = {name: score_of(last_evaluation(sweep.run(name) / "metrics.jsonl")) for name in finished}

@@ -17,6 +17,8 @@ from gq.errors import GqError, UsageError
 from gq.files import parse_json, write_error, write_json, write_text
 from gq.paths import SWEEP_FILE, checkpoint_folders, find_sweep, is_run, json_or_empty, read_json, read_settings
 from gq.paths import run_in_sweep as run_folder
+from gq.runs.checkpoint import choose_checkpoint
+from gq.runs.evaluations import read_evaluations
 from gq.runs.records import score_of
 from gq.runs.state import is_held, is_unfinished, last_step
 from gq.settings import flatten, toml_value
@@ -39,6 +41,7 @@ class Sweep:
     name: str
     threads: int  # of each member: the number decides the bits, so it stays
     members: tuple[Member, ...]
+    num_episodes: int = 0  # fresh ones, on which a trained member's last and best checkpoints are evaluated
 
     def run(self, member: str) -> Path:
         """Return the run's folder of a member."""
@@ -70,10 +73,15 @@ class Sweep:
         """What tells the launcher to stop."""
         return self.folder / "stop.json"
 
-    def arguments(self, member: Member) -> list[str]:
-        """Return a member's command after `gq`: it creates the run, or continues it."""
+    def training(self, member: Member) -> list[str]:
+        """Return a member's training after `gq`: it creates the run, or continues it."""
         places = ["--out", str(self.run(member.name)), "--resume", "--config", str(self.settings(member.name))]
         return ["train", member.algo, *places]
+
+    def next_command(self, member: Member) -> list[str]:
+        """Return what a member needs next, after `gq`; empty where it has finished."""
+        run = self.run(member.name)
+        return next_evaluation(run, self.num_episodes) if is_trained(run) else self.training(member)
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,10 @@ def create_or_continue(folder: Path, plan: Plan, threads: int) -> Sweep:
             raise UsageError(message, hint="give the changed sweep another --name; the old one stays as it is")
     members = before | {member.name: member for member in plan.members}
     name = recorded.name if recorded else plan.name
-    sweep = Sweep(folder, name, recorded.threads if recorded else threads, tuple(members.values()))
-    if not recorded or members.keys() != before.keys():
-        document = {"name": name, "gq_version": __version__, "threads": sweep.threads}
+    threads = recorded.threads if recorded else threads
+    sweep = Sweep(folder, name, threads, tuple(members.values()), plan.num_episodes)
+    if sweep != recorded:
+        document = {"name": name, "gq_version": __version__, "threads": threads, "episodes": plan.num_episodes}
         for member in sweep.members:
             write_text(sweep.settings(member.name), settings_text(member))
         write_json(folder / SWEEP_FILE, document | {"members": [asdict(member) for member in sweep.members]})
@@ -141,17 +150,29 @@ def read_sweep(name: str | Path) -> Sweep:
     document = read_json(folder / SWEEP_FILE)
     try:
         members = tuple(Member(**member) for member in document["members"])
-        return Sweep(folder, str(document["name"]), int(document["threads"]), members)
+        episodes = int(document.get("episodes", 0))
+        return Sweep(folder, str(document["name"]), int(document["threads"]), members, episodes)
     except (KeyError, TypeError, ValueError) as error:
         hint = "put the file back from a copy; the runs beside it are whole without it"
         raise GqError(f"cannot use {folder / SWEEP_FILE}: {error}", hint=hint) from None
 
 
-def is_finished(run: Path) -> bool:
-    """Whether a run needs nothing more: all steps taken and its card written, which comes last."""
+def is_trained(run: Path) -> bool:
+    """Whether a run's training has ended: all steps taken and its card written, which comes last."""
     settings = read_settings(run) if is_run(run) else {}
     steps = settings.get("train", {}).get("steps", 0) if settings else 0
     return bool(settings) and (run / "README.md").exists() and not is_unfinished(run, str(settings.get("algo")), steps)
+
+
+def next_evaluation(run: Path, num_episodes: int) -> list[str]:
+    """Return the evaluation that a trained run needs next, after `gq`, at its highest target; empty without one."""
+    for which in ("last", "best") if num_episodes else ():
+        found = read_evaluations(run).of(choose_checkpoint(run, which))
+        row = found.fullest
+        if row is None or len(row.episodes) < num_episodes:
+            target = ["--target", repr(max(found.targets))] if found.targets else []
+            return ["eval", str(run), "--checkpoint", which, "--episodes", str(num_episodes), *target]
+    return []
 
 
 def status_of(sweep: Sweep, member: Member, starts: dict[str, int]) -> MemberStatus:
@@ -165,7 +186,7 @@ def status_of(sweep: Sweep, member: Member, starts: dict[str, int]) -> MemberSta
     state: MemberState = "waiting"
     if is_claimed(sweep.claim_file(member.name)) or is_held(run / ".lock"):
         state = "running"
-    elif is_finished(run):
+    elif is_trained(run) and not next_evaluation(run, sweep.num_episodes):
         state = "finished"
     elif failure:
         state = "failed"

@@ -7,7 +7,7 @@ from pathlib import Path
 from gq.errors import GqError
 from gq.paths import sweeps_folder
 from gq.sweeps import folder as on_disk
-from gq.sweeps.folder import MemberStatus, Sweep, create_or_continue, is_finished
+from gq.sweeps.folder import MemberStatus, Sweep, create_or_continue, is_trained
 from gq.sweeps.local import LocalOptions, run_members
 from gq.sweeps.plan import Member, Plan
 
@@ -58,11 +58,11 @@ def run_sweep(sweep: Sweep, members: Sequence[Member], options: LocalOptions) ->
 
 
 def write_page(sweep: Sweep) -> Path | None:
-    """Write the page about all members that have finished; None if none has."""
+    """Write the page about all members that have been trained; None if none has."""
     from gq.results.gather import ReportOptions
     from gq.results.report import report
 
-    runs = [run for member in sweep.members if is_finished(run := sweep.run(member.name))]
+    runs = [run for member in sweep.members if is_trained(run := sweep.run(member.name))]
     if not runs:
         return None
     path = sweep.folder / PAGE

@@ -4,16 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gq.errors import Interrupted, UsageError
 from gq.files import write_json
 from gq.runs.state import is_held, last_step
+from gq.signals import StopRequest
 from gq.sweeps import folder as on_disk
 from gq.sweeps.folder import MemberStatus, Sweep
 from gq.sweeps.plan import Member
@@ -25,6 +25,7 @@ MAX_FRUITLESS = 3  # kills in a row without a new checkpoint, after which a memb
 FIRST_GUESS_BYTES = 1 << 30  # of memory for a member, until one was seen
 LOG_TAIL = 2_000  # bytes of a member's messages in which its error is looked for
 INTERRUPTED = 130
+STOPPING = "{}: members save and end; once more kills them"
 
 
 @dataclass(frozen=True)
@@ -42,37 +43,10 @@ class Child:
     """A member that runs as a process of this launcher."""
 
     member: Member
+    command: list[str]
     process: "subprocess.Popen[bytes]"
     slot: int
     first_step: int
-
-
-@dataclass
-class Stop:
-    """Signals that came."""
-
-    reason: str = ""
-    count: int = 0
-
-
-@contextmanager
-def signals_held() -> Iterator[Stop]:
-    """Turn signals into a request to stop; outside the main thread there are none."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, _: object) -> None:
-        stop.reason, stop.count = signal.Signals(number).name, stop.count + 1
-
-    wanted = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, note) for number in wanted}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def default_threads(jobs: int) -> int:
@@ -91,7 +65,7 @@ def run_members(sweep: Sweep, members: Sequence[Member], options: LocalOptions) 
     """
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs} runs nothing", hint="for example --jobs 2")
-    with on_disk.launching(sweep), signals_held() as stop:
+    with on_disk.launching(sweep), StopRequest(options.say, STOPPING) as stop:
         sweep.stop_file.unlink(missing_ok=True)
         return Launcher(sweep, members, options, stop).run()
 
@@ -103,7 +77,7 @@ class Launcher:
     sweep: Sweep
     members: Sequence[Member]
     options: LocalOptions
-    stop: Stop
+    stop: StopRequest
     children: list[Child] = field(default_factory=list)
     fruitless: dict[str, int] = field(default_factory=dict)  # kills in a row without a new checkpoint
     largest: int = 0  # bytes of the largest member seen so far
@@ -113,9 +87,9 @@ class Launcher:
         waiting, looked = list(self.members), 0.0
         while True:
             self.reap(waiting)
-            if self.stop.reason or self.sweep.stop_file.exists():
+            if self.stop.requested or self.sweep.stop_file.exists():
                 self.end_all()
-                reason = self.stop.reason or "gq sweep stop"
+                reason = self.stop.requested or "gq sweep stop"
                 hint = "repeat the command to continue"
                 raise Interrupted(f"the sweep was stopped by {reason}, everything is saved", hint=hint)
             self.start_some(waiting)
@@ -149,7 +123,7 @@ class Launcher:
             run = self.sweep.run(member.name)
             if on_disk.is_claimed(self.sweep.claim_file(member.name)) or is_held(run / ".lock"):
                 others += 1
-            elif self.sweep.failure(member.name).is_file() or on_disk.is_finished(run):
+            elif self.sweep.failure(member.name).is_file() or not self.sweep.next_command(member):
                 waiting.remove(member)
             elif self.children and free_bytes() < 1.2 * (self.largest or FIRST_GUESS_BYTES):
                 return
@@ -165,16 +139,18 @@ class Launcher:
         if descriptor is None:
             return None
         try:
-            if on_disk.is_finished(self.sweep.run(member.name)):
+            command = self.sweep.next_command(member)
+            if not command:
                 return None
             step = last_step(self.sweep.run(member.name))
             slot = min(set(range(self.options.jobs)) - {child.slot for child in self.children})
             on_disk.record_event(self.sweep, member.name, "start", step=step)
-            process = spawn(self.sweep, member, self.environment(slot), descriptor)
+            process = spawn(command, self.sweep.log(member.name), self.environment(slot), descriptor)
         finally:
             os.close(descriptor)
-        self.options.say(f"{member.name}: {'resumed at step ' + str(step) if step else 'started'}")
-        return Child(member, process, slot, step)
+        training = f"resumed at step {step}" if step else "started"
+        self.options.say(f"{member.name}: {training if command[0] == 'train' else 'evaluating'}")
+        return Child(member, command, process, slot, step)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment of the member in a slot: its share of cores, and its GPU."""
@@ -189,9 +165,12 @@ class Launcher:
             self.children.remove(child)
             name, code = child.member.name, child.process.returncode
             on_disk.record_event(self.sweep, name, "end", code=code)
-            if code == 0:
-                self.options.say(f"{name}: finished")
-            elif code == INTERRUPTED or self.stop.reason:
+            if code == 0 and (command := self.sweep.next_command(child.member)) != child.command:
+                if command:
+                    waiting.insert(0, child.member)
+                else:
+                    self.options.say(f"{name}: finished")
+            elif code == INTERRUPTED or self.stop.requested:
                 self.options.say(f"{name}: interrupted")
             elif code < 0 and self.may_try_again(child):
                 self.options.say(f"{name}: killed by {signal.Signals(-code).name}, starting it again")
@@ -210,26 +189,24 @@ class Launcher:
 
     def end_all(self) -> None:
         """Let all members save and end; a second signal kills them."""
-        asked = self.stop.count
         for child in self.children:
-            with suppress(OSError):
-                child.process.terminate()
-        while self.children:
-            self.reap([])
-            if self.stop.count > asked:
-                for child in self.children:
-                    child.process.kill()
-            time.sleep(POLL_S)
+            child.process.terminate()
+        try:
+            while self.children:
+                self.reap([])
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            for child in self.children:
+                child.process.kill()
+            raise
 
 
-def spawn(sweep: Sweep, member: Member, environment: dict[str, str], descriptor: int) -> "subprocess.Popen[bytes]":
+def spawn(words: list[str], log: Path, environment: dict[str, str], descriptor: int) -> "subprocess.Popen[bytes]":
     """Start a member's command, which holds the descriptor, and with it the member's lock, while it lives."""
-    log = sweep.log(member.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gq", *sweep.arguments(member), "-q", "--no-progress"]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "gq", *words, "-q", "--no-progress"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -16,7 +16,7 @@ from gq.paths import last_dataset
 from gq.settings import flatten, read_config_file
 
 ALGORITHMS = ("dt", "bc", "odt", "td3bc", "tdmpc2")  # finetuning needs a parent each
-KEYS = ("name", "note", "tags", "algo", "seeds", "base", "axes", "zip", *ALGORITHMS)
+KEYS = ("name", "note", "tags", "algo", "seeds", "episodes", "base", "axes", "zip", *ALGORITHMS)
 RANGE_KEYS = {"low", "high", "num", "log"}
 SEED = "train.seed"
 UNLABELLED = ("algo", "size", "task", "data.dataset")  # values that say by themselves what they are
@@ -54,6 +54,7 @@ class Plan:
 
     name: str
     members: tuple[Member, ...]
+    num_episodes: int = 0  # fresh ones, on which trained members' last and best checkpoints are evaluated
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def read_plan(file: Path, name: str | None = None) -> Plan:
         axes.append([{SEED: seed} for seed in parse_seeds(tree["seeds"])])
     if not axes:
         raise UsageError(f"{file} varies nothing", hint='add seeds = "0-4", or lists under [axes]')
-    return Plan(name, tuple(members_of(base, Axes(axes).points())))
+    num_episodes = tree.get("episodes", 0)
+    if not isinstance(num_episodes, int) or isinstance(num_episodes, bool) or num_episodes < 0:
+        raise UsageError(f"{file}: episodes = {num_episodes!r} is not a number of episodes", hint="episodes = 20")
+    return Plan(name, tuple(members_of(base, Axes(axes).points())), num_episodes)
 
 
 def seeds_plan(name: str, algo: str, settings: Mapping[str, Any], seeds: Sequence[int]) -> Plan:

@@ -24,7 +24,8 @@ from gq.runs.bound import check_config, damage_told, progress_in, settings_of
 from gq.runs.checkpoint import last_checkpoint, point, remove_old, save_checkpoint
 from gq.runs.folder import lock_run, resume_command, was_elsewhere
 from gq.runs.metrics import Listener, MetricsLog, NoLog, Silence
-from gq.training.lifecycle import Background, StopRequest, Throughput
+from gq.signals import StopRequest
+from gq.training.lifecycle import Background, Throughput
 from gq.training.memory import memory_advice
 from gq.training.processes import RANK_STRIDE, Processes, together
 from gq.training.trackers import Trackers
